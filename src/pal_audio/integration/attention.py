@@ -1,0 +1,127 @@
+"""Where text meets audio: the attention function that decoder layers call, and the context that brings audio to it.
+
+    decoder layer ── q, k, v of text ──► pal_attention(..., pal_audio=context) ── inner kernel on [audio; text]
+
+The function is registered with transformers under two names, one per inner kernel, together with SDPA's mask function
+(a name missing in the mask registry would lose padding in silence). Audio keys come first, so the text's own mask keeps
+its place at the right. Without a context the stock kernel runs with its stock arguments.
+
+Shapes: B rows, H query heads, K key/value heads, L text tokens of this call, T text keys (cache included), A audio keys.
+"""
+
+import sys
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+# The user's name of an inner kernel -> ours in transformers' registry. Names containing "sdpa", "flash" or
+# "flex_attention" make transformers check or load other things.
+INNER_KERNELS = {"sdpa": "pal", "eager": "pal_eager"}
+
+
+class AudioContext(Protocol):
+    """What brings audio to the layers of one forward."""
+
+    expected: frozenset[int]
+    consumed: set[int]
+
+    def keys_values(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Rotated keys and values (B, K, A, d) of one LAL layer."""
+        ...
+
+    def visible(self, layer: int) -> Tensor:
+        """(B, 1, L, A) bool: which text token of this call sees which key."""
+        ...
+
+
+def check_consumed(context: AudioContext) -> None:
+    """The guard against lost audio: every LAL layer must have attended to audio in this forward.
+
+    Raises:
+        RuntimeError: a layer did not call our attention, as after `language_model.set_attn_implementation(...)`.
+    """
+    if context.consumed != context.expected:
+        lost = sorted(context.expected - context.consumed)
+        raise RuntimeError(
+            f"audio did not reach layers {lost}: the LLM's attention was replaced; "
+            'choose the inner kernel with set_attn_implementation("sdpa" or "eager") on the PAL model instead'
+        )
+
+
+def _attend(
+    inner: Callable[..., tuple[Tensor, Tensor | None]],
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    pal_audio: AudioContext | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    layer = getattr(module, "layer_idx", None)
+    if pal_audio is None or layer not in pal_audio.expected:
+        return inner(module, query, key, value, attention_mask, **kwargs)
+    assert isinstance(layer, int)
+    audio_keys, audio_values = pal_audio.keys_values(layer)
+    key, value, text_mask = _explicit_mask(query, key, value, attention_mask)
+    visible = pal_audio.visible(layer)
+    if text_mask.dtype != torch.bool:  # an additive mask of the caller's own
+        visible = _additive(visible, text_mask.dtype)
+    mask = torch.cat([visible, text_mask], dim=-1)
+    keys = torch.cat([audio_keys.to(key.dtype), key], dim=2)
+    values = torch.cat([audio_values.to(value.dtype), value], dim=2)
+    pal_audio.consumed.add(layer)
+    # The window is in the text's mask already; audio keys are exempt from it.
+    return inner(module, query, keys, values, mask, **(kwargs | {"sliding_window": None}))
+
+
+def _eager_inner(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+) -> tuple[Tensor, Tensor | None]:
+    """The family's own eager attention, which knows its soft-cap and sinks; it wants an additive mask."""
+    eager = sys.modules[type(module).__module__].eager_attention_forward
+    key, value, attention_mask = _explicit_mask(query, key, value, attention_mask)
+    if attention_mask.dtype == torch.bool:
+        attention_mask = _additive(attention_mask, query.dtype)
+    return eager(module, query, key, value, attention_mask, **kwargs)
+
+
+def _explicit_mask(query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Keys, values and a (B, 1, L, T) mask where `sdpa_mask` left it out: causal in a prefill, everything for one token."""
+    if attention_mask is not None:
+        return key, value, attention_mask.expand(query.shape[0], -1, -1, -1)
+    num_queries, num_keys = query.shape[2], key.shape[2]
+    if num_queries > 1 and num_keys > num_queries:  # prefill into an empty static cache: the rest is not filled yet
+        key, value, num_keys = key[:, :, :num_queries], value[:, :, :num_queries], num_queries
+    causal = torch.ones(num_queries, num_keys, dtype=torch.bool, device=query.device).tril(num_keys - num_queries)
+    return key, value, causal.expand(query.shape[0], 1, -1, -1)
+
+
+def _additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
+    """A bool mask (True = valid) as a mask to add to scores."""
+    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill(~visible, torch.finfo(dtype).min)
+
+
+def pal_attention(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+    """Attention over [audio; text] by PyTorch's SDPA."""
+    return _attend(sdpa_attention_forward, *args, **kwargs)
+
+
+def pal_eager_attention(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+    """Attention over [audio; text] by the family's own eager function."""
+    return _attend(_eager_inner, *args, **kwargs)
+
+
+def register() -> None:
+    """Make both names known to transformers. Safe to call again."""
+    for name, function in (("pal", pal_attention), ("pal_eager", pal_eager_attention)):
+        AttentionInterface.register(name, function)
+        AttentionMaskInterface.register(name, sdpa_mask)
+
+
+register()

@@ -1,0 +1,137 @@
+"""A decoder layer's own way from inputs to keys and values, found in any transformers LLM.
+
+LAL gives a layer audio as if it were text: normed by the layer's norm, projected by its key and value modules, key-normed
+and rotated as the layer does it. The modules are *called* (never their weights read), so adapters and quantised linears
+apply to audio too. Families differ in names and order; the differences are listed here and nowhere else, and
+`proof.prove` compares the result with the layer itself.
+
+Shapes: B rows, A audio tokens, D the LLM's width, K key/value heads, d head width.
+"""
+
+import sys
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from pal_audio.errors import PalError
+
+# Layers that skip rotary although their module has the function.
+_NO_ROTARY: dict[str, Callable[[nn.Module], bool]] = {
+    "cohere2": lambda attention: attention.sliding_window is None,
+}
+
+
+class UnsupportedLlmError(PalError):
+    """The LLM's key/value path is not one that we reproduce; the message names layer and family."""
+
+
+def find_decoder(llm: nn.Module) -> nn.Module:
+    """The module that holds the decoder layers and the rotary embedding, without its head."""
+    return llm.get_decoder()
+
+
+def find_layers(llm: nn.Module) -> list[nn.Module]:
+    """The LLM's decoder layers in order."""
+    decoder = find_decoder(llm)
+    for name in ("layers", "h"):
+        if isinstance(getattr(decoder, name, None), nn.ModuleList):
+            return list(getattr(decoder, name))
+    raise UnsupportedLlmError(f"{type(llm).__name__}: no list of decoder layers found; LAL cannot enter this LLM")
+
+
+def has_input_norm(layer: nn.Module) -> bool:
+    """False for post-norm families (OLMo2), whose LAL projectors end in a norm of their own."""
+    return hasattr(layer, "input_layernorm")
+
+
+class LayerKeyValues:
+    """Keys and values of one decoder layer for inputs that are not text. Holds references, owns no parameter."""
+
+    def __init__(self, llm: nn.Module, index: int) -> None:
+        self.index = index
+        self.family = llm.config.get_text_config().model_type
+        self.layer = find_layers(llm)[index]
+        attention = getattr(self.layer, "self_attn", None)
+        if attention is None or not (hasattr(attention, "k_proj") or hasattr(attention, "qkv_proj")):
+            raise UnsupportedLlmError(f"{self.family}: layer {index} has no key and value projections that LAL knows")
+        self.attention: nn.Module = attention
+        self.head_dim: int = attention.head_dim
+        self.rotary_emb: nn.Module | None = getattr(find_decoder(llm), "rotary_emb", None)
+        layer_types = getattr(llm.config.get_text_config(), "layer_types", None)
+        # Gemma 3 keeps one set of rotary frequencies per layer type; then its module has a dict of rope types.
+        several_ropes = isinstance(getattr(self.rotary_emb, "rope_type", None), dict)
+        self.rope_layer_type: str | None = layer_types[index] if several_ropes and layer_types else None
+
+    @property
+    def uses_rotary(self) -> bool:
+        skips = _NO_ROTARY.get(self.family)
+        return (
+            self.rotary_emb is not None
+            and bool(getattr(self.attention, "use_rope", True))
+            and not (skips is not None and skips(self.attention))
+        )
+
+    def modules(self) -> list[nn.Module]:
+        """The LLM's modules that audio passes in this layer (for fingerprints)."""
+        names = ("k_proj", "v_proj", "qkv_proj", "k_norm")
+        found = [getattr(self.attention, name, None) for name in names]
+        return [module for module in (getattr(self.layer, "input_layernorm", None), *found) if isinstance(module, nn.Module)]
+
+    def project(self, inputs_BAD: Tensor) -> tuple[Tensor, Tensor]:
+        """Inputs of the layer -> its un-rotated keys and its values, each (B, K, A, d)."""
+        hidden = self.layer.input_layernorm(inputs_BAD) if has_input_norm(self.layer) else inputs_BAD
+        keys, values = self._key_value_projection(hidden)
+        key_norm = getattr(self.attention, "k_norm", None)
+        heads = keys.shape[-1] // self.head_dim
+        # OLMo2 norms all heads together, Qwen3 and Gemma 3 each head on its own.
+        norm_is_flat = key_norm is not None and key_norm.weight.ndim == 1 and key_norm.weight.numel() == keys.shape[-1]
+        if norm_is_flat:
+            keys = key_norm(keys)
+        keys = keys.unflatten(-1, (heads, self.head_dim))
+        if key_norm is not None and not norm_is_flat:
+            keys = key_norm(keys)
+        values = values.unflatten(-1, (heads, self.head_dim))
+        return keys.transpose(1, 2), values.transpose(1, 2)
+
+    def _key_value_projection(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        if hasattr(self.attention, "qkv_proj"):
+            fused = self.attention.qkv_proj(hidden)
+            num_queries = self.attention.config.num_attention_heads * self.head_dim
+            keys, values = fused[..., num_queries:].chunk(2, dim=-1)
+            return keys, values
+        return self.attention.k_proj(hidden), self.attention.v_proj(hidden)
+
+    def rotary_tables(self, like: Tensor, positions_BA: Tensor) -> tuple[Tensor, Tensor] | None:
+        """cos and sin of the positions (float allowed) in `like`'s dtype, or None where the layer does not rotate."""
+        if not self.uses_rotary:
+            return None
+        assert self.rotary_emb is not None
+        extra = () if self.rope_layer_type is None else (self.rope_layer_type,)
+        return self.rotary_emb(like, positions_BA, *extra)
+
+    def rotate(self, keys_BKAd: Tensor, tables: tuple[Tensor, Tensor] | None) -> Tensor:
+        """Rotate keys with the family's own function (half, interleaved or partial; never ours)."""
+        if tables is None:
+            return keys_BKAd
+        apply = sys.modules[type(self.attention).__module__].apply_rotary_pos_emb
+        return apply(keys_BKAd, keys_BKAd, *tables)[1]
+
+
+def audio_kv(layer: LayerKeyValues, inputs_BAD: Tensor, positions_BA: Tensor) -> tuple[Tensor, Tensor]:
+    """Rotated keys and values of audio in one layer: the whole path, for inputs already in the layer's space."""
+    keys, values = layer.project(inputs_BAD)
+    return layer.rotate(keys, layer.rotary_tables(inputs_BAD, positions_BA)), values
+
+
+def max_span(llm_config: object) -> int | None:
+    """Longest position that `span` may use: the LLM's trained context, or None where the config does not say."""
+    return getattr(llm_config, "max_position_embeddings", None)
+
+
+def embedding_rms(llm: nn.Module) -> float:
+    """RMS of the embedding *module's* output (Gemma's module scales its rows), over up to 4096 rows of the vocabulary."""
+    embedding = llm.get_input_embeddings()
+    with torch.no_grad():
+        rows = torch.arange(min(4096, embedding.num_embeddings), device=embedding.weight.device)
+        return float(embedding(rows).float().pow(2).mean().sqrt())

@@ -1,0 +1,289 @@
+"""Audio as a value: what a model made of some clips, before and after it is attached to a prompt.
+
+    AudioMemory      keys and values per LAL layer, *un-rotated*, and PLITS tokens: independent of any prompt
+    AttachedAudio    the same placed in a prompt: rows, rotary positions, visibility. It is the attention's context
+    LiveAudio        the source of keys and values in training: tokens and projectors, computed inside each layer's
+                     attention call, so that checkpointing recomputes them; `AudioMemory` computes them once
+
+Shapes: B rows, C clips, A audio tokens, K key/value heads, d head width, L text tokens, D width.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from pal_audio.errors import PalError
+from pal_audio.integration.key_values import LayerKeyValues
+from pal_audio.integration.positions import KeyLayout, Placement, lay_out, place, text_positions
+
+
+@dataclass
+class ClipTokens:
+    """What every source of audio knows of its clips.
+
+    Attributes:
+        slots_CAD: tokens to insert by PLITS, padded; None where no stream goes by PLITS.
+        num_slots_C: PLITS tokens of each clip.
+        num_keys_SC: tokens of each LAL stream (first axis) and clip.
+        spans_C: N, the tokens of the clip's longest stream.
+    """
+
+    slots_CAD: Tensor | None
+    num_slots_C: Tensor
+    num_keys_SC: Tensor
+    spans_C: Tensor
+
+    @property
+    def num_clips(self) -> int:
+        return self.num_slots_C.shape[0]
+
+
+@dataclass
+class LiveAudio:
+    """Clips whose keys and values are computed when a layer asks.
+
+    Attributes:
+        clips: see `ClipTokens`.
+        inputs: for each LAL stream, a function layer -> (C, A, D) inputs of that layer (P_l of the tokens).
+        layers: the layers of each LAL stream.
+        widths: A of each LAL stream.
+        hidden: True hides every key from every query: a dummy clip that only keeps the graph whole.
+    """
+
+    clips: ClipTokens
+    inputs: list[Callable[[int], Tensor]]
+    layers: list[frozenset[int]]
+    widths: list[int]
+    hidden: bool = False
+
+
+@dataclass
+class AudioMemory:
+    """What a model made of some clips: reusable over questions, turns and requests.
+
+    Attributes:
+        clips: see `ClipTokens`.
+        keys, values: for each LAL stream, layer -> (C, K, A, d); keys are normed and projected, not rotated.
+        widths: A of each LAL stream.
+        fingerprint: of the model that made it; another model refuses it.
+
+    Source: our choice.
+    """
+
+    clips: ClipTokens
+    keys: list[dict[int, Tensor]]
+    values: list[dict[int, Tensor]]
+    widths: list[int]
+    fingerprint: str
+
+    @property
+    def num_clips(self) -> int:
+        return self.clips.num_clips
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the tensors held."""
+        tensors = [tensor for side in (self.keys, self.values) for stream in side for tensor in stream.values()]
+        tensors += [] if self.clips.slots_CAD is None else [self.clips.slots_CAD]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, live: LiveAudio, rules: dict[int, LayerKeyValues], fingerprint: str) -> "AudioMemory":
+        """Compute every layer's keys and values once, by the same path as in training."""
+        keys: list[dict[int, Tensor]] = []
+        values: list[dict[int, Tensor]] = []
+        for inputs, layers in zip(live.inputs, live.layers, strict=True):
+            pairs = {layer: rules[layer].project(inputs(layer)) for layer in sorted(layers)}
+            keys.append({layer: pair[0] for layer, pair in pairs.items()})
+            values.append({layer: pair[1] for layer, pair in pairs.items()})
+        return cls(live.clips, keys, values, live.widths, fingerprint)
+
+    def to(self, device: torch.device | str) -> "AudioMemory":
+        """The same memory on another device."""
+        clips = ClipTokens(
+            None if self.clips.slots_CAD is None else self.clips.slots_CAD.to(device),
+            self.clips.num_slots_C.to(device),
+            self.clips.num_keys_SC.to(device),
+            self.clips.spans_C.to(device),
+        )
+        keys = [{layer: tensor.to(device) for layer, tensor in stream.items()} for stream in self.keys]
+        values = [{layer: tensor.to(device) for layer, tensor in stream.items()} for stream in self.values]
+        return replace(self, clips=clips, keys=keys, values=values)
+
+
+@dataclass
+class AttachedAudio:
+    """Audio placed in a prompt; the context that `attention.pal_attention` reads.
+
+    Made by `attach`; valid for every forward over that prompt and its continuation.
+    """
+
+    clips: ClipTokens
+    placement: Placement
+    audio_ids: tuple[int, int]
+    layouts: list[KeyLayout]
+    streams_of_layer: dict[int, tuple[int, ...]]
+    rules: dict[int, LayerKeyValues]
+    live: LiveAudio | None
+    remembered: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    consumed: set[int] = field(default_factory=set)
+    _visible: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
+    _tables: dict[tuple[int, str | None], tuple[Tensor, Tensor] | None] = field(default_factory=dict)
+
+    @property
+    def expected(self) -> frozenset[int]:
+        return frozenset(self.streams_of_layer)
+
+    @property
+    def batch_size(self) -> int:
+        return self.placement.clips_BR.shape[0]
+
+    def position_ids(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Position ids of `input_ids`, the whole prompt or its end, (B, L)."""
+        num_clips = (self.placement.clips_BR >= 0).sum(1)
+        return text_positions(input_ids, attention_mask, self.audio_ids, self.placement.shifts_BR, num_clips)
+
+    def begin(self, position_ids: Tensor) -> None:
+        """Start one forward over text at `position_ids` (B, L)."""
+        self.consumed = set()
+        self._tables = {}
+        per_stream = [layout.visible(position_ids) for layout in self.layouts]
+        if self.live is not None and self.live.hidden:
+            per_stream = [torch.zeros_like(mask) for mask in per_stream]
+        # Made here and not on demand: a layer recomputed under checkpointing must find the same tensors.
+        groups = set(self.streams_of_layer.values())
+        self._visible = {
+            group: torch.cat([per_stream[stream] for stream in group], dim=-1) if len(group) > 1 else per_stream[group[0]]
+            for group in groups
+        }
+
+    def visible(self, layer: int) -> Tensor:
+        return self._visible[self.streams_of_layer[layer]]
+
+    def keys_values(self, layer: int) -> tuple[Tensor, Tensor]:
+        if layer in self.remembered:
+            return self.remembered[layer]
+        assert self.live is not None
+        rule = self.rules[layer]
+        pairs = []
+        for stream in self.streams_of_layer[layer]:
+            inputs = self.live.inputs[stream](layer)
+            keys, values = rule.project(inputs)
+            pairs.append(self._placed(rule, stream, keys, values))
+        return _join(pairs)
+
+    def remember(self, memory: AudioMemory) -> None:
+        """Rotate and arrange a memory's keys and values for this prompt, once for all steps."""
+        self._tables = {}
+        for layer, streams in self.streams_of_layer.items():
+            rule = self.rules[layer]
+            pairs = [self._placed(rule, stream, memory.keys[stream][layer], memory.values[stream][layer]) for stream in streams]
+            self.remembered[layer] = _join(pairs)
+
+    def _placed(self, rule: LayerKeyValues, stream: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        layout = self.layouts[stream]
+        keys, values = layout.arrange(keys), layout.arrange(values)
+        return rule.rotate(keys, rule.rotary_tables(keys, layout.positions_BA)), values
+
+    def embed(self, input_ids: Tensor, position_ids: Tensor, embeddings_BLD: Tensor, marker_D: Tensor) -> Tensor:
+        """Put the marker's vector and the clips' PLITS tokens into the embedded text.
+
+        A slot finds its clip and its number within the clip by its position id alone.
+        """
+        marker_id, slot_id = self.audio_ids
+        dtype = embeddings_BLD.dtype
+        embeddings_BLD = torch.where((input_ids == marker_id)[..., None], marker_D.to(dtype), embeddings_BLD)
+        slots_CAD = self.clips.slots_CAD
+        if slots_CAD is None:
+            return embeddings_BLD
+        if self.live is not None and self.live.hidden:
+            return embeddings_BLD + 0.0 * slots_CAD.sum().to(dtype)
+        markers_BR = self.placement.markers_BR
+        which = ((markers_BR[:, None, :] < position_ids[:, :, None]).sum(-1) - 1).clamp(min=0)
+        clips = self.placement.clips_BR.gather(1, which).clamp(min=0)
+        number = (position_ids - markers_BR.gather(1, which) - 1).clamp(0, slots_CAD.shape[1] - 1)
+        tokens_BLD = slots_CAD[clips, number].to(dtype)
+        return torch.where((input_ids == slot_id)[..., None], tokens_BLD, embeddings_BLD)
+
+    def expand(self, times: int) -> "AttachedAudio":
+        """Repeat every row for beams or several returns. Beams only permute within a prompt, so nothing is ever reordered."""
+
+        def rows(tensor: Tensor) -> Tensor:
+            return tensor.repeat_interleave(times, dim=0)
+
+        placement = Placement(*(rows(tensor) for tensor in vars(self.placement).values()))
+        layouts = [KeyLayout(rows(x.source_BA), rows(x.positions_BA), rows(x.after_BA), False) for x in self.layouts]
+        remembered = {layer: (rows(keys), rows(values)) for layer, (keys, values) in self.remembered.items()}
+        return replace(self, placement=placement, layouts=layouts, remembered=remembered, consumed=set(), _visible={}, _tables={})
+
+
+def attach(
+    audio: AudioMemory | LiveAudio,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    audio_ids: tuple[int, int],
+    rules: dict[int, LayerKeyValues],
+    layers: list[frozenset[int]],
+    mode: str,
+    summary_sees_audio: bool = True,
+    max_positions: int | None = None,
+) -> AttachedAudio:
+    """Place clips in a full prompt.
+
+    Args:
+        audio: clips in reading order of the batch's markers.
+        input_ids, attention_mask: (B, L) the full prompt.
+        audio_ids: marker id and slot id.
+        rules: key/value path of each LAL layer.
+        layers: LAL layers of each LAL stream.
+        mode: "span" or "zero".
+        summary_sees_audio: False hides a clip's keys from its own slots.
+        max_positions: the LLM's trained context, or None if unknown.
+
+    Raises:
+        PalError: markers, slots and clips do not match, or `span` runs past the LLM's context.
+    """
+    clips = audio.clips
+    hidden = isinstance(audio, LiveAudio) and audio.hidden
+    if hidden:  # no text refers to the dummy clip: it stands in row 0 behind everything
+        placement = place(input_ids, attention_mask, audio_ids, clips.num_slots_C[:0], clips.spans_C[:0], mode)
+        rows = input_ids.shape[0]
+        clips_BR = torch.zeros(rows, 1, dtype=torch.int64, device=input_ids.device)
+        placement = replace(placement, clips_BR=clips_BR, markers_BR=clips_BR, shifts_BR=clips_BR)
+    else:
+        placement = place(input_ids, attention_mask, audio_ids, clips.num_slots_C, clips.spans_C, mode)
+    _check_context(placement, clips, mode, max_positions)
+    layouts = [
+        lay_out(placement, lengths, clips.num_slots_C, clips.spans_C, width, mode, summary_sees_audio)
+        for lengths, width in zip(clips.num_keys_SC, audio.widths, strict=True)
+    ]
+    union = sorted(set().union(*layers))
+    streams_of_layer = {layer: tuple(s for s, chosen in enumerate(layers) if layer in chosen) for layer in union}
+    live = audio if isinstance(audio, LiveAudio) else None
+    attached = AttachedAudio(clips, placement, audio_ids, layouts, streams_of_layer, rules, live)
+    if isinstance(audio, AudioMemory):
+        attached.remember(audio)
+    return attached
+
+
+def _check_context(placement: Placement, clips: ClipTokens, mode: str, max_positions: int | None) -> None:
+    if mode != "span" or max_positions is None or not placement.markers_BR.numel():
+        return
+    last_text = placement.position_ids_BL.max()
+    spans_BR = clips.spans_C[placement.clips_BR.clamp(min=0)].masked_fill(placement.clips_BR < 0, 0)
+    markers_BR = placement.markers_BR.masked_fill(placement.clips_BR < 0, 0)
+    needed = int(torch.maximum(last_text, (markers_BR + spans_BR).max())) + 1
+    if needed > max_positions:
+        raise PalError(
+            f"positions: audio and text span {needed} positions but the LLM was trained on {max_positions}; "
+            "use `positions: zero`, a connector with fewer tokens, or shorter clips"
+        )
+
+
+def _join(pairs: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    if len(pairs) == 1:
+        return pairs[0]
+    return torch.cat([keys for keys, _ in pairs], dim=2), torch.cat([values for _, values in pairs], dim=2)

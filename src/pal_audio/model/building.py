@@ -1,0 +1,164 @@
+"""From a recipe's `model:` to a model and its processor; from a folder back to both; and what a model says of itself."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from pal_audio.encoders.base import StrictConfig
+from pal_audio.errors import PalError
+from pal_audio.model.configuration import AudioConfig, PalConfig
+from pal_audio.model.modeling import PalForConditionalGeneration
+from pal_audio.model.presets import preset
+from pal_audio.model.processing import PalProcessor
+from pal_audio.model.tokenizer import train_tokenizer
+
+_SHARED = ("positions", "summary_sees_audio")
+
+
+class ModelSpec(StrictConfig):
+    """A recipe's `model:`.
+
+    Attributes:
+        llm: hub id, folder, or an inline configuration of a fresh one: `model_type`, its fields, and
+            `tokenizer: {vocab_size: n}` for a tokenizer trained on the recipe's own texts.
+        revision: of the LLM on the hub.
+        preset: "plits", "lal" or "pal" with `encoder`, `connector`, `summary`, `lal`; or, instead, `encoders` and `streams`.
+        positions, summary_sees_audio: see `AudioConfig`.
+    """
+
+    llm: str | dict[str, Any]
+    revision: str | None = None
+    preset: str | None = None
+    encoder: dict[str, Any] | None = None
+    connector: dict[str, Any] | None = None
+    summary: dict[str, Any] | None = None
+    lal: dict[str, Any] | None = None
+    encoders: dict[str, Any] | None = None
+    streams: list[Any] | None = None
+    positions: str | None = None
+    summary_sees_audio: bool | None = None
+
+    def audio_config(self) -> AudioConfig:
+        """The streams that this asks for.
+
+        Raises:
+            PalError: neither or both of `preset` and `streams`, or wrong options.
+        """
+        shared = {key: getattr(self, key) for key in _SHARED if getattr(self, key) is not None}
+        if (self.preset is None) == (self.streams is None):
+            raise PalError("model: give either `preset` (with `encoder`) or `encoders` and `streams`")
+        if self.preset is None:
+            stray = [key for key in ("encoder", "connector", "summary", "lal") if getattr(self, key) is not None]
+            if stray:
+                raise PalError(f"model: {stray[0]!r} belongs to a preset; with `streams`, write it inside a stream")
+            return AudioConfig.parse({"encoders": self.encoders or {}, "streams": self.streams, **shared})
+        if self.encoders is not None or self.encoder is None:
+            raise PalError("model: a preset takes one `encoder`")
+        return AudioConfig.parse(preset(self.preset, self.encoder, self.connector, self.summary, self.lal, **shared))
+
+
+def build_model(spec: ModelSpec, texts: Iterable[str] = ()) -> tuple[PalForConditionalGeneration, PalProcessor]:
+    """A model and its processor.
+
+    Args:
+        spec: see `ModelSpec`.
+        texts: what a fresh tokenizer is trained on.
+
+    Raises:
+        PalError: the LLM cannot be had, or the spec is wrong.
+    """
+    audio = spec.audio_config()
+    if isinstance(spec.llm, dict):
+        text_config, tokenizer = _fresh_llm(dict(spec.llm), texts)
+        llm = None
+    else:
+        text_config, tokenizer, llm = _pretrained_llm(spec.llm, spec.revision)
+    processor = PalProcessor(tokenizer, audio)
+    provenance = {
+        "llm": None if llm is None else {"name": spec.llm, "revision": spec.revision},
+        "encoders": {name: config.checkpoint for name, config in audio.encoders.items() if config.checkpoint},
+    }
+    config = PalConfig(text_config, audio, processor.audio_token_id, processor.audio_slot_token_id, provenance)
+    config.pad_token_id, config.eos_token_id = tokenizer.pad_token_id, tokenizer.eos_token_id
+    model = PalForConditionalGeneration(config, llm)
+    # From here on the weights are ours: a saved folder must not ask for the encoders' checkpoints again.
+    resolved = audio.model_copy(update={"encoders": {name: item.resolved() for name, item in audio.encoders.items()}})
+    config.audio_config = resolved.model_dump(mode="json")
+    if llm is not None and llm.generation_config is not None:
+        model.generation_config = llm.generation_config
+    model.generation_config.eos_token_id = model.generation_config.eos_token_id or tokenizer.eos_token_id
+    model.generation_config.pad_token_id = processor._pad_id
+    return model, PalProcessor(tokenizer, resolved)
+
+
+def _fresh_llm(fields: dict[str, Any], texts: Iterable[str]) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
+    model_type, options = fields.pop("model_type", None), fields.pop("tokenizer", None)
+    if model_type not in CONFIG_MAPPING:
+        raise PalError(f"model.llm: model_type {model_type!r} is not a family that transformers knows")
+    if not isinstance(options, dict) or set(options) != {"vocab_size"}:
+        raise PalError("model.llm: a fresh LLM needs `tokenizer: {vocab_size: n}`")
+    tokenizer = train_tokenizer(texts, int(options["vocab_size"]))
+    ids = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id, "bos_token_id": None}
+    return CONFIG_MAPPING[model_type](**{"vocab_size": len(tokenizer), **ids, **fields}), tokenizer
+
+
+def _pretrained_llm(name: str, revision: str | None) -> tuple[PretrainedConfig, PreTrainedTokenizerBase, Any]:
+    try:
+        config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
+        llm = AutoModelForCausalLM.from_pretrained(name, revision=revision, trust_remote_code=False, use_safetensors=True)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise PalError(f"model.llm: {name!r} cannot be loaded: {reason}") from error
+    return config.get_text_config(), tokenizer, llm
+
+
+def load(path: str | Path, device: str | torch.device = "cpu") -> tuple[PalForConditionalGeneration, PalProcessor]:
+    """Model (eval mode) and processor of a saved folder.
+
+    Raises:
+        PalError: the folder holds no PAL model.
+    """
+    folder = Path(path)
+    if not (folder / "config.json").is_file():
+        raise PalError(f"{folder}: no PAL model here (no config.json)")
+    if AutoConfig.from_pretrained(folder).model_type != PalConfig.model_type:
+        raise PalError(f"{folder}: config.json is not of a PAL model")
+    model = PalForConditionalGeneration.from_pretrained(folder, use_safetensors=True)
+    return model.to(device).eval(), PalProcessor.from_pretrained(folder)
+
+
+def describe(model: PalForConditionalGeneration) -> dict[str, Any]:
+    """What a model is made of: streams, parameters by part, bytes, provenance; JSON-able."""
+    audio = model.config.audio
+    parts = {"llm": model.language_model, "marker": model.marker}
+    parts |= {f"encoder {name}": module for name, module in model.encoders.items()}
+    streams = []
+    for number, (config, module) in enumerate(zip(audio.streams, model.streams, strict=True)):
+        parts[f"connector {number}"] = module.connector
+        if module.projectors is not None:
+            parts[f"projectors {number}"] = module.projectors
+        streams.append(
+            {
+                "encoder": config.encoder,
+                "connector": config.connector.model_dump(mode="json"),
+                "integration": config.integration.model_dump(mode="json"),
+                "lal_layers": list(module.layers),
+            }
+        )
+    tensors = {name: [part] if isinstance(part, torch.Tensor) else list(part.parameters()) for name, part in parts.items()}
+    text = model.config.text_config
+    return {
+        "llm": {"family": text.model_type, "layers": text.num_hidden_layers, "hidden_size": text.hidden_size, "vocab_size": text.vocab_size},
+        "encoders": {name: config.model_dump(mode="json") for name, config in audio.encoders.items()},
+        "streams": streams,
+        "positions": audio.positions,
+        "parameters": {name: sum(tensor.numel() for tensor in items) for name, items in tensors.items()},
+        "bytes": sum(tensor.numel() * tensor.element_size() for items in tensors.values() for tensor in items),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "provenance": model.config.provenance,
+    }

@@ -1,0 +1,140 @@
+"""What a PAL model is made of: `AudioConfig` (streams, written once, validated once) inside `PalConfig` (Hugging Face)."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, field_validator, model_validator
+from transformers import AutoConfig, PretrainedConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from pal_audio import connectors, encoders
+from pal_audio.connectors.base import ConnectorConfig
+from pal_audio.encoders.base import EncoderConfig
+from pal_audio.errors import PalError
+from pal_audio.integration.config import IntegrationConfig, LalConfig
+
+MARKER_TOKEN = "<|audio|>"
+SLOT_TOKEN = "<|audio_slot|>"
+
+
+class StreamConfig(BaseModel):
+    """One way of audio into the LLM: which encoder, which connector, which integration."""
+
+    model_config = ConfigDict(extra="forbid")
+    encoder: str
+    connector: SerializeAsAny[ConnectorConfig]
+    integration: IntegrationConfig
+
+    @field_validator("connector", mode="before")
+    @classmethod
+    def _parse_connector(cls, value: Any) -> ConnectorConfig:
+        return value if isinstance(value, ConnectorConfig) else connectors.parse(value)
+
+
+class AudioConfig(BaseModel):
+    """Encoders and streams of a model, and what all streams share.
+
+    Attributes:
+        encoders: by name; an encoder runs once however many streams read it.
+        streams: see `StreamConfig`.
+        positions: "span" (a clip takes N rotary positions) or "zero" (audio keys at position 0, text is not shifted).
+        summary_sees_audio: PLITS slots attend to their own clip's LAL keys.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+    encoders: dict[str, SerializeAsAny[EncoderConfig]] = Field(min_length=1)
+    streams: list[StreamConfig] = Field(min_length=1)
+    positions: Literal["span", "zero"] = "span"
+    summary_sees_audio: bool = True
+
+    @field_validator("encoders", mode="before")
+    @classmethod
+    def _parse_encoders(cls, value: Any) -> dict[str, EncoderConfig]:
+        if not isinstance(value, dict):
+            raise PalError("encoders: must be a mapping from a name of yours to an encoder's options")
+        return {name: item if isinstance(item, EncoderConfig) else encoders.parse(item) for name, item in value.items()}
+
+    @model_validator(mode="after")
+    def _check_streams(self) -> "AudioConfig":
+        for number, stream in enumerate(self.streams):
+            encoder = self.encoders.get(stream.encoder)
+            if encoder is None:
+                raise PalError(f"streams[{number}]: encoder {stream.encoder!r} is not among {sorted(self.encoders)}")
+            if encoder.encoder_layers == "per_llm_layer" and not isinstance(stream.integration, LalConfig):
+                raise PalError(f"streams[{number}]: encoder_layers: per_llm_layer feeds LLM layers, so it needs `type: lal`")
+        unused = set(self.encoders) - {stream.encoder for stream in self.streams}
+        if unused:
+            raise PalError(f"encoders {sorted(unused)} are read by no stream")
+        return self
+
+    @classmethod
+    def parse(cls, value: "AudioConfig | dict[str, Any]") -> "AudioConfig":
+        """Validate a dict.
+
+        Raises:
+            PalError: one line that names each wrong key.
+        """
+        try:
+            return value if isinstance(value, cls) else cls.model_validate(value)
+        except ValidationError as error:
+            lines = [f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}" for item in error.errors()]
+            raise PalError("model: " + "; ".join(lines)) from None
+
+    def num_slots(self, encoder_samples: dict[str, int]) -> int:
+        """PLITS tokens of a clip.
+
+        Args:
+            encoder_samples: by encoder name, the clip's samples at that encoder's rate.
+        """
+        return sum(self.stream_length(stream, encoder_samples) for stream in self.streams if stream.integration.type == "plits")
+
+    def stream_length(self, stream: StreamConfig, encoder_samples: dict[str, int]) -> int:
+        """Audio tokens of a clip in one stream."""
+        encoder = self.encoders[stream.encoder]
+        frames = encoder.output_lengths(encoder_samples[stream.encoder])
+        return stream.connector.output_lengths(frames, encoder.frame_rate_hz)
+
+
+class PalConfig(PretrainedConfig):
+    """Configuration of `PalForConditionalGeneration`.
+
+    Args:
+        text_config: the LLM's configuration, or its dict with `model_type`.
+        audio_config: an `AudioConfig` or its dict; stored as a dict.
+        audio_token_id: id of the marker in text. It needs no row in the LLM's embedding.
+        audio_slot_token_id: id of the slots that follow it.
+        provenance: where the LLM and the encoders came from (`llm`, `encoders`), if anywhere.
+    """
+
+    model_type = "pal"
+    sub_configs = {"text_config": AutoConfig}  # noqa: RUF012 - transformers' own form
+
+    def __init__(
+        self,
+        text_config: PretrainedConfig | dict[str, Any] | None = None,
+        audio_config: AudioConfig | dict[str, Any] | None = None,
+        audio_token_id: int | None = None,
+        audio_slot_token_id: int | None = None,
+        provenance: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if isinstance(text_config, dict):
+            model_type = text_config.get("model_type")
+            if model_type not in CONFIG_MAPPING:
+                raise PalError(f"text_config: model_type {model_type!r} is not a family that transformers knows")
+            text_config = CONFIG_MAPPING[model_type](**{k: v for k, v in text_config.items() if k != "model_type"})
+        self.text_config = text_config
+        self.audio_config = None if audio_config is None else AudioConfig.parse(audio_config).model_dump(mode="json")
+        self.audio_token_id = audio_token_id
+        self.audio_slot_token_id = audio_slot_token_id
+        self.provenance = provenance
+        super().__init__(**kwargs)
+
+    @property
+    def audio(self) -> AudioConfig:
+        """The validated audio configuration."""
+        if self.audio_config is None:
+            raise PalError("this PalConfig has no audio_config")
+        return AudioConfig.parse(self.audio_config)
+
+    def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PretrainedConfig:
+        return self if self.text_config is None else self.text_config

@@ -1,0 +1,412 @@
+"""`PalForConditionalGeneration`: encoders, streams and an unforked LLM behind transformers' interface.
+
+    input_features ── encoders ── frames ── streams ── ClipTokens ─┬─ grad: LiveAudio ──────┐
+                                                                   └─ no grad: AudioMemory ─┴─ attach ── LLM forward
+
+Shapes: B rows, L text tokens, C clips, W encoder windows, D width.
+"""
+
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, GenerationMixin, LogitsProcessor, LogitsProcessorList, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from pal_audio import encoders
+from pal_audio.errors import PalError
+from pal_audio.integration.attention import INNER_KERNELS, check_consumed
+from pal_audio.integration.fingerprint import Fingerprint
+from pal_audio.integration.key_values import LayerKeyValues, embedding_rms, find_layers, has_input_norm, max_span
+from pal_audio.integration.memory import AttachedAudio, AudioMemory, ClipTokens, LiveAudio, attach
+from pal_audio.integration.proof import prove
+from pal_audio.model.configuration import AudioConfig, PalConfig
+from pal_audio.model.streams import Stream, join_slots
+
+MAX_WINDOWS = 16  # encoder windows in one pass without gradients: bounds memory on long clips
+
+Features = Tensor | dict[str, Tensor]
+
+
+class PalForConditionalGeneration(PreTrainedModel, GenerationMixin):
+    """An audio-LLM: any transformers decoder that hears through PLITS, LAL or both.
+
+    Args:
+        config: see `PalConfig`.
+        language_model: a ready LLM; built from `config.text_config` with random weights where None.
+
+    Raises:
+        UnsupportedLlmError: LAL cannot reproduce this LLM's keys and values.
+    """
+
+    config_class = PalConfig
+    base_model_prefix = ""
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_attention_backend = True
+    _tied_weights_keys = None
+
+    def __init__(self, config: PalConfig, language_model: nn.Module | None = None) -> None:
+        super().__init__(config)
+        audio = config.audio
+        self.language_model: Any = language_model or AutoModelForCausalLM.from_config(config.text_config)
+        config.text_config = self.language_model.config
+        self._install_attention(self.language_model.config._attn_implementation or "sdpa")
+        layers = find_layers(self.language_model)
+        text_config = self.language_model.config.get_text_config()
+        on_meta = any(parameter.is_meta for parameter in self.language_model.parameters())
+        init_rms = 1.0 if on_meta else embedding_rms(self.language_model)
+        self.encoders = nn.ModuleDict({name: encoders.build(item) for name, item in audio.encoders.items()})
+        own_norm = not has_input_norm(layers[0])
+        self.streams = nn.ModuleList(
+            [Stream(item, audio, text_config.hidden_size, len(layers), own_norm, init_rms) for item in audio.streams]
+        )
+        self.marker = nn.Parameter(torch.randn(text_config.hidden_size) * init_rms)
+        self._audio = audio
+        self._lal_layers = [frozenset(stream.layers) for stream in self.streams if stream.projectors is not None]
+        self._rules = {layer: LayerKeyValues(self.language_model, layer) for layer in sorted(set().union(*self._lal_layers))}
+        self._fingerprint = Fingerprint()
+        self.post_init()
+        if not on_meta:
+            self.prove_llm()
+
+    # ---- Hugging Face's hooks -------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """As transformers', and the LLM is proved again; a folder that lacks a weight of ours is an error.
+
+        Raises:
+            PalError: parameters are missing in the checkpoint (they would be left unset).
+        """
+        wants_info = kwargs.pop("output_loading_info", False)
+        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        if info["missing_keys"]:
+            missing = sorted(info["missing_keys"])
+            raise PalError(f"the checkpoint lacks {len(missing)} weights of this model, the first is {missing[0]!r}")
+        model.prove_llm()
+        return (model, info) if wants_info else model
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Nothing: every module of ours initialises itself, and the LLM's own class initialises the LLM."""
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.language_model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module | None:
+        return self.language_model.get_output_embeddings()
+
+    def get_decoder(self) -> nn.Module:
+        return self.language_model.get_decoder()
+
+    def set_attn_implementation(self, attn_implementation: str | dict[str, str], *args: Any, **kwargs: Any) -> None:
+        """Choose the *inner* kernel of the LLM's attention, "sdpa" or "eager"; audio stays hooked.
+
+        Raises:
+            PalError: another name.
+        """
+        if isinstance(attn_implementation, dict):
+            attn_implementation = attn_implementation.get("text_config", attn_implementation.get("", "sdpa"))
+        self._install_attention(attn_implementation)
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
+        """Non-reentrant checkpointing of the LLM's layers.
+
+        Raises:
+            PalError: `use_reentrant=True` was asked for; audio tokens are shared by layers, which it cannot follow.
+        """
+        options = {"use_reentrant": False, **(gradient_checkpointing_kwargs or {})}
+        if options["use_reentrant"]:
+            raise PalError("gradient checkpointing with use_reentrant=True loses the graph of audio tokens; use use_reentrant=False")
+        self.language_model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+
+    def gradient_checkpointing_disable(self) -> None:
+        self.language_model.gradient_checkpointing_disable()
+
+    def _install_attention(self, inner: str) -> None:
+        name = inner if inner in INNER_KERNELS.values() else INNER_KERNELS.get(inner)
+        if name is None:
+            raise PalError(f"attn_implementation {inner!r}: the inner kernel is one of {', '.join(INNER_KERNELS)}")
+        self.language_model.config._attn_implementation = name
+        self.language_model.config.get_text_config()._attn_implementation = name
+
+    def prove_llm(self) -> None:
+        """Compare our keys and values of each LAL layer with the layer's own; see `integration.proof`."""
+        prove(list(self._rules.values()))
+
+    # ---- sound ----------------------------------------------------------------------------------------------------
+
+    def encode(self, input_features: Features, audio_num_samples: Features, max_windows: int | None = None) -> LiveAudio:
+        """Run encoders and connectors: clips with everything but each layer's keys and values.
+
+        Args:
+            input_features: (W, ...) windows of all clips; a dict by encoder name where the model has several encoders.
+            audio_num_samples: (C,) int64 samples of each clip; likewise.
+            max_windows: encoder windows in one pass; None = all.
+        """
+        features, samples = self._by_encoder(input_features), self._by_encoder(audio_num_samples)
+        frames = {}
+        for name, encoder in self.encoders.items():
+            dtype = next(encoder.parameters()).dtype
+            frames[name] = encoder(features[name].to(dtype), samples[name], max_windows)
+        num_clips = len(next(iter(samples.values())))
+        device = self.marker.device
+        slots, keys, inputs, widths = [], [], [], []
+        for stream in self.streams:
+            tokens, lengths = stream.tokens(frames[stream.config.encoder])
+            if stream.projectors is None:
+                slots.append((tokens[0], lengths))
+            else:
+                keys.append(lengths)
+                widths.append(tokens[0].shape[1])
+                inputs.append(stream.layer_inputs(tokens))
+        none = torch.zeros(num_clips, dtype=torch.int64, device=device)
+        slots_CAD, num_slots_C = join_slots(slots) if slots else (None, none)
+        num_keys_SC = torch.stack(keys) if keys else none.new_zeros(0, num_clips)
+        every = [lengths for _, lengths in slots] + keys
+        clips = ClipTokens(slots_CAD, num_slots_C, num_keys_SC, torch.stack(every).amax(0))
+        return LiveAudio(clips, inputs, self._lal_layers, widths)
+
+    @torch.no_grad()
+    def encode_audio(self, input_features: Features, audio_num_samples: Features) -> AudioMemory:
+        """Encode clips once for any number of prompts.
+
+        Args:
+            input_features, audio_num_samples: as the processor gives them; see `encode`.
+        """
+        live = self.encode(input_features, audio_num_samples, MAX_WINDOWS)
+        return AudioMemory.of(live, self._rules, self.audio_fingerprint())
+
+    @torch.no_grad()
+    def get_audio_features(self, input_features: Features, audio_num_samples: Features) -> list[tuple[Tensor, Tensor]]:
+        """Audio tokens of each stream before the integration: (tokens CAD, lengths (C,)) in the order of the streams."""
+        features, samples = self._by_encoder(input_features), self._by_encoder(audio_num_samples)
+        result = []
+        for stream in self.streams:
+            name = stream.config.encoder
+            encoder = self.encoders[name]
+            tokens, lengths = stream.tokens(encoder(features[name].to(self.marker.dtype), samples[name], MAX_WINDOWS))
+            result.append((tokens[-1], lengths))
+        return result
+
+    def audio_fingerprint(self) -> str:
+        """What an audio memory depends on: encoders, connectors, P_l, the LAL layers' key/value path, dtype, configuration."""
+        modules = [self.encoders, self.streams, *(module for rule in self._rules.values() for module in rule.modules())]
+        return self._fingerprint.of(modules, self.config.audio_config)
+
+    def _by_encoder(self, value: Features) -> dict[str, Tensor]:
+        names = list(self.encoders)
+        if isinstance(value, Tensor):
+            if len(names) > 1:
+                raise PalError(f"this model has encoders {names}: pass a dict by encoder name, as the processor does")
+            return {names[0]: value.to(self.marker.device)}
+        return {name: value[name].to(self.marker.device) for name in names}
+
+    def _dummy(self) -> LiveAudio:
+        """A hidden clip of one sample, so that a batch without audio still touches every trainable part."""
+        features, samples = {}, {}
+        for name, config in self._audio.encoders.items():
+            import numpy as np
+
+            features[name] = config.front_end()(np.zeros(1, dtype=np.float32)).to(self.marker.device)
+            samples[name] = torch.ones(1, dtype=torch.int64, device=self.marker.device)
+        live = self.encode(features, samples)
+        live.hidden = True
+        return live
+
+    def attach(self, audio: AudioMemory | LiveAudio, input_ids: Tensor, attention_mask: Tensor | None = None) -> AttachedAudio:
+        """Place clips in a full prompt.
+
+        Args:
+            audio: clips in the order of the batch's markers.
+            input_ids, attention_mask: (B, L).
+
+        Raises:
+            PalError: another model's memory; markers, slots and clips that do not match; a span beyond the LLM's context.
+        """
+        if isinstance(audio, AudioMemory) and audio.fingerprint != self.audio_fingerprint():
+            raise PalError("this audio memory was made by another model (or before its weights changed); encode the audio again")
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        return attach(
+            audio,
+            input_ids,
+            mask,
+            self._audio_ids,
+            self._rules,
+            self._lal_layers,
+            self._audio.positions,
+            self._audio.summary_sees_audio,
+            max_span(self.language_model.config.get_text_config()),
+        )
+
+    @property
+    def _audio_ids(self) -> tuple[int, int]:
+        if self.config.audio_token_id is None or self.config.audio_slot_token_id is None:
+            raise PalError("the model's config has no audio_token_id; build it with its processor")
+        return self.config.audio_token_id, self.config.audio_slot_token_id
+
+    # ---- one forward ----------------------------------------------------------------------------------------------
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        input_features: Features | None = None,
+        audio_num_samples: Features | None = None,
+        audio_memory: AudioMemory | AttachedAudio | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """The LLM's forward over text and audio.
+
+        Args:
+            input_ids: (B, L), with marker and slot ids where clips stand.
+            attention_mask: (B, L), or (B, cached + L); all ones if None.
+            position_ids: (B, L); made from the clips' spans if None.
+            input_features, audio_num_samples: clips, in the order of the markers; see `encode`.
+            audio_memory: instead of features: what `encode_audio` or `attach` gave.
+            labels: (B, L), -100 = not supervised.
+
+        Raises:
+            PalError: markers and clips do not match.
+            RuntimeError: audio did not reach a LAL layer.
+        """
+        if input_ids is None:
+            return self.language_model(
+                inputs_embeds=inputs_embeds, attention_mask=attention_mask, position_ids=position_ids,
+                past_key_values=past_key_values, labels=labels, use_cache=use_cache, logits_to_keep=logits_to_keep, **kwargs,
+            )  # fmt: skip
+        context = self._context(input_ids, attention_mask, input_features, audio_num_samples, audio_memory)
+        if inputs_embeds is None:
+            marker_id, slot_id = self._audio_ids
+            is_audio = (input_ids == marker_id) | (input_ids == slot_id)
+            inputs_embeds = self.get_input_embeddings()(input_ids.masked_fill(is_audio, 0))
+        if context is not None:
+            if attention_mask is None:  # a position jump without a mask is read as packing
+                past = past_key_values.get_seq_length() if past_key_values is not None else 0
+                attention_mask = input_ids.new_ones(input_ids.shape[0], input_ids.shape[1] + past)
+            if position_ids is None:
+                if not isinstance(attention_mask, Tensor) or attention_mask.ndim != 2:
+                    raise PalError("position_ids: needed beside a 4D attention mask when there is audio")
+                position_ids = context.position_ids(input_ids, attention_mask)
+            position_ids = position_ids.expand(input_ids.shape[0], -1)
+            inputs_embeds = context.embed(input_ids, position_ids, inputs_embeds, self.marker)
+            context.begin(position_ids)
+            kwargs["pal_audio"] = context
+        outputs = self.language_model(
+            inputs_embeds=inputs_embeds, attention_mask=attention_mask, position_ids=position_ids,
+            past_key_values=past_key_values, labels=labels, use_cache=use_cache, logits_to_keep=logits_to_keep, **kwargs,
+        )  # fmt: skip
+        if context is not None:
+            check_consumed(context)
+        return outputs
+
+    def _context(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        input_features: Features | None,
+        audio_num_samples: Features | None,
+        audio: AudioMemory | AttachedAudio | LiveAudio | None,
+    ) -> AttachedAudio | None:
+        if isinstance(audio, AttachedAudio):
+            if audio.batch_size != input_ids.shape[0]:
+                raise PalError(f"the attached audio has {audio.batch_size} rows, the text {input_ids.shape[0]}")
+            return audio
+        if input_features is not None:
+            if audio is not None:
+                raise PalError("give input_features or audio_memory, not both")
+            if audio_num_samples is None:
+                raise PalError("input_features need audio_num_samples beside them, as the processor gives them")
+            if torch.is_grad_enabled():
+                audio = self.encode(input_features, audio_num_samples)
+            else:
+                audio = self.encode_audio(input_features, audio_num_samples)
+        if audio is None:
+            markers = int((input_ids == self._audio_ids[0]).sum()) if self.config.audio_token_id is not None else 0
+            if markers:
+                raise PalError(f"the text holds {markers} audio markers but no audio was given")
+            if not (self.training and torch.is_grad_enabled()):
+                return None
+            audio = self._dummy()
+        return self.attach(audio, input_ids, attention_mask)
+
+    # ---- generation -----------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def generate(  # type: ignore[override]
+        self,
+        input_ids: Tensor | None = None,
+        input_features: Features | None = None,
+        audio_num_samples: Features | None = None,
+        audio_memory: AudioMemory | AttachedAudio | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """transformers' `generate`; clips as in `forward`, encoded once before rows are expanded for beams or returns."""
+        if input_ids is None:
+            input_ids = kwargs.pop("inputs", None)
+        if input_ids is None:
+            if input_features is not None or audio_memory is not None:
+                raise PalError("generate: audio needs input_ids that hold its markers")
+            return super().generate(**kwargs)
+        mask = kwargs.get("attention_mask")
+        context = self._context(input_ids, mask, input_features, audio_num_samples, audio_memory)
+        if context is not None:
+            kwargs["audio_memory"] = context
+        was_training = self.training
+        self.eval()  # a dummy clip is for training steps only
+        try:
+            return super().generate(input_ids, **kwargs)
+        finally:
+            self.train(was_training)
+
+    def _expand_inputs_for_generation(self, expand_size: int = 1, *args: Any, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        audio = kwargs.pop("audio_memory", None)
+        input_ids, model_kwargs = super()._expand_inputs_for_generation(expand_size, *args, **kwargs)
+        if audio is not None:
+            model_kwargs["audio_memory"] = audio.expand(expand_size) if expand_size > 1 else audio
+        return input_ids, model_kwargs
+
+    def _prepare_position_ids_for_generation(self, inputs_tensor: Tensor, model_kwargs: dict[str, Any]) -> Tensor:
+        audio, mask = model_kwargs.get("audio_memory"), model_kwargs.get("attention_mask")
+        if audio is None:
+            return super()._prepare_position_ids_for_generation(inputs_tensor, model_kwargs)
+        ids = model_kwargs.get("input_ids", inputs_tensor)
+        return audio.position_ids(ids, torch.ones_like(ids) if mask is None else mask)
+
+    def _get_logits_processor(self, *args: Any, **kwargs: Any) -> LogitsProcessorList:
+        return _VocabularyOnly(super()._get_logits_processor(*args, **kwargs), self._audio_ids)
+
+
+class _VocabularyOnly(LogitsProcessorList):
+    """Keeps marker and slot ids away from logits: they may lie outside the vocabulary, and are never an answer."""
+
+    def __init__(self, processors: list[LogitsProcessor], audio_ids: tuple[int, int]) -> None:
+        super().__init__(processors)
+        self.audio_ids = audio_ids
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
+        inside = [token for token in self.audio_ids if token < scores.shape[-1]]
+        if inside:
+            scores = scores.clone()
+            scores[:, inside] = -torch.inf
+        is_audio = (input_ids == self.audio_ids[0]) | (input_ids == self.audio_ids[1])
+        first_text = (~is_audio).int().argmax(1, keepdim=True)
+        return super().__call__(torch.where(is_audio, input_ids.gather(1, first_text), input_ids), scores, **kwargs)
+
+
+def num_parameters(module: nn.Module, trainable: bool = False) -> int:
+    """Parameters of a module, shared ones counted once."""
+    return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad or not trainable)
+
+
+__all__ = ["AudioConfig", "PalForConditionalGeneration", "Self"]

@@ -1,0 +1,82 @@
+"""A stream as a module: its connector, and P_l where it enters by LAL. Encoders stand beside, shared by streams.
+
+Shapes: C clips, T encoder frames, A audio tokens, D width.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from pal_audio import connectors
+from pal_audio.encoders.base import Frames
+from pal_audio.integration.config import LalConfig, parse_layers
+from pal_audio.integration.projectors import LayerProjectors
+from pal_audio.model.configuration import AudioConfig, StreamConfig
+
+
+class Stream(nn.Module):
+    """Frames -> audio tokens, and on to the inputs of LAL layers.
+
+    Args:
+        config: the stream's options.
+        audio: the whole audio configuration, for the encoder's sizes.
+        hidden_size: the LLM's width.
+        num_layers: the LLM's decoder layers.
+        own_norm: the LLM's layers norm nothing before attention.
+        init_rms: RMS that PLITS tokens start with: that of the LLM's embedded text.
+    """
+
+    def __init__(
+        self, config: StreamConfig, audio: AudioConfig, hidden_size: int, num_layers: int, own_norm: bool, init_rms: float
+    ) -> None:
+        super().__init__()
+        self.config = config
+        encoder = audio.encoders[config.encoder]
+        by_lal = isinstance(config.integration, LalConfig)
+        self.layers: tuple[int, ...] = parse_layers(config.integration.layers, num_layers) if by_lal else ()
+        self.num_llm_layers = num_layers
+        self.connector = connectors.build(
+            config.connector, encoder.frame_size, hidden_size, encoder.frame_rate_hz, 1.0 if by_lal else init_rms
+        )
+        self.projectors = (
+            LayerProjectors(config.integration, self.layers, hidden_size, hidden_size, own_norm) if by_lal else None
+        )
+
+    def tokens(self, frames: Frames) -> tuple[list[Tensor], Tensor]:
+        """Audio tokens: one CAD tensor, or one per encoder layer, and their lengths (C,)."""
+        outputs = [self.connector(layer, frames.lengths) for layer in frames.layers]
+        return [tokens for tokens, _ in outputs], outputs[0][1]
+
+    def layer_inputs(self, tokens: list[Tensor]) -> Callable[[int], Tensor]:
+        """The function layer -> (C, A, D) inputs of that LAL layer: P_l of the tokens it reads.
+
+        With one token sequence per encoder layer, LLM layer l of n reads the one at the same relative depth (our choice).
+        """
+        assert self.projectors is not None
+        return partial(self._project, tokens)
+
+    def _project(self, tokens: list[Tensor], layer: int) -> Tensor:
+        assert self.projectors is not None
+        depth = layer / max(1, self.num_llm_layers - 1)
+        return self.projectors(layer, tokens[round(depth * (len(tokens) - 1))])
+
+
+def join_slots(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """PLITS tokens of several streams, one stream after another within each clip.
+
+    Args:
+        parts: (tokens CAD, lengths (C,)) of each stream.
+
+    Returns:
+        tokens CAD padded to the longest clip, and their lengths (C,).
+    """
+    if len(parts) == 1:
+        return parts[0]
+    lengths_C = torch.stack([lengths for _, lengths in parts]).sum(0)
+    rows = [
+        torch.cat([tokens[clip, : lengths[clip]] for tokens, lengths in parts])  # type: ignore[misc]
+        for clip in range(len(lengths_C))
+    ]
+    return nn.utils.rnn.pad_sequence(rows, batch_first=True), lengths_C

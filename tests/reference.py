@@ -1,0 +1,114 @@
+"""A plain second implementation of PLITS and LAL, one row at a time, without padding, caches or our attention function.
+
+The LLM's own eager attention modules are called on [audio; text] with an explicit mask and the audio rows are dropped, so
+residuals, norms and projections are the family's own code. Positions and visibility are written out in loops.
+"""
+
+import copy
+import types
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pal_audio.model import PalForConditionalGeneration
+
+
+def reference_logits(model: PalForConditionalGeneration, ids: list[int], tokens: list[list[Tensor]]) -> Tensor:
+    """Logits (L, V) of one unpadded row.
+
+    Args:
+        model: the model under test; its LLM is copied.
+        ids: token ids with markers and slots.
+        tokens: for each stream in order, the audio tokens (n, D) of each clip of the row.
+    """
+    llm = copy.deepcopy(model.language_model)
+    llm.set_attn_implementation("eager")
+    audio, marker_id, slot_id = model._audio, model.config.audio_token_id, model.config.audio_slot_token_id
+    num_clips = ids.count(marker_id)
+    is_plits = [stream.config.integration.type == "plits" for stream in model.streams]
+    slots = [
+        torch.cat([tokens[s][c] for s in range(len(tokens)) if is_plits[s]]) if any(is_plits) else None for c in range(num_clips)
+    ]
+    spans = [max(len(tokens[s][c]) for s in range(len(tokens))) for c in range(num_clips)]
+
+    # Positions, and what is embedded where.
+    positions, markers, embeddings, position, clip, used = [], [], [], 0, -1, 0
+    table = llm.get_input_embeddings()
+    for token in ids:
+        if token not in (slot_id,) and clip >= 0 and used >= 0:  # the clip before is over
+            num = 0 if slots[clip] is None else len(slots[clip])
+            position = markers[clip] + 1 + (max(num, spans[clip]) if audio.positions == "span" else num)
+            used = -1
+        if token == marker_id:
+            clip, used = clip + 1, 0
+            markers.append(position)
+            embeddings.append(model.marker)
+        elif token == slot_id:
+            embeddings.append(slots[clip][used])
+            used += 1
+        else:
+            embeddings.append(table(torch.tensor(token)))
+        positions.append(position)
+        position += 1
+    num_text = len(ids)
+
+    # Audio of each layer: inputs, positions, and the position after which it is seen.
+    layers_of = {number: ([], [], []) for stream in model.streams for number in stream.layers}
+    for s, stream in enumerate(model.streams):
+        for number in stream.layers:
+            for c in range(num_clips):
+                n = len(tokens[s][c])
+                inputs, places, after = layers_of[number]
+                inputs.append(stream.projectors(number, tokens[s][c]))
+                places += [
+                    markers[c] + 1 + (i + 0.5) * spans[c] / n - 0.5 if audio.positions == "span" else 0.0 for i in range(n)
+                ]
+                num_slots = 0 if slots[c] is None else len(slots[c])
+                after += [markers[c] + (0 if audio.summary_sees_audio else num_slots)] * n
+
+    decoder = llm.get_decoder()
+    text_positions = torch.tensor([positions])
+    for number, layer in enumerate(decoder.layers):
+        _patch(layer, number, decoder, layers_of.get(number), text_positions, num_text)
+    with torch.no_grad():
+        return llm(inputs_embeds=torch.stack(embeddings)[None], position_ids=text_positions, use_cache=False).logits[0]
+
+
+def _patch(layer: Any, number: int, decoder: Any, audio: Any, text_positions: Tensor, num_text: int) -> None:
+    attention = layer.self_attn
+    original = attention.forward
+    window = getattr(attention, "sliding_window", getattr(attention.config, "sliding_window", None))
+    types_of = getattr(attention.config, "layer_types", None)
+    if types_of is not None and types_of[number] != "sliding_attention":
+        window = None
+    several = isinstance(getattr(decoder.rotary_emb, "rope_type", None), dict)
+
+    def forward(
+        self: Any, hidden_states: Tensor, position_embeddings: Any = None, attention_mask: Any = None, **kwargs: Any
+    ) -> Any:
+        inputs, places, after = audio if audio else ([], [], [])
+        num_audio = len(places)
+        joined, positions = hidden_states, text_positions.float()
+        if num_audio:
+            raw = torch.cat(inputs)[None]
+            normed = layer.input_layernorm(raw) if hasattr(layer, "input_layernorm") else raw
+            joined = torch.cat([normed, hidden_states], dim=1)
+            positions = torch.cat([torch.tensor([places]), text_positions.float()], dim=1)
+        mask = torch.full((num_audio + num_text, num_audio + num_text), torch.finfo(joined.dtype).min)
+        for row in range(num_text):
+            for column in range(num_audio):
+                if text_positions[0, row] > after[column]:
+                    mask[num_audio + row, column] = 0
+            for column in range(row + 1):
+                if window is None or row - column < window:
+                    mask[num_audio + row, num_audio + column] = 0
+        for column in range(num_audio):
+            mask[column, column] = 0  # audio rows are dropped; they only must not be empty
+        extra = (types_of[number],) if several else ()
+        tables = decoder.rotary_emb(joined, positions, *extra)
+        kwargs.pop("past_key_values", None)
+        output, weights = original(hidden_states=joined, position_embeddings=tables, attention_mask=mask[None, None], **kwargs)
+        return output[:, num_audio:], weights
+
+    attention.forward = types.MethodType(forward, attention)
