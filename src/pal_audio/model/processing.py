@@ -17,7 +17,6 @@ from transformers import BatchFeature, PreTrainedTokenizerBase
 from transformers.processing_utils import ProcessorMixin
 
 from pal_audio.audio import load_audio
-from pal_audio.encoders.base import join_features
 from pal_audio.errors import PalError
 from pal_audio.model.configuration import MARKER_TOKEN, SLOT_TOKEN, AudioConfig
 
@@ -113,7 +112,7 @@ class PalProcessor(ProcessorMixin):
 
     def collate_clips(self, clips: Sequence[ClipFeatures]) -> dict[str, Any]:
         """`input_features` and `audio_num_samples` of clips in reading order; dicts where there are several encoders."""
-        features = {name: join_features([clip.features[name] for clip in clips]) for name in self.front_ends}
+        features = {name: _join_windows([clip.features[name] for clip in clips]) for name in self.front_ends}
         samples = {name: torch.tensor([clip.num_samples[name] for clip in clips]) for name in self.front_ends}
         if len(self.front_ends) == 1:
             name = next(iter(self.front_ends))
@@ -316,6 +315,11 @@ def _as_list(audio: Any) -> list[Any]:
     # A (array, rate) pair is one clip, as in `load_audio`.
     is_pair = isinstance(audio, tuple) and len(audio) == 2 and isinstance(audio[0], np.ndarray) and isinstance(audio[1], int)
     return list(audio) if isinstance(audio, list | tuple) and not is_pair else [audio]
+
+
+def _join_windows(clips: list[Tensor]) -> Tensor:
+    """Windows of all clips one after another, padded with zeros to the longest window."""
+    return torch.nn.utils.rnn.pad_sequence([window for clip in clips for window in clip], batch_first=True)
 
 
 def _pad(rows: list[tuple[list[int], list[int]]], longest: int, side: str, pad_id: int) -> dict[str, Any]:

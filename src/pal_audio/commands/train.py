@@ -1,0 +1,45 @@
+"""`pal train`: runs a recipe."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pal_audio.commands import recipes
+from pal_audio.errors import PalError
+
+EXAMPLE = "Example: pal train quickstart --set stages.0.steps=50 --out runs/short"
+
+RecipeArgument = Annotated[
+    str,
+    typer.Argument(metavar="RECIPE", help="A file, or a name out of `pal recipes list`.", autocompletion=recipes.shipped_names),
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change one setting of the recipe, as in data.seed=2; repeatable."),
+]
+
+
+def train(
+    recipe: RecipeArgument,
+    settings: SetOption = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the run. Otherwise under ./runs, named by the recipe.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where a run in this folder stopped.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a run that is in this folder.")] = False,
+) -> None:
+    """Trains a model as a recipe says."""
+    if resume and overwrite:
+        raise PalError("--resume and --overwrite exclude each other: go on with the run, or replace it")
+    path, overrides = recipes.find(recipe), checked_settings(settings)
+    from pal_audio.training.run import train as run
+
+    run(path, overrides, out, resume, overwrite)
+
+
+def checked_settings(settings: list[str] | None) -> list[str]:
+    """The values of `--set`, refused where one is not KEY=VALUE."""
+    for setting in settings or []:
+        key, equals, _ = setting.partition("=")
+        if not equals or not all(part for part in key.split(".")):
+            raise PalError(f"--set {setting}: write it as KEY=VALUE, for example --set data.seed=2")
+    return settings or []

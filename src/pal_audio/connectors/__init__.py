@@ -1,0 +1,36 @@
+"""Connectors: frames -> audio tokens. A new member is one file here and one line in the union."""
+
+from typing import Annotated
+
+from pydantic import Field, TypeAdapter
+
+from pal_audio.connectors.base import Connector, ConnectorConfig, TokenHead, time_code
+from pal_audio.connectors.mlp import MlpConnectorConfig
+from pal_audio.connectors.pool import PoolConnectorConfig
+from pal_audio.connectors.qformer import QformerConnectorConfig
+from pal_audio.encoders.base import parse_config
+
+ConnectorConfigUnion = Annotated[
+    MlpConnectorConfig  #
+    | PoolConnectorConfig
+    | QformerConnectorConfig,
+    Field(discriminator="type"),
+]
+_adapter: TypeAdapter[ConnectorConfig] = TypeAdapter(ConnectorConfigUnion)
+
+
+def parse(values: object) -> ConnectorConfig:
+    """A checked configuration from a dict such as `{"type": "mlp", "stride": 2}`.
+
+    Raises:
+        PalError: what is wrong and where, in one line.
+    """
+    return parse_config(_adapter, values, "connector")
+
+
+def build(config: ConnectorConfig, frame_size: int, token_size: int, frame_rate_hz: float, init_rms: float = 1.0) -> Connector:
+    """The connector of a configuration, freshly initialised; the sizes are those of `Connector`."""
+    return config.build(frame_size, token_size, frame_rate_hz, init_rms)
+
+
+__all__ = ["Connector", "ConnectorConfig", "ConnectorConfigUnion", "TokenHead", "build", "parse", "time_code"]

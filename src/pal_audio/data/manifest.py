@@ -1,0 +1,228 @@
+"""Manifests: JSON Lines, one example a line, in the ecosystem's chat form.
+
+    {"id": "a-1", "task": "classify", "meta": {}, "messages": [
+      {"role": "user", "content": [{"type": "audio", "path": "a.flac", "end_s": 10}, {"type": "text", "text": "..."}]},
+      {"role": "assistant", "content": "a bell"}]}
+
+Paths are relative to the manifest. In memory (after `read_manifest`) they are absolute. A manifest may come from a stranger, so a
+path that leaves the manifest's folder, by `..`, by a link or by being absolute, is refused unless it ends under a root that the
+caller names.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
+
+from pal_audio.errors import PalError
+
+
+class Strict(BaseModel):
+    """A model whose unknown keys are errors that name the nearest known one."""
+
+    model_config = ConfigDict(extra="forbid", validate_default=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_nearest_key(cls, given: Any) -> Any:
+        if isinstance(given, dict):
+            for key in given:
+                if key not in cls.model_fields:
+                    near = difflib.get_close_matches(str(key), cls.model_fields, n=1)
+                    mend = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(cls.model_fields)}"
+                    raise ValueError(f"unknown key {key!r}; {mend}")
+        return given
+
+
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class AudioPart(Strict):
+    """A clip, or with `start_s` and `end_s` a stretch of it."""
+
+    type: Literal["audio"] = "audio"
+    path: str = Field(min_length=1)
+    start_s: Seconds | None = None
+    end_s: Seconds | None = None
+
+    @model_validator(mode="after")
+    def _ordered(self) -> AudioPart:
+        if self.end_s is not None and self.end_s <= (self.start_s or 0):
+            raise ValueError(f"end_s {self.end_s} must lie after start_s {self.start_s or 0}")
+        return self
+
+
+class TextPart(Strict):
+    """A stretch of text."""
+
+    type: Literal["text"] = "text"
+    text: str
+
+
+class Message(Strict):
+    """One turn. `content` is plain text or a list of parts in reading order."""
+
+    role: Literal["system", "user", "assistant"]
+    content: Annotated[
+        Annotated[str, Tag("plain")]
+        | Annotated[list[Annotated[AudioPart | TextPart, Field(discriminator="type")]], Tag("parts")],
+        Discriminator(lambda content: "plain" if isinstance(content, str) else "parts"),  # one error, of the form that was meant
+    ]
+
+    @model_validator(mode="after")
+    def _sound_comes_from_the_user(self) -> Message:
+        if self.role == "assistant" and any(isinstance(part, AudioPart) for part in self.parts):
+            raise ValueError("an assistant message holds audio; only text can be answered")
+        return self
+
+    @property
+    def parts(self) -> list[AudioPart | TextPart]:
+        """The content as a list of parts."""
+        return [TextPart(text=self.content)] if isinstance(self.content, str) else list(self.content)
+
+    @property
+    def text(self) -> str:
+        """The text parts, joined without a separator."""
+        return "".join(part.text for part in self.parts if isinstance(part, TextPart))
+
+
+class Example(Strict):
+    """One line of a manifest."""
+
+    model_config = ConfigDict(extra="forbid", coerce_numbers_to_str=True)
+
+    id: str = Field(min_length=1)
+    messages: list[Message] = Field(min_length=1)
+    task: str = ""
+    meta: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def answer(self) -> str | None:
+        """Text of the last message where the assistant wrote it, else None (an open question)."""
+        return self.messages[-1].text if self.messages[-1].role == "assistant" else None
+
+    @property
+    def prompt(self) -> list[Message]:
+        """The messages without the answer."""
+        return self.messages if self.answer is None else self.messages[:-1]
+
+    @property
+    def question(self) -> str:
+        """All text of the prompt: what a model that hears nothing would know."""
+        return "\n".join(message.text for message in self.prompt)
+
+    @property
+    def audio(self) -> list[AudioPart]:
+        """The clips in reading order."""
+        return [part for message in self.messages for part in message.parts if isinstance(part, AudioPart)]
+
+
+def read_manifest(path: str | os.PathLike[str], roots: Sequence[str | os.PathLike[str]] = ()) -> list[Example]:
+    """Read a manifest; audio paths become absolute.
+
+    Args:
+        path: The JSON Lines file, UTF-8. Blank lines are passed over.
+        roots: Folders outside the manifest's own that audio may lie in.
+
+    Raises:
+        PalError: The file cannot be read, holds no example, or a line is wrong; the message names file and line. Whether the
+            audio files exist is not looked at: see `check_manifest`.
+    """
+    examples = []
+    for _, item in _items(Path(path), roots):
+        if isinstance(item, PalError):
+            raise item
+        examples.append(item)
+    if not examples:
+        raise PalError(f"{path}: the manifest holds no example")
+    return examples
+
+
+def check_manifest(path: str | os.PathLike[str], roots: Sequence[str | os.PathLike[str]] = ()) -> list[str]:
+    """List everything wrong with a manifest, missing audio files included; each entry names file and line."""
+    problems = []
+    for number, item in _items(Path(path), roots):
+        if isinstance(item, PalError):
+            problems.append(str(item))
+        else:
+            missing = [part.path for part in item.audio if not Path(part.path).is_file()]
+            problems += [f"{path}, line {number}: no such audio file {name}" for name in missing]
+    return problems
+
+
+def write_manifest(path: str | os.PathLike[str], examples: Iterable[Example]) -> None:
+    """Write a manifest whole or not at all (temporary name, sync, rename).
+
+    Args:
+        path: Where to. An existing file is replaced.
+        examples: Absolute audio paths are rewritten relative to the manifest's folder, relative ones are kept.
+    """
+    target = Path(path)
+    folder = target.parent.resolve()
+    lines = []
+    for example in examples:
+        copy = example.model_copy(deep=True)
+        for part in copy.audio:
+            if os.path.isabs(part.path):
+                part.path = Path(os.path.relpath(Path(part.path).resolve(), folder)).as_posix()
+        lines.append(copy.model_dump_json(exclude_none=True) + "\n")
+    write_text(target, "".join(lines))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with open(temporary, "w", encoding="utf-8", newline="\n") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def _items(path: Path, roots: Sequence[str | os.PathLike[str]]) -> Iterator[tuple[int, Example | PalError]]:
+    """Yield line number and example, or what is wrong with the line."""
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise PalError(f"{path}: cannot read the manifest: {error.strerror}") from error
+    folder = path.parent.resolve()
+    allowed = [folder, *(Path(root).resolve() for root in roots)]
+    line_of_id: dict[str, int] = {}
+    for number, line in enumerate(raw.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            example = Example.model_validate(json.loads(line.decode("utf-8")))
+            for part in example.audio:
+                part.path = str(_resolved(part.path, folder, allowed))
+            if example.id in line_of_id:
+                raise PalError(f"id {example.id!r} is already that of line {line_of_id[example.id]}")
+            line_of_id[example.id] = number
+            yield number, example
+        except ValidationError as error:
+            yield number, PalError(f"{path}, line {number}: {one_line(error)}")
+        except RecursionError:
+            yield number, PalError(f"{path}, line {number}: nested too deeply")
+        except ValueError as error:  # JSON, UTF-8 and our own PalError
+            yield number, PalError(f"{path}, line {number}: {error}")
+
+
+def _resolved(name: str, folder: Path, allowed: Sequence[Path]) -> Path:
+    resolved = (folder / name).resolve()
+    if not any(resolved.is_relative_to(root) for root in allowed):
+        raise PalError(f"audio path {name!r} leaves the manifest's folder; name its folder as an allowed root if you trust it")
+    return resolved
+
+
+def one_line(error: ValidationError) -> str:
+    """Write a validation error on one line: where in the entry, and what."""
+    first, *others = error.errors(include_url=False)
+    place = ".".join(str(step) for step in first["loc"])
+    more = f" (and {len(others)} more)" if others else ""
+    return f"{place + ': ' if place else ''}{first['msg'].removeprefix('Value error, ')}{more}"

@@ -1,0 +1,265 @@
+"""What every encoder shares: the strict configuration, windows, the layers it gives, and the way back from windows to clips.
+
+A clip is cut into consecutive windows without overlap; the last one is as long as what remains. Windows of all clips of a
+batch stand one after another in one tensor (processor, `FrontEnd`), the encoder sees windows, and `AudioEncoder.forward`
+joins the valid frames of a clip's windows in time order.
+
+Shapes: C clips, W encoder windows, S samples, T encoder frames, D width.
+"""
+
+import difflib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, model_validator
+from torch import Tensor, nn
+
+from pal_audio.errors import PalError
+
+ConfigT = TypeVar("ConfigT")
+
+
+class StrictConfig(BaseModel):
+    """A configuration in which an unknown key is an error that names the nearest known one."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_the_nearest_key(cls, values: Any) -> Any:
+        for key in values if isinstance(values, dict) else ():
+            if key not in cls.model_fields:
+                near = difflib.get_close_matches(str(key), cls.model_fields, n=1, cutoff=0.5)
+                mend = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(cls.model_fields)}"
+                raise ValueError(f"unknown key {key!r}; {mend}")
+        return values
+
+
+def parse_config(adapter: TypeAdapter[ConfigT], values: object, what: str) -> ConfigT:
+    """Validate user input, and say in one line what is wrong.
+
+    Args:
+        adapter: of the type to validate to.
+        values: what the user wrote, usually a dict.
+        what: the name of the thing in the error, such as "encoder".
+
+    Raises:
+        PalError: the input is no valid configuration; every fault is named with its place and value.
+    """
+    try:
+        return adapter.validate_python(values)
+    except ValidationError as error:
+        faults = []
+        for fault in error.errors():
+            place = ".".join(str(part) for part in fault["loc"])
+            faults.append(f"{place}: {fault['msg'].removeprefix('Value error, ')}" if place else fault["msg"])
+        raise PalError(f"{what} configuration: {'; '.join(faults)}") from None
+
+
+class FrontEnd(ABC):
+    """Waveform to features, without weights: it runs in the processor."""
+
+    def __init__(self, window_samples: int) -> None:
+        self.window_samples = window_samples
+
+    def __call__(self, wav_S: np.ndarray) -> Tensor:
+        """Features of one clip.
+
+        Args:
+            wav_S: mono waveform at the encoder's rate, float, nominally in [-1, 1].
+
+        Returns:
+            (W, ...) float32, one row a window; shorter rows are padded with zeros at the end of the first axis. A clip of
+            one window has exactly its own length (encoders of a fixed input size excepted).
+        """
+        assert wav_S.ndim == 1, f"a front end takes one mono clip, not shape {wav_S.shape}"
+        wav_S = np.ascontiguousarray(wav_S if len(wav_S) else np.zeros(1), dtype=np.float32)
+        windows = [wav_S[start : start + self.window_samples] for start in range(0, len(wav_S), self.window_samples)]
+        return nn.utils.rnn.pad_sequence([self.features(window_S) for window_S in windows], batch_first=True)
+
+    @abstractmethod
+    def features(self, wav_S: np.ndarray) -> Tensor:
+        """Features of one window of 1 to `window_samples` samples, float32; the axis that may vary comes first."""
+
+
+class EncoderConfig(StrictConfig, ABC):
+    """What the user chooses of an encoder; every length and size is a function of this alone, without weights."""
+
+    type: str
+    checkpoint: str | None = None
+    """Hub id or folder; None: fresh weights from the fields of this config."""
+    frozen: bool = False
+    """No gradient, always in eval mode."""
+    encoder_layers: Literal["last", "per_llm_layer"] | list[int] = "last"
+    """`last`; hidden states by index, concatenated on the width (0 enters the first layer, n leaves layer n, negative
+    from the end); `per_llm_layer`: the output of every layer, one entry each."""
+
+    if TYPE_CHECKING:  # a member has each of these two as a property, or as a field that the user may set
+
+        @property
+        def sampling_rate_hz(self) -> int: ...
+
+        @property
+        def hidden_size(self) -> int:
+            """Width of one encoder layer's output."""
+
+    @property
+    @abstractmethod
+    def num_hidden_layers(self) -> int: ...
+
+    @property
+    @abstractmethod
+    def window_samples(self) -> int:
+        """Longest input of one pass; a longer clip becomes several windows."""
+
+    @abstractmethod
+    def window_frames(self, num_samples: int) -> int:
+        """Frames that describe a window of 1 to `window_samples` samples; at least 1. The encoder's one length formula."""
+
+    @abstractmethod
+    def front_end(self) -> FrontEnd: ...
+
+    @abstractmethod
+    def build(self) -> "AudioEncoder": ...
+
+    def resolved(self) -> Self:
+        """The same encoder without `checkpoint`: everything but the weights is in the fields. For self-contained folders."""
+        return self.model_copy(update={"checkpoint": None})
+
+    @property
+    def layer_indices(self) -> list[int]:
+        """Indices into the hidden states (0 .. num_hidden_layers) that `encoder_layers` asks for.
+
+        Raises:
+            PalError: an index is out of range, or no layer is left.
+        """
+        num_layers = self.num_hidden_layers
+        if self.encoder_layers == [] or (self.encoder_layers == "per_llm_layer" and num_layers == 0):
+            raise PalError(f"encoder_layers: {self.encoder_layers!r} names no layer of the {num_layers}; name one, or 'last'")
+        if self.encoder_layers == "last":
+            return [num_layers]
+        if self.encoder_layers == "per_llm_layer":
+            return list(range(1, num_layers + 1))
+        for index in self.encoder_layers:
+            if not -num_layers - 1 <= index <= num_layers:
+                raise PalError(f"encoder_layers: {index} is out of range: this encoder has 0 to {num_layers}, or -1 from the end")
+        return [index % (num_layers + 1) for index in self.encoder_layers]
+
+    @property
+    def frame_size(self) -> int:
+        """Width of what a connector receives: `hidden_size` times the number of concatenated layers."""
+        return self.hidden_size * (len(self.layer_indices) if isinstance(self.encoder_layers, list) else 1)
+
+    @property
+    def frame_rate_hz(self) -> float:
+        """Frames of a full window over its seconds."""
+        return self.window_frames(self.window_samples) * self.sampling_rate_hz / self.window_samples
+
+    def window_lengths(self, num_samples: int) -> list[int]:
+        """Samples of each window of a clip; an empty clip counts as one sample."""
+        num_full, rest = divmod(max(num_samples, 1), self.window_samples)
+        return [self.window_samples] * num_full + [rest] * (rest > 0)
+
+    def output_lengths(self, num_samples: int) -> int:
+        """Frames of a clip of `num_samples` samples over all its windows; at least 1."""
+        *full, last = self.window_lengths(num_samples)
+        return len(full) * self.window_frames(self.window_samples) + self.window_frames(last)
+
+
+@dataclass
+class Frames:
+    """What an encoder gives: `layers`, CTD each (one entry, or one per encoder layer), and `lengths`, (C,) int64.
+
+    Frames past a clip's length are zero."""
+
+    layers: list[Tensor]
+    lengths: Tensor
+
+
+class AudioEncoder(nn.Module, ABC):
+    """Base of all encoders: a member writes `hidden_states`, the rest is done here once."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.layer_indices = config.layer_indices
+
+    @abstractmethod
+    def hidden_states(self, features: Tensor, samples_W: Sequence[int]) -> list[Tensor]:
+        """Encode windows.
+
+        Args:
+            features: (W, ...) as the front end gives them.
+            samples_W: samples of each window.
+
+        Returns:
+            `num_hidden_layers` + 1 tensors WTD: what enters the first layer, then every layer's output, the last after the
+            encoder's final norm. Row w is right in its first `window_frames(samples_W[w])` frames whatever its neighbours are.
+        """
+
+    def forward(self, features: Tensor, num_samples_C: Tensor, max_windows: int | None = None) -> Frames:
+        """Frames of clips.
+
+        Args:
+            features: (W, ...) windows of all clips one after another, float.
+            num_samples_C: int64, samples of each clip at the encoder's rate.
+            max_windows: windows in one pass at most; None: all at once. It changes memory, not results.
+
+        Raises:
+            ValueError: the number of windows is not what the clips' lengths ask for.
+        """
+        clips = [self.config.window_lengths(num_samples) for num_samples in num_samples_C.tolist()]
+        samples_W = [num_samples for clip in clips for num_samples in clip]
+        if len(samples_W) != len(features):
+            raise ValueError(f"features hold {len(features)} windows, the lengths of {len(clips)} clips ask for {len(samples_W)}")
+        frames_W = [self.config.window_frames(num_samples) for num_samples in samples_W]
+        lengths_C = torch.tensor([self.config.output_lengths(n) for n in num_samples_C.tolist()], device=features.device)
+        step = max_windows or len(samples_W)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.frozen):
+            passes = [slice(start, start + step) for start in range(0, len(samples_W), step)]
+            parts = [self._valid_frames(features[part], samples_W[part], frames_W[part]) for part in passes]
+            layers = [_to_clips(torch.cat(part_layers), lengths_C) for part_layers in zip(*parts, strict=True)]
+        return Frames(layers, lengths_C)
+
+    def _valid_frames(self, features: Tensor, samples_W: list[int], frames_W: list[int]) -> list[Tensor]:
+        """The chosen layers of some windows, their valid frames one after another: (frames, D) each."""
+        states = self.hidden_states(features, samples_W)
+        assert len(states) == self.config.num_hidden_layers + 1, f"{len(states)} hidden states"
+        chosen = [states[index] for index in self.layer_indices]
+        if isinstance(self.config.encoder_layers, list):
+            chosen = [torch.cat(chosen, dim=-1)]
+        mask_WT = length_mask(torch.tensor(frames_W, device=features.device), chosen[0].shape[1])
+        return [state_WTD[mask_WT] for state_WTD in chosen]
+
+    def train(self, mode: bool = True) -> Self:
+        """As usual, except that a frozen encoder stays in eval mode."""
+        return super().train(mode and not self.config.frozen)
+
+    def _finish(self) -> None:
+        """To be called at the end of a member's constructor: applies `frozen` and the member's own `train`."""
+        if self.config.frozen:
+            self.requires_grad_(False)
+        self.train()
+
+
+def length_mask(lengths: Tensor, size: int) -> Tensor:
+    """Bool mask (len(lengths), size), True within the length."""
+    return torch.arange(size, device=lengths.device) < lengths[:, None]
+
+
+def _to_clips(frames_D: Tensor, lengths_C: Tensor) -> Tensor:
+    """Rows (frames of all clips, D) to CTD with zeros past each clip's length."""
+    num_frames = int(lengths_C.max()) if len(lengths_C) else 0
+    frames_CTD = frames_D.new_zeros(len(lengths_C), num_frames, frames_D.shape[-1])
+    mask_CT = length_mask(lengths_C, num_frames)
+    assert len(frames_D) == int(lengths_C.sum()), f"{len(frames_D)} frames, lengths {lengths_C.tolist()}"
+    return frames_CTD.masked_scatter(mask_CT[:, :, None], frames_D)
+
+
+def ceil_div(number: int, divisor: int) -> int:
+    """Whole parts of size `divisor` that cover `number`."""
+    return -(-number // divisor)

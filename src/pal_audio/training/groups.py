@@ -1,0 +1,78 @@
+"""The parts of a model that a stage can train, by name."""
+
+from collections.abc import Callable
+
+from torch import nn
+
+from pal_audio.errors import PalError
+from pal_audio.model import PalForConditionalGeneration
+
+_NORM_WORDS = ("norm", "ln_")
+_FFN_WORDS = (".mlp.", ".block_sparse_moe.", ".feed_forward.")
+
+
+def _is_llm(name: str) -> bool:
+    return name.startswith("language_model.")
+
+
+def _is_norm(name: str) -> bool:
+    return _is_llm(name) and any(word in name for word in _NORM_WORDS)
+
+
+def _is_ffn(name: str) -> bool:
+    return _is_llm(name) and not _is_norm(name) and any(word in name for word in _FFN_WORDS)
+
+
+def _is_attention(name: str) -> bool:
+    return _is_llm(name) and not _is_norm(name) and (".self_attn." in name or ".attn." in name)
+
+
+def _is_embedding(name: str) -> bool:
+    return _is_llm(name) and not (_is_norm(name) or _is_ffn(name) or _is_attention(name))
+
+
+# The marker is the connector's: it stands for the clip in text.
+GROUPS: dict[str, Callable[[str], bool]] = {
+    "connector": lambda name: name == "marker" or (name.startswith("streams.") and ".connector." in name),
+    "projector": lambda name: name.startswith("streams.") and ".projectors." in name,
+    "encoder": lambda name: name.startswith("encoders."),
+    "llm": _is_llm,
+    "llm.attention": _is_attention,
+    "llm.ffn": _is_ffn,
+    "llm.norm": _is_norm,
+    "llm.embeddings": _is_embedding,
+}
+
+
+def parameter_groups(model: PalForConditionalGeneration, train: dict[str, float], weight_decay: float) -> list[dict[str, object]]:
+    """Freeze and unfreeze parameters, and group them for an optimizer.
+
+    Args:
+        model: its parameters' `requires_grad` is set: True for exactly the named parts.
+        train: learning rate of each part; "llm" covers what no "llm.*" beside it names.
+        weight_decay: of matrices; vectors (norms, biases, scales) get none.
+
+    Returns:
+        Groups with `params`, `lr`, `weight_decay`, and `initial_lr` for the schedule.
+
+    Raises:
+        PalError: a part has no parameters in this model, or is an encoder whose configuration says `frozen`.
+    """
+    precise_first = sorted(train, key=lambda part: part == "llm")
+    taken: dict[str, list[tuple[str, nn.Parameter]]] = {part: [] for part in precise_first}
+    for name, parameter in model.named_parameters():
+        part = next((part for part in precise_first if GROUPS[part](name)), None)
+        if part == "encoder" and model.encoders[name.split(".")[1]].config.frozen:
+            part = None
+        parameter.requires_grad_(part is not None)
+        if part is not None:
+            taken[part].append((name, parameter))
+    groups: list[dict[str, object]] = []
+    for part, items in taken.items():
+        if not items:
+            mend = "its configuration says frozen: true" if part == "encoder" else "this model has none"
+            raise PalError(f"train: {part!r} names no parameter ({mend}); take it out of the stage")
+        for decay, chosen in ((weight_decay, [p for _, p in items if p.ndim > 1]), (0.0, [p for _, p in items if p.ndim <= 1])):
+            if chosen:
+                groups.append({"params": chosen, "lr": train[part], "initial_lr": train[part], "weight_decay": decay})
+    return groups

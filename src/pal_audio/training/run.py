@@ -1,0 +1,193 @@
+"""`pal train`: recipe -> data -> model -> stages -> a finished folder with its scores.
+
+    OUT/recipe.json     the resolved recipe, versions       OUT/log.jsonl        one line a step
+    OUT/data/           manifests and composed sound        OUT/scores.json      held-out accuracy, with sound and muted
+    OUT/checkpoints-K/  of stage K                          OUT/answers.jsonl    every held-out answer beside the truth
+    OUT/final/          model and processor                 OUT/finished.json    written last
+"""
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+import pal_audio
+from pal_audio.data.collation import Collator
+from pal_audio.data.manifest import Example, read_manifest, write_text
+from pal_audio.data.mix import build, read_mix
+from pal_audio.errors import PalError
+from pal_audio.model import PalForConditionalGeneration, build_model, describe
+from pal_audio.training.loop import Record, StageRun
+from pal_audio.training.recipe import Recipe, load_recipe
+from pal_audio.training.scores import accuracy, answer_all
+
+
+def train(
+    recipe_path: str | Path,
+    overrides: list[str] | None = None,
+    out: Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    console: Console | None = None,
+) -> Path:
+    """Run a recipe to its end.
+
+    Args:
+        recipe_path: YAML file.
+        overrides: `a.b=value` each.
+        out: the run's folder; default runs/NAME.
+        resume: go on in a folder of the same recipe.
+        overwrite: delete what the folder holds.
+        console: for progress; standard error where None.
+
+    Returns:
+        The run's folder; the model is in its `final/`.
+
+    Raises:
+        PalError: the recipe is wrong, or the folder is in use, not empty, or of another recipe.
+    """
+    console = console or Console(stderr=True)
+    recipe = load_recipe(recipe_path, overrides)
+    folder = Path(out) if out is not None else Path("runs") / recipe.name
+    identity = _identity(recipe)
+    _prepare_folder(folder, identity, resume, overwrite)
+    with _one_writer(folder):
+        if (folder / "finished.json").is_file():
+            console.print(f"{folder}: finished already")
+            return folder
+        described = {"identity": identity, "recipe": recipe.model_dump(mode="json"), "versions": _versions()}
+        write_text(folder / "recipe.json", json.dumps(described, indent=2) + "\n")
+        with _bar(console) as bar:
+            task = bar.add_task("compose data", total=None)
+            manifests = build(recipe.data, folder / "data", lambda done, total: bar.update(task, completed=done, total=total))
+            bar.update(task, completed=1, total=1) if bar.tasks[task].total is None else None
+        train_set, test_set = (read_manifest(path, recipe.data.roots) for path in manifests)
+        torch.manual_seed(recipe.seed)
+        model, processor = build_model(recipe.model, _texts(train_set))
+        collator = Collator(processor)
+        _print_plan(console, recipe, model, train_set, test_set)
+        _warm_up(console, collator, [*train_set, *test_set])
+        for index, stage in enumerate(recipe.stages):
+            run = StageRun(stage, index, recipe.seed, folder / f"checkpoints-{index}", identity, recipe.precision)
+            with _bar(console) as bar, (folder / "log.jsonl").open("a", encoding="utf-8") as log:
+                task = bar.add_task(f"train {stage.name}", total=stage.num_steps(len(train_set)))
+
+                def on_step(record: Record, num_steps: int, stage_name: str = stage.name, index: int = index) -> None:
+                    log.write(json.dumps({"stage": index, **vars(record)}) + "\n")
+                    bar.update(task, completed=record.step, description=f"train {stage_name}, loss {record.loss:.3f}")
+
+                run.run(model, collator, train_set, resume, on_step)
+        _score(console, folder, model, collator, test_set)
+        _save_final(folder, model, processor)
+        write_text(folder / "finished.json", json.dumps({"identity": identity}) + "\n")
+    console.print(f"model: {folder / 'final'}")
+    return folder
+
+
+def _score(
+    console: Console, folder: Path, model: PalForConditionalGeneration, collator: Collator, test_set: list[Example]
+) -> None:
+    model.to("cpu" if not torch.cuda.is_available() else "cuda").eval()
+    with _bar(console) as bar:
+        task = bar.add_task("held-out questions", total=2 * len(test_set))
+        heard = answer_all(model, collator, test_set, progress=lambda done: bar.advance(task, done))
+        muted = answer_all(model, collator, test_set, muted=True, progress=lambda done: bar.advance(task, done))
+    mix = read_mix(folder / "data")
+    scores = {"num": len(test_set), "accuracy": accuracy(heard), "muted": accuracy(muted), "chance": mix.chance, "chance_by_task": mix.chance_by_task}
+    write_text(folder / "answers.jsonl", "".join(json.dumps({**vars(a), "right": a.right, "muted_answer": m.answer}) + "\n" for a, m in zip(heard, muted, strict=True)))
+    write_text(folder / "scores.json", json.dumps(scores, indent=2) + "\n")
+    table = Table("task", "questions", "right", "muted", "best guess", title="held-out questions")
+    for name, share in scores["accuracy"].items():
+        num = sum(name in ("all", answer.task) for answer in heard)
+        guess = mix.chance if name == "all" else mix.chance_by_task[name]
+        table.add_row(name, str(num), f"{share:.1%}", f"{scores['muted'][name]:.1%}", f"{guess:.1%}")
+    console.print(table)
+
+
+def _print_plan(console: Console, recipe: Recipe, model: PalForConditionalGeneration, train_set: list[Example], test_set: list[Example]) -> None:
+    parts = describe(model)["parameters"]
+    console.print(f"model: {', '.join(f'{name} {count:,}' for name, count in parts.items())} parameters")
+    console.print(f"data: {len(train_set)} examples to train on, {len(test_set)} held out")
+    for stage in recipe.stages:
+        rates = ", ".join(f"{part} {rate:g}" for part, rate in stage.train.items())
+        console.print(f"stage {stage.name}: {stage.num_steps(len(train_set))} steps of {stage.batch_size}; learning rates: {rates}")
+
+
+def _warm_up(console: Console, collator: Collator, examples: list[Example]) -> None:
+    """Features of every clip, once, with a bar: otherwise the first epoch would seem to hang."""
+    with _bar(console) as bar:
+        for example in bar.track(examples, description="features"):
+            collator.num_samples(example)
+
+
+def _texts(examples: list[Example]) -> list[str]:
+    return [message.text for example in examples for message in example.messages]
+
+
+def _identity(recipe: Recipe) -> str:
+    return hashlib.sha256(recipe.model_dump_json().encode()).hexdigest()[:16]
+
+
+def _prepare_folder(folder: Path, identity: str, resume: bool, overwrite: bool) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise PalError(f"{folder} is a file; give a folder")
+    held = [item for item in folder.iterdir() if item.name != ".lock"] if folder.is_dir() else []
+    if held and overwrite:
+        if not (folder / "recipe.json").is_file():
+            raise PalError(f"{folder} holds something that is no run; delete it yourself or choose another folder")
+        for item in held:
+            shutil.rmtree(item) if item.is_dir() else item.unlink()
+    elif held and not resume:
+        raise PalError(f"{folder} is not empty; --resume goes on with it, --overwrite replaces it")
+    elif held:
+        try:
+            found = json.loads((folder / "recipe.json").read_text(encoding="utf-8"))["identity"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise PalError(f"{folder} holds no run that can be resumed (recipe.json is missing or unreadable)") from error
+        if found != identity:
+            raise PalError(f"{folder} was begun with another recipe; choose another folder, or --overwrite")
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+@contextmanager
+def _one_writer(folder: Path) -> Iterator[None]:
+    with (folder / ".lock").open("w") as lock:
+        if sys.platform != "win32":
+            import fcntl
+
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise PalError(f"{folder} is being written by another run; wait for it or choose another folder") from error
+        yield
+
+
+def _save_final(folder: Path, model: Any, processor: Any) -> None:
+    temporary, final = folder / ".final.tmp", folder / "final"
+    shutil.rmtree(temporary, ignore_errors=True)
+    model.save_pretrained(temporary)
+    processor.save_pretrained(temporary)
+    shutil.rmtree(final, ignore_errors=True)
+    os.replace(temporary, final)
+
+
+def _versions() -> dict[str, str]:
+    packages = ("torch", "transformers", "accelerate", "numpy", "soundfile", "soxr")
+    return {"python": platform.python_version(), "pal-audio": pal_audio.__version__, **{name: version(name) for name in packages}}
+
+
+def _bar(console: Console) -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=console)

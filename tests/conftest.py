@@ -1,0 +1,24 @@
+"""What holds in every test: one thread, no network, no model taken from the tester's own surroundings, fixed seeds."""
+
+import os
+
+# Before torch is imported, and inherited by the commands that tests run.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", COLUMNS="100", NO_COLOR="1")
+os.environ.pop("PAL_MODEL", None)
+
+import random
+import sys
+
+import numpy as np
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def fixed_seeds() -> None:
+    """The same random numbers in every test, alone or in company."""
+    random.seed(0)
+    np.random.seed(0)
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)

@@ -1,0 +1,52 @@
+"""What a user may get wrong is said in one line."""
+
+from typing import Any
+
+import pytest
+
+from encoders.cases import AST, CASES, WAVE, WHISPER, wave
+from pal_audio import encoders
+from pal_audio.errors import PalError
+
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"type": "conv", "channel": [8]}, "unknown key 'channel'; did you mean 'channels'"),
+    ({"type": "whisper", "config": WHISPER, "window_s": 3}, "unknown key 'window_s'"),
+    ({"type": "conf"}, "conf"),
+    ({}, "type"),
+    ({"type": "conv", "channels": [8, 8]}, "give each block one of both"),
+    ({"type": "conv", "num_mels": 40}, "num_mels 40 is no multiple of 16"),
+    ({"type": "conv", "num_heads": 3}, "no multiple of num_heads 3"),
+    ({"type": "conv", "hop_samples": 600}, "sound would be lost"),
+    ({"type": "conv", "num_layers": 0, "encoder_layers": "per_llm_layer"}, "names no layer"),
+    ({"type": "conv", "dropout": 1.5}, "dropout"),
+    ({"type": "whisper"}, "one of checkpoint .* and config"),
+    ({"type": "whisper", "config": WHISPER, "checkpoint": "x"}, "one of checkpoint .* and config"),
+    ({"type": "transformers", "config": AST | {"encoder_layers": 3}}, "no field 'encoder_layers'"),
+    ({"type": "transformers", "config": AST | {"hiden_size": 3}, "encoder_layers": [1]}, "did you mean 'hidden_size'"),
+    ({"type": "transformers", "config": AST | {"hidden_size": "x"}}, "hidden_size"),
+    ({"type": "transformers", "config": WAVE}, "model_type None is unknown"),
+    ({"type": "transformers", "config": {"model_type": "clap"}}, "'clap' is not supported; supported are audio-spectrogram"),
+    ({"type": "transformers", "config": {"model_type": "llama"}}, "'llama' is not supported"),
+    ({"type": "whisper", "config": AST}, "cannot be made of model type 'audio-spectrogram-transformer'"),
+    (wave("wav2vec2", WAVE, add_adapter=True), "add_adapter is not supported"),
+]
+
+
+@pytest.mark.parametrize(("values", "message"), WRONG, ids=[message[:24] for _, message in WRONG])
+def test_mistakes_are_named_in_one_line(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(PalError, match=message) as caught:
+        encoders.parse(values)
+    assert "\n" not in str(caught.value)
+
+
+def test_whisper_and_its_mels_must_fit() -> None:
+    config = encoders.parse({"type": "whisper", "config": WHISPER, "preprocessor": {"feature_size": 128}})
+    with pytest.raises(PalError, match="feature_size 128 does not fit"):
+        config.front_end()
+
+
+def test_settings_without_effect_warn() -> None:
+    with pytest.warns(UserWarning, match="window_s has no effect"):
+        encoders.parse(CASES["ast"] | {"window_s": 3.0})
+    with pytest.warns(UserWarning, match="layerdrop has no effect"):
+        encoders.parse(wave("hubert", WAVE, layerdrop=0.2))

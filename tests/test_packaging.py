@@ -1,0 +1,116 @@
+"""What is shipped works where nothing of this repository is: the wheel in an empty environment, run from an empty folder."""
+
+import os
+import re
+import subprocess
+import sys
+import sysconfig
+import tomllib
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+import pal_audio
+
+ROOT = Path(__file__).parents[1]
+RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("*.yaml"))
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built wheel."""
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bin folder of a new environment that has the wheel.
+
+    The dependencies are lent by the present environment through a .pth file, which spares gigabytes. A path named in
+    a .pth file has its own .pth files ignored, so this repository's editable install is not lent with them.
+    """
+    folder = tmp_path_factory.mktemp("environment")
+    venv.create(folder, with_pip=False, symlinks=True)
+    python = folder / "bin" / "python"
+    subprocess.run(
+        [sys.executable, "-m", "pip", "--python", str(python), "install", "-q", "--no-deps", "--no-index", str(wheel)],
+        check=True,
+        capture_output=True,
+    )
+    site = folder / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "site-packages"
+    (site / "lent.pth").write_text("\n".join({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}) + "\n")
+    return folder / "bin"
+
+
+def run(command: list[str | Path], folder: Path) -> subprocess.CompletedProcess[str]:
+    """Runs a command with nothing of this repository on Python's path."""
+    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_every_requirement_has_a_pin_within_its_range() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    wanted = [Requirement(text) for text in [*project["dependencies"], *extras["eval"], *extras["plot"], *extras["dev"]]]
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = {canonicalize_name(name): pin for name, _, pin in (line.partition("==") for line in lines if not line.startswith("#"))}
+    for requirement in wanted:
+        pin = pins.get(canonicalize_name(requirement.name))
+        assert pin is not None, f"{requirement.name} has no pin in constraints.txt"
+        assert requirement.specifier.contains(pin), f"{requirement.name}=={pin} is outside {requirement.specifier}"
+    assert not {"torchaudio", "torchvision"} & set(pins)
+
+
+def test_ci_runs_the_test_command_of_the_readme() -> None:
+    commands = {line.partition("#")[0].strip() for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines()}
+    assert "make test" in commands
+    assert "make test" in (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
+
+
+def test_the_wheel_holds_what_it_must(wheel: Path) -> None:
+    names = set(zipfile.ZipFile(wheel).namelist())
+    assert {"pal_audio/py.typed", "pal_audio/cli.py"} <= names
+    assert {f"pal_audio/recipes/{name}.yaml" for name in RECIPES} <= names
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+    tops = {name.split("/")[0] for name in names}
+    assert tops == {"pal_audio", f"pal_audio-{pal_audio.__version__}.dist-info"}
+
+
+def test_the_installed_package_is_the_one_that_runs(installed: Path, tmp_path: Path) -> None:
+    done = run([installed / "python", "-c", "import pal_audio; print(pal_audio.__file__)"], tmp_path)
+    assert Path(done.stdout.strip()).is_relative_to(installed.parent), done.stderr
+
+
+def test_pal_starts(installed: Path, tmp_path: Path) -> None:
+    done = run([installed / "pal", "--help"], tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert run([installed / "pal", "--version"], tmp_path).stdout == f"pal {pal_audio.__version__}\n"
+
+
+def test_the_recipes_are_there(installed: Path, tmp_path: Path) -> None:
+    done = run([installed / "pal", "recipes", "list"], tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert [line.split()[0] for line in done.stdout.splitlines()] == RECIPES
+    assert "quickstart" in RECIPES
+
+
+# To come here, with a tiny trained model: `pal ask tone.wav "What do you hear?"` from the empty folder, status 0 and an
+# answer; then the same on an empty, a truncated, a misnamed and a text file: status 2, one line naming file and defect.
+
+
+def test_the_example_of_the_readme_runs(installed: Path, tmp_path: Path) -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"<!-- example:[^>]*-->\n```python\n(.*?)```", readme, flags=re.DOTALL)
+    assert len(example.splitlines()) <= 15
+    done = run([installed / "python", "-W", "ignore", "-c", example], tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert list(tmp_path.iterdir()) == []
