@@ -38,15 +38,14 @@ class PoolConnectorConfig(ConnectorConfig):
         assert self.tokens_per_s is not None
         return max(frame_rate_hz / self.tokens_per_s, 1.0)
 
-    def segments(self, num_frames: int, frame_rate_hz: float) -> list[int]:
-        """The token that each frame belongs to: from 0 in steps of 0 or 1."""
+    def segment(self, frame: int, num_frames: int, frame_rate_hz: float) -> int:
+        """The token that a frame belongs to: over the frames it grows from 0 in steps of 0 or 1."""
         if self.num_tokens is not None:
-            num_tokens = min(self.num_tokens, num_frames)
-            return [frame * num_tokens // num_frames for frame in range(num_frames)]
-        return [int(frame / self.frames_per_token(num_frames, frame_rate_hz)) for frame in range(num_frames)]
+            return frame * min(self.num_tokens, num_frames) // num_frames
+        return int(frame / self.frames_per_token(num_frames, frame_rate_hz))
 
     def output_lengths(self, num_frames: int, frame_rate_hz: float) -> int:
-        return self.segments(num_frames, frame_rate_hz)[-1] + 1
+        return self.segment(num_frames - 1, num_frames, frame_rate_hz) + 1
 
     def build(self, frame_size: int, token_size: int, frame_rate_hz: float, init_rms: float) -> "PoolConnector":
         return PoolConnector(self, frame_size, token_size, frame_rate_hz, init_rms)
@@ -78,7 +77,8 @@ class PoolConnector(Connector):
         num_tokens = int(token_lengths_C.max())
         segments_CT = torch.zeros(mask_CT.shape, dtype=torch.int64)
         for clip, num_frames in enumerate(lengths):
-            segments_CT[clip, :num_frames] = torch.tensor(self.config.segments(num_frames, self.frame_rate_hz))
+            segments = [self.config.segment(frame, num_frames, self.frame_rate_hz) for frame in range(num_frames)]
+            segments_CT[clip, :num_frames] = torch.tensor(segments)
         segments_CT = segments_CT.to(device)
 
         weights_CT = self._weights(frames_CTD, mask_CT, segments_CT, num_tokens)

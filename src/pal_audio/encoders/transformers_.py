@@ -41,6 +41,7 @@ AST_FBANK_SAMPLES, AST_HOP_SAMPLES = 400, 160
 AST_SPECIAL_TOKENS = 2
 DEFAULT_WINDOW_S = 30.0
 SWITCHED_OFF = ("layerdrop", "encoder_layerdrop", "apply_spec_augment")
+NOT_ARCHITECTURE = {"_name_or_path", "architectures", "dtype", "transformers_version", "id2label", "label2id"}
 
 
 class HubConfig(EncoderConfig):
@@ -89,8 +90,8 @@ class HubConfig(EncoderConfig):
         return {} if self.checkpoint is None else read_preprocessor(self.checkpoint)
 
     def resolved(self) -> Self:
-        known = type(self.architecture)().to_dict().keys() - {"_name_or_path", "architectures", "dtype", "transformers_version"}
-        fields = {name: value for name, value in self.architecture.to_diff_dict().items() if name in known - set(SWITCHED_OFF)}
+        kept = type(self.architecture)().to_dict().keys() - set(SWITCHED_OFF) - NOT_ARCHITECTURE
+        fields = {name: value for name, value in self.architecture.to_diff_dict().items() if name in kept}
         return self.model_validate(
             self.model_dump(exclude_unset=True) | {"checkpoint": None, "config": fields, "preprocessor": self.extractor_fields}
         )
@@ -348,7 +349,7 @@ def load_model(
     from transformers import AutoModel
 
     architecture = copy.deepcopy(config.architecture)
-    architecture.update({"layerdrop": 0.0, "encoder_layerdrop": 0.0, "apply_spec_augment": False})
+    architecture.update(dict.fromkeys(SWITCHED_OFF, 0.0) | {"apply_spec_augment": False})
     if config.checkpoint is None:
         return model_class(architecture) if model_class else AutoModel.from_config(architecture)
     loader: Any = model_class or AutoModel
