@@ -504,6 +504,12 @@ def test_of_a_truncated_file_what_decodes_is_used(tmp_path, name):
     assert len(load_audio(path, start_s=0.2, end_s=0.7)) == 8_000  # the damage lies beyond
 
 
+def test_no_exception_is_lost_in_a_callback(capfd):
+    """libsndfile seeks before the beginning of an AIFF that ends within its header."""
+    refused(encode(tone(0.1), "a.aiff")[:30], "nothing in it decodes")
+    assert "Traceback" not in capfd.readouterr().err
+
+
 @pytest.mark.parametrize("name", ["a.m4a", "a.webm"])
 def test_of_a_truncated_container_what_decodes_is_used(name):
     options = {"movflags": "frag_keyframe+empty_moov"} if name == "a.m4a" else {}  # else its index comes last

@@ -468,6 +468,22 @@ def _is_public(address: str) -> bool:
 # ---- decoders
 
 
+class _LenientFile:
+    """A file for libsndfile, which seeks before the beginning of some damaged ones: an exception there would only be printed."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        try:
+            return self._file.seek(offset, whence)
+        except (OSError, ValueError):
+            return self._file.tell()
+
+
 class _Sound(sf.SoundFile):
     """A file that is read straight on. soundfile seeks after every read where it can, which ruins MP3: frames there borrow bits
     from frames before them, and libsndfile forgets these when it seeks; whole blocks come out as zeros, without an error."""
@@ -480,7 +496,7 @@ def _decode_soundfile(file: BinaryIO, request: _Request) -> _Decoded:
     """By libsndfile: WAV, FLAC, Ogg Vorbis and Opus, MP3, AIFF, AU, CAF and more."""
     file.seek(0)
     try:
-        with _Sound(file) as sound:
+        with _Sound(_LenientFile(file)) as sound:
             if sound.format == "MP3" and not _states_mp3_length(file):
                 raise _UndecodableError("libsndfile guesses the length and drops what follows")
             rate_hz = request.check_format(sound.samplerate, sound.channels)
