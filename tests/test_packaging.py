@@ -1,5 +1,6 @@
 """What is shipped works where nothing of this repository is: the wheel in an empty environment, run from an empty folder."""
 
+import json
 import os
 import re
 import subprocess
@@ -10,11 +11,14 @@ import venv
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import pal_audio
+from tests.tiny import noise, tiny_model
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("*.yaml"))
@@ -103,8 +107,57 @@ def test_the_recipes_are_there(installed: Path, tmp_path: Path) -> None:
     assert "quickstart" in RECIPES
 
 
-# To come here, with a tiny trained model: `pal ask tone.wav "What do you hear?"` from the empty folder, status 0 and an
-# answer; then the same on an empty, a truncated, a misnamed and a text file: status 2, one line naming file and defect.
+@pytest.fixture(scope="module")
+def sounds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny model, a good sound, and one of each defect."""
+    folder = tmp_path_factory.mktemp("sounds")
+    model, processor = tiny_model("llama", "pal")
+    model.save_pretrained(folder / "model")
+    processor.save_pretrained(folder / "model")
+    soundfile.write(folder / "good.wav", noise(1.0), 16_000)
+    soundfile.write(folder / "misnamed.mp3", noise(0.5), 16_000, format="WAV")
+    good = (folder / "good.wav").read_bytes()
+    (folder / "truncated.wav").write_bytes(good[: len(good) // 2])
+    soundfile.write(folder / "silent.wav", np.zeros(8000), 16_000)
+    (folder / "empty.wav").write_bytes(b"")
+    (folder / "headeronly.wav").write_bytes(good[:44])
+    (folder / "text.wav").write_text("this is no sound\n" * 50)
+    (folder / "random.flac").write_bytes(np.random.default_rng(0).bytes(5000))
+    soundfile.write(folder / "nan.wav", np.full(800, np.nan, dtype=np.float32), 16_000, subtype="FLOAT")
+    (folder / "folder.wav").mkdir()
+    return folder
+
+
+GOOD = {"good.wav": None, "misnamed.mp3": None, "truncated.wav": "got 0.499 s of 1.000 s", "silent.wav": "silent"}
+BAD = {
+    "empty.wav": "empty",
+    "headeronly.wav": "no",
+    "text.wav": "no audio",
+    "random.flac": "no audio",
+    "nan.wav": "NaN",
+    "folder.wav": "folder|directory",
+    "missing.wav": "no such file",
+}
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_pal_ask_answers_offline_from_an_empty_folder(installed: Path, sounds: Path, tmp_path: Path, name: str) -> None:
+    command = [installed / "pal", "ask", sounds / name, "What do you hear?", "--model", sounds / "model", "--max-new-tokens", "4"]
+    done = run([*command, "--json"], tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout).keys() == {"answer", "model", "audio", "question", "seconds"}
+    warned = GOOD[name]
+    assert warned is None or warned in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_pal_ask_refuses_a_bad_file_in_one_line(installed: Path, sounds: Path, tmp_path: Path, name: str) -> None:
+    done = run([installed / "pal", "ask", sounds / name, "What do you hear?", "--model", sounds / "model"], tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert name in line
+    assert re.search(BAD[name], line), line
 
 
 def test_the_example_of_the_readme_runs(installed: Path, tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ from pal_audio.model.tokenizer import train_tokenizer
 
 RATE_HZ = 16_000
 TINY_ENCODER = {
-    "type": "conv", "num_mels": 16, "channels": [4, 8], "time_strides": [2, 2], "hidden_size": 12, "num_layers": 1, "num_heads": 2,
-    "window_s": 1.0, "dropout": 0.0, "spec_augment": False,
+    "type": "conv", "num_mels": 16, "channels": [4, 8], "time_strides": [2, 2], "hidden_size": 12, "num_layers": 1,
+    "num_heads": 2, "window_s": 1.0, "dropout": 0.0, "spec_augment": False,
 }  # fmt: skip
 _COMMON = {
     "hidden_size": 32,
@@ -38,7 +38,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "mistral": {"sliding_window": 6, "head_dim": 8},
     "smollm3": {"no_rope_layers": [1, 0, 1, 0]},
     "granite": {"attention_multiplier": 0.2, "embedding_multiplier": 3.0, "residual_multiplier": 0.7},
-    "phi3": {"sliding_window": 6, "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}},
+    "phi3": {"sliding_window": 6,
+             "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}},
 }  # fmt: skip
 REQUIRED = ("llama", "qwen2", "qwen3", "gemma3_text", "olmo2")
 
@@ -54,8 +55,8 @@ def tokenizer_texts() -> tuple[str, ...]:
     )
 
 
-def llm_config(family: str, vocab_size: int, **changes: Any) -> Any:
-    ids = {"vocab_size": vocab_size, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": None}
+def llm_config(family: str, num_tokens: int, **changes: Any) -> Any:
+    ids = {"vocab_size": num_tokens, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": None}
     return CONFIG_MAPPING[family](**{**_COMMON, **ids, **FAMILIES[family], **changes})
 
 

@@ -46,7 +46,7 @@ def test_markers_and_clips_must_match(arm: str) -> None:
             model(inputs["input_ids"], audio_memory=memory)
         with pytest.raises(PalError, match="2 audio markers but no audio"):
             model(inputs["input_ids"])
-    with pytest.raises(PalError, match="1 <|audio|> markers but 2 clips"):
+    with pytest.raises(PalError, match=r"1 <\|audio\|> markers but 2 clips"):
         processor("<|audio|> what?", [CLIP, CLIP], sampling_rate=RATE_HZ)
     with pytest.raises(PalError, match="markers but no audio"):
         model.generate(inputs["input_ids"], max_new_tokens=1)
@@ -60,7 +60,9 @@ def test_slots_and_tokens_must_match(arm: str) -> None:
     ids = inputs["input_ids"].clone()
     slots = (ids[1] == model.config.audio_slot_token_id).nonzero()[:, 0]
     ids[1, slots[-1]] = 9
-    with pytest.raises(PalError, match=rf"clip 1 \(row 1\): the text holds {len(slots) - 1} audio slots but the connector gave {len(slots)}"):
+    with pytest.raises(
+        PalError, match=rf"clip 1 \(row 1\): the text holds {len(slots) - 1} audio slots but the connector gave {len(slots)}"
+    ):
         model(ids, audio_memory=memory)
     ids[1, slots[-1]] = model.config.audio_slot_token_id
     ids[1, -1] = model.config.audio_slot_token_id
@@ -137,7 +139,13 @@ def test_families_outside_the_rule_are_refused_when_the_model_is_built(family: s
     """Measured as silently wrong by the rule: NoPE on full layers, another name for the norm."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2}
+    sizes = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    }
     windows = {"sliding_window": 6, "sliding_window_pattern": 2} if family == "exaone4" else {}
     text = CONFIG_MAPPING[family](vocab_size=64, pad_token_id=0, bos_token_id=None, eos_token_id=1, **sizes, **windows)
     encoder = {"type": "conv", "num_mels": 16, "channels": [4], "time_strides": [2], "hidden_size": 8, "num_heads": 2}
@@ -186,7 +194,7 @@ def test_audio_ids_are_never_generated_and_do_not_disturb_penalties() -> None:
 def test_a_typo_in_generate_is_caught() -> None:
     model, processor = tiny_model("llama", "lal")
     with pytest.raises(ValueError, match="audio_memroy"):
-        model.generate(**batch(processor, [message(CLIP)]), audio_memroy=None)
+        model.generate(**batch(processor, [message(CLIP)]), audio_memroy=1)
 
 
 @pytest.mark.parametrize(
@@ -196,7 +204,10 @@ def test_a_typo_in_generate_is_caught() -> None:
         ({"positions": "sapn"}, "positions"),
         ({"position": "span"}, "position"),
         ({"streams": [{"encoder": "ear", "connector": {"type": "mlp"}, "integration": {"type": "lal"}}]}, "'ear'"),
-        ({"streams": [{"encoder": "audio", "connector": {"type": "mlp"}, "integration": {"type": "lal", "layers": "form:2"}}]}, "form:2"),
+        (
+            {"streams": [{"encoder": "audio", "connector": {"type": "mlp"}, "integration": {"type": "lal", "layers": "form:2"}}]},
+            "form:2",
+        ),
         ({"streams": [{"encoder": "audio", "connector": {"type": "mpl"}, "integration": {"type": "lal"}}]}, "mpl"),
     ],
 )

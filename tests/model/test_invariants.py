@@ -47,11 +47,21 @@ def test_equals_reference_in_a_batch_with_either_padding(family: str, arm: str, 
             rows = valid_logits(model(**inputs), inputs)
         for row, (conversation, clips) in zip(rows, CONVERSATIONS, strict=True):
             ids = batch(processor, [conversation])["input_ids"][0].tolist()
-            expected = reference_logits(model, ids, clip_tokens(model, processor, clips) if clips else [[] for _ in model.streams])
+            expected = reference_logits(
+                model, ids, clip_tokens(model, processor, clips) if clips else [[] for _ in model.streams]
+            )
             torch.testing.assert_close(row, expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("options", [{"layers": [0, 3]}, {"layers": "from:2"}, {"layers": "every:2", "projector": "shared"}, {"projector": "low_rank", "rank": 2}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"layers": [0, 3]},
+        {"layers": "from:2"},
+        {"layers": "every:2", "projector": "shared"},
+        {"projector": "low_rank", "rank": 2},
+    ],
+)
 @pytest.mark.parametrize("family", ["llama", "gemma3_text", "olmo2"])
 def test_lal_options_equal_reference(family: str, options: dict[str, Any]) -> None:
     model, processor = tiny_model(family, "pal", lal=options, summary_sees_audio=False)
@@ -73,7 +83,9 @@ def test_gradients_of_the_live_path_equal_autograd_of_the_same_function(family: 
         remembered = model(**inputs)
     torch.testing.assert_close(live.logits, remembered.logits, rtol=1e-5, atol=1e-5)
     live.logits.float().pow(2).mean().backward()
-    silent = [name for name, p in model.named_parameters() if name.startswith(("streams", "marker", "encoders")) and p.grad is None]
+    silent = [
+        name for name, p in model.named_parameters() if name.startswith(("streams", "marker", "encoders")) and p.grad is None
+    ]
     assert not silent
 
 
@@ -91,7 +103,7 @@ def test_no_audio_is_the_bare_llm_exactly(family: str) -> None:
 
 def test_pal_without_slots_is_lal() -> None:
     """Invariant 4, first half: same weights, k = 0."""
-    pal, processor = tiny_model("llama", "pal")
+    pal, _ = tiny_model("llama", "pal")
     lal, lal_processor = tiny_model("llama", "lal")
     lal.load_state_dict({name: tensor for name, tensor in pal.state_dict().items() if not name.startswith("streams.1.")})
     inputs = batch(lal_processor, [CONVERSATIONS[1][0]])
@@ -106,7 +118,9 @@ def test_pal_without_layers_is_plits_of_the_summary() -> None:
     """Invariant 4, second half. The LAL stream still stretches the span, so positions are compared under `zero`."""
     pal, processor = tiny_model("llama", "pal", lal={"layers": []}, positions="zero")
     plits, _ = tiny_model("llama", "plits", connector={"type": "pool", "num_tokens": 3}, positions="zero")
-    state = {name.replace("streams.1.", "streams.0."): t for name, t in pal.state_dict().items() if not name.startswith("streams.0.")}
+    state = {
+        name.replace("streams.1.", "streams.0."): t for name, t in pal.state_dict().items() if not name.startswith("streams.0.")
+    }
     plits.load_state_dict(state)
     inputs = batch(processor, [CONVERSATIONS[1][0]])
     with torch.no_grad():
@@ -136,7 +150,13 @@ def test_generation_cached_equals_recomputed(family: str, arm: str) -> None:
 def test_cached_logits_equal_recomputed_logits(arm: str) -> None:
     model, processor = tiny_model("gemma3_text", arm)
     inputs = batch(processor, [CONVERSATIONS[0][0], CONVERSATIONS[1][0]])
-    options = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
+    options = {
+        "max_new_tokens": 6,
+        "min_new_tokens": 6,
+        "do_sample": False,
+        "output_logits": True,
+        "return_dict_in_generate": True,
+    }
     cached = model.generate(**inputs, **options)
     recomputed = model.generate(**inputs, **options, use_cache=False)
     for one, other in zip(cached.logits, recomputed.logits, strict=True):
@@ -170,7 +190,9 @@ def test_positions_zero_does_not_know_order_but_the_time_code_does() -> None:
     inputs = batch(processor, [message(clip)])
     with torch.no_grad():
         live = model.encode(inputs["input_features"], inputs["audio_num_samples"])
-        plain = model(inputs["input_ids"], audio_memory=model.encode_audio(inputs["input_features"], inputs["audio_num_samples"])).logits
+        plain = model(
+            inputs["input_ids"], audio_memory=model.encode_audio(inputs["input_features"], inputs["audio_num_samples"])
+        ).logits
         order = torch.randperm(live.widths[0], generator=torch.Generator().manual_seed(0))
         original = live.inputs[0]
         live.inputs[0] = lambda layer: original(layer)[:, order]

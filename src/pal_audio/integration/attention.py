@@ -27,8 +27,12 @@ INNER_KERNELS = {"sdpa": "pal", "eager": "pal_eager"}
 class AudioContext(Protocol):
     """What brings audio to the layers of one forward."""
 
-    expected: frozenset[int]
     consumed: set[int]
+
+    @property
+    def expected(self) -> frozenset[int]:
+        """The LAL layers."""
+        ...
 
     def keys_values(self, layer: int) -> tuple[Tensor, Tensor]:
         """Rotated keys and values (B, K, A, d) of one LAL layer."""

@@ -10,6 +10,7 @@ Shapes: B rows, A audio tokens, D the LLM's width, K key/value heads, d head wid
 
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -80,9 +81,10 @@ class LayerKeyValues:
 
     def project(self, inputs_BAD: Tensor) -> tuple[Tensor, Tensor]:
         """Inputs of the layer -> its un-rotated keys and its values, each (B, K, A, d)."""
-        hidden = self.layer.input_layernorm(inputs_BAD) if has_input_norm(self.layer) else inputs_BAD
+        norm = getattr(self.layer, "input_layernorm", None)
+        hidden = inputs_BAD if norm is None else norm(inputs_BAD)
         keys, values = self._key_value_projection(hidden)
-        key_norm = getattr(self.attention, "k_norm", None)
+        key_norm: Any = getattr(self.attention, "k_norm", None)
         heads = keys.shape[-1] // self.head_dim
         # OLMo2 norms all heads together, Qwen3 and Gemma 3 each head on its own.
         norm_is_flat = key_norm is not None and key_norm.weight.ndim == 1 and key_norm.weight.numel() == keys.shape[-1]
@@ -114,7 +116,7 @@ class LayerKeyValues:
         """Rotate keys with the family's own function (half, interleaved or partial; never ours)."""
         if tables is None:
             return keys_BKAd
-        apply = sys.modules[type(self.attention).__module__].apply_rotary_pos_emb
+        apply: Any = sys.modules[type(self.attention).__module__].apply_rotary_pos_emb
         return apply(keys_BKAd, keys_BKAd, *tables)[1]
 
 

@@ -117,13 +117,16 @@ def _check_counts(is_marker: Tensor, is_slot: Tensor, slots_C: Tensor) -> None:
     found = torch.bincount(clip_of_token[(is_slot & ~before_marker).flatten()], minlength=num_clips)
     if bool(loose.any()):
         row = int(loose.any(1).nonzero()[0])
-        raise PalError(f"row {row} of {rows}: an audio slot does not follow its marker; let the processor write markers and slots")
+        raise PalError(
+            f"row {row} of {rows}: an audio slot does not follow its marker; let the processor write markers and slots"
+        )
     wrong = (found != slots_C).nonzero()
     if wrong.numel():
         clip = int(wrong[0])
         row = int(is_marker.sum(1).cumsum(0).gt(clip).nonzero()[0])
         raise PalError(
-            f"clip {clip} (row {row}): the text holds {int(found[clip])} audio slots but the connector gave {int(slots_C[clip])} tokens"
+            f"clip {clip} (row {row}): the text holds {int(found[clip])} audio slots "
+            f"but the connector gave {int(slots_C[clip])} tokens"
         )
 
 
@@ -172,7 +175,15 @@ class KeyLayout:
         return (position_ids_BL[:, :, None] > self.after_BA[:, None, :])[:, None]
 
 
-def lay_out(placement: Placement, lengths_C: Tensor, slots_C: Tensor, spans_C: Tensor, num_tokens: int, mode: str, summary_sees_audio: bool) -> KeyLayout:
+def lay_out(
+    placement: Placement,
+    lengths_C: Tensor,
+    slots_C: Tensor,
+    spans_C: Tensor,
+    num_tokens: int,
+    mode: str,
+    summary_sees_audio: bool,
+) -> KeyLayout:
     """Lay one stream's keys out in rows: clips of a row one after another, padded to the longest row.
 
     Args:

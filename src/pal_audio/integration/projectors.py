@@ -34,8 +34,10 @@ class LayerProjectors(nn.Module):
     def forward(self, layer: int, tokens: Tensor) -> Tensor:
         """Audio tokens (..., token_size) -> inputs of layer `layer` (..., hidden_size)."""
         name = str(layer)
-        outputs = [part(tokens) for part in (self.shared, self.own[name] if name in self.own else None) if part is not None]
-        projected = outputs[0] if len(outputs) == 1 else outputs[0] + outputs[1]
+        if self.shared is None:
+            projected = self.own[name](tokens)
+        else:
+            projected = self.shared(tokens) + (self.own[name](tokens) if name in self.own else 0)
         return self.norms[name](projected) if name in self.norms else projected
 
 

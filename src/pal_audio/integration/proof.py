@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pal_audio.integration.key_values import LayerKeyValues, UnsupportedLlmError, audio_kv
 
 
-class _Stop(Exception):
+class _StopError(Exception):
     def __init__(self, keys: Tensor, values: Tensor) -> None:
         self.keys, self.values = keys, values
 
@@ -21,7 +21,7 @@ class _Capture:
     """Stands in for a cache; the first `update` ends the call."""
 
     def update(self, keys: Tensor, values: Tensor, *args: Any, **kwargs: Any) -> NoReturn:
-        raise _Stop(keys, values)
+        raise _StopError(keys, values)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return 0
@@ -38,7 +38,7 @@ def layer_own_kv(rule: LayerKeyValues, inputs_BAD: Tensor, positions_BA: Tensor)
     rule.layer.eval()  # a checkpointing layer in training mode would drop the cache
     try:
         rule.layer(inputs_BAD, use_cache=True, **kwargs)
-    except _Stop as stop:
+    except _StopError as stop:
         return stop.keys, stop.values
     finally:
         rule.layer.train(was_training)
@@ -70,5 +70,7 @@ def prove(rules: list[LayerKeyValues]) -> None:
 
 
 def _compute_dtype(layer: nn.Module) -> torch.dtype:
-    floats = [parameter.dtype for parameter in layer.parameters() if parameter.dtype in (torch.float32, torch.bfloat16, torch.float16)]
+    floats = [
+        parameter.dtype for parameter in layer.parameters() if parameter.dtype in (torch.float32, torch.bfloat16, torch.float16)
+    ]
     return floats[0] if floats else torch.get_default_dtype()

@@ -153,7 +153,12 @@ def describe(model: PalForConditionalGeneration) -> dict[str, Any]:
     tensors = {name: [part] if isinstance(part, torch.Tensor) else list(part.parameters()) for name, part in parts.items()}
     text = model.config.text_config
     return {
-        "llm": {"family": text.model_type, "layers": text.num_hidden_layers, "hidden_size": text.hidden_size, "vocab_size": text.vocab_size},
+        "llm": {
+            "family": text.model_type,
+            "layers": text.num_hidden_layers,
+            "hidden_size": text.hidden_size,
+            "vocab_size": text.vocab_size,
+        },
         "encoders": {name: config.model_dump(mode="json") for name, config in audio.encoders.items()},
         "streams": streams,
         "positions": audio.positions,

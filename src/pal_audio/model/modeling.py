@@ -6,8 +6,9 @@
 Shapes: B rows, L text tokens, C clips, W encoder windows, D width.
 """
 
-from typing import Any, Self
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationMixin, LogitsProcessor, LogitsProcessorList, PreTrainedModel
@@ -20,7 +21,7 @@ from pal_audio.integration.fingerprint import Fingerprint
 from pal_audio.integration.key_values import LayerKeyValues, embedding_rms, find_layers, has_input_norm, max_span
 from pal_audio.integration.memory import AttachedAudio, AudioMemory, ClipTokens, LiveAudio, attach
 from pal_audio.integration.proof import prove
-from pal_audio.model.configuration import AudioConfig, PalConfig
+from pal_audio.model.configuration import PalConfig
 from pal_audio.model.streams import Stream, join_slots
 
 MAX_WINDOWS = 16  # encoder windows in one pass without gradients: bounds memory on long clips
@@ -121,7 +122,9 @@ class PalForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """
         options = {"use_reentrant": False, **(gradient_checkpointing_kwargs or {})}
         if options["use_reentrant"]:
-            raise PalError("gradient checkpointing with use_reentrant=True loses the graph of audio tokens; use use_reentrant=False")
+            raise PalError(
+                "gradient checkpointing with use_reentrant=True loses the graph of audio tokens; use use_reentrant=False"
+            )
         self.language_model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
 
     def gradient_checkpointing_disable(self) -> None:
@@ -210,8 +213,6 @@ class PalForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """A hidden clip of one sample, so that a batch without audio still touches every trainable part."""
         features, samples = {}, {}
         for name, config in self._audio.encoders.items():
-            import numpy as np
-
             features[name] = config.front_end()(np.zeros(1, dtype=np.float32)).to(self.marker.device)
             samples[name] = torch.ones(1, dtype=torch.int64, device=self.marker.device)
         live = self.encode(features, samples)
@@ -402,11 +403,3 @@ class _VocabularyOnly(LogitsProcessorList):
         is_audio = (input_ids == self.audio_ids[0]) | (input_ids == self.audio_ids[1])
         first_text = (~is_audio).int().argmax(1, keepdim=True)
         return super().__call__(torch.where(is_audio, input_ids.gather(1, first_text), input_ids), scores, **kwargs)
-
-
-def num_parameters(module: nn.Module, trainable: bool = False) -> int:
-    """Parameters of a module, shared ones counted once."""
-    return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad or not trainable)
-
-
-__all__ = ["AudioConfig", "PalForConditionalGeneration", "Self"]

@@ -87,9 +87,11 @@ class PalProcessor(ProcessorMixin):
             return source
         if isinstance(source, Tensor):
             source = source.detach().cpu().numpy()
-        if isinstance(source, np.ndarray) and sampling_rate is None:
-            raise PalError(f"an audio array needs its rate: pass sampling_rate=, this model hears at {self.sampling_rates_hz} Hz")
-        if sampling_rate is not None:
+        if isinstance(source, np.ndarray):  # a file knows its own rate
+            if sampling_rate is None:
+                raise PalError(
+                    f"an audio array needs its rate: pass sampling_rate=, this model hears at {self.sampling_rates_hz} Hz"
+                )
             options["source_rate_hz"] = sampling_rate
         waves: dict[int, np.ndarray] = {}
         features, num_samples = {}, {}
@@ -219,13 +221,21 @@ class PalProcessor(ProcessorMixin):
             return texts[0] if single else texts
         side = padding_side or ("right" if return_labels else "left")
         return self(
-            texts, clips, None, side, add_special_tokens=False, max_length=max_length, supervised_spans=spans if return_labels else None
+            texts,
+            clips,
+            None,
+            side,
+            add_special_tokens=False,
+            max_length=max_length,
+            supervised_spans=spans if return_labels else None,
         )
 
     def _render(self, messages: Conversation, add_generation_prompt: bool, template: dict[str, Any]) -> str:
         if template.get("chat_template") is None and self.tokenizer.chat_template is None:
             raise PalError("the tokenizer has no chat template; pass chat_template=, or call the processor with plain text")
-        return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt, **template)
+        return self.tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=add_generation_prompt, **template
+        )
 
     def _assistant_spans(self, messages: Conversation, text: str, template: dict[str, Any]) -> list[tuple[int, int]]:
         """Character ranges of the assistant's turns, their end-of-turn token included.
@@ -258,7 +268,10 @@ class PalProcessor(ProcessorMixin):
         ids: list[int] = encoded["input_ids"]
         if not spans:
             return ids, [-100] * len(ids)
-        inside = [any(start <= first and last <= end and first < last for start, end in moved) for first, last in encoded["offset_mapping"]]
+        inside = [
+            any(start <= first and last <= end and first < last for start, end in moved)
+            for first, last in encoded["offset_mapping"]
+        ]
         return ids, [token if keep else -100 for token, keep in zip(ids, inside, strict=True)]
 
     @property
@@ -276,12 +289,13 @@ def escape(text: str) -> str:
 
 def _flatten(messages: Conversation) -> tuple[Conversation, list[tuple[Any, dict[str, float]]]]:
     """Messages whose content is plain text with markers, and the sources of their clips with `start_s`, `end_s`."""
-    flat, sources = [], []
+    flat: Conversation = []
+    sources: list[tuple[Any, dict[str, float]]] = []
     for number, message in enumerate(messages):
         if not isinstance(message, dict) or "role" not in message or "content" not in message:
             raise PalError(f"message {number}: needs `role` and `content`")
         content = message["content"]
-        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        parts: list[dict[str, Any]] = [{"type": "text", "text": content}] if isinstance(content, str) else content
         text = ""
         for part in parts:
             kind = part.get("type") if isinstance(part, dict) else None

@@ -34,15 +34,13 @@ class Stream(nn.Module):
         super().__init__()
         self.config = config
         encoder = audio.encoders[config.encoder]
-        by_lal = isinstance(config.integration, LalConfig)
-        self.layers: tuple[int, ...] = parse_layers(config.integration.layers, num_layers) if by_lal else ()
+        lal = config.integration if isinstance(config.integration, LalConfig) else None
+        self.layers: tuple[int, ...] = () if lal is None else parse_layers(lal.layers, num_layers)
         self.num_llm_layers = num_layers
         self.connector = connectors.build(
-            config.connector, encoder.frame_size, hidden_size, encoder.frame_rate_hz, 1.0 if by_lal else init_rms
+            config.connector, encoder.frame_size, hidden_size, encoder.frame_rate_hz, init_rms if lal is None else 1.0
         )
-        self.projectors = (
-            LayerProjectors(config.integration, self.layers, hidden_size, hidden_size, own_norm) if by_lal else None
-        )
+        self.projectors = None if lal is None else LayerProjectors(lal, self.layers, hidden_size, hidden_size, own_norm)
 
     def tokens(self, frames: Frames) -> tuple[list[Tensor], Tensor]:
         """Audio tokens: one CAD tensor, or one per encoder layer, and their lengths (C,)."""
@@ -75,8 +73,5 @@ def join_slots(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     if len(parts) == 1:
         return parts[0]
     lengths_C = torch.stack([lengths for _, lengths in parts]).sum(0)
-    rows = [
-        torch.cat([tokens[clip, : lengths[clip]] for tokens, lengths in parts])  # type: ignore[misc]
-        for clip in range(len(lengths_C))
-    ]
+    rows = [torch.cat([tokens[clip, : lengths[clip]] for tokens, lengths in parts]) for clip in range(len(lengths_C))]
     return nn.utils.rnn.pad_sequence(rows, batch_first=True), lengths_C

@@ -57,7 +57,8 @@ def newest_checkpoint(folder: Path) -> Path | None:
 def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Put a checkpoint's tensors into a model and an optimizer made the same way; gives its state."""
     missing, unexpected = model.load_state_dict(load_file(path / "model.safetensors"), strict=False)
-    assert not unexpected and set(missing) <= _shared_names(model), (missing, unexpected)
+    assert not unexpected, unexpected
+    assert set(missing) <= _shared_names(model), missing
     tensors = load_file(path / "optimizer.safetensors")
     number = 0
     for group in optimizer.param_groups:

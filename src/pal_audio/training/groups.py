@@ -1,5 +1,6 @@
 """The parts of a model that a stage can train, by name."""
 
+import warnings
 from collections.abc import Callable
 
 from torch import nn
@@ -57,6 +58,8 @@ def parameter_groups(model: PalForConditionalGeneration, train: dict[str, float]
 
     Raises:
         PalError: a part has no parameters in this model, or is an encoder whose configuration says `frozen`.
+
+    "projector" without LAL in the model is a warning.
     """
     precise_first = sorted(train, key=lambda part: part == "llm")
     taken: dict[str, list[tuple[str, nn.Parameter]]] = {part: [] for part in precise_first}
@@ -69,7 +72,9 @@ def parameter_groups(model: PalForConditionalGeneration, train: dict[str, float]
             taken[part].append((name, parameter))
     groups: list[dict[str, object]] = []
     for part, items in taken.items():
-        if not items:
+        if not items and part == "projector":  # only LAL has them; one word shall switch the preset
+            warnings.warn("train: projector: this model has no LAL stream, so it has no effect", stacklevel=2)
+        elif not items:
             mend = "its configuration says frozen: true" if part == "encoder" else "this model has none"
             raise PalError(f"train: {part!r} names no parameter ({mend}); take it out of the stage")
         for decay, chosen in ((weight_decay, [p for _, p in items if p.ndim > 1]), (0.0, [p for _, p in items if p.ndim <= 1])):

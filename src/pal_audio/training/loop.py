@@ -61,7 +61,7 @@ class StageRun:
         collator: Collator,
         examples: Sequence[Example],
         resume: bool,
-        on_step: Callable[[Record, int], None] | None = None,
+        on_step: Callable[[Record], None] | None = None,
     ) -> None:
         """Train to the stage's end; the model is changed in place.
 
@@ -70,7 +70,7 @@ class StageRun:
             collator: makes batches.
             examples: training examples.
             resume: go on from the newest whole checkpoint, if there is one.
-            on_step: called with each step's record and the number of steps.
+            on_step: called with each step's record.
         """
         stage, num_steps = self.stage, self.stage.num_steps(len(examples))
         accelerator = Accelerator(mixed_precision="bf16" if self.precision == "bfloat16" else "no")
@@ -99,7 +99,7 @@ class StageRun:
                 raise RuntimeError(f"stage {stage.name!r}: the loss is {record.loss} at step {step + 1}; lower the learning rate")
             self.records.append(record)
             if on_step is not None:
-                on_step(record, num_steps)
+                on_step(record)
             if (step + 1) % stage.save_every == 0 or step + 1 == num_steps:
                 save_checkpoint(self.folder, model, optimizer, {"step": step + 1, "identity": self.identity})
         model.eval()

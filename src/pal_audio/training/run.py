@@ -1,9 +1,9 @@
 """`pal train`: recipe -> data -> model -> stages -> a finished folder with its scores.
 
-    OUT/recipe.json     the resolved recipe, versions       OUT/log.jsonl        one line a step
-    OUT/data/           manifests and composed sound        OUT/scores.json      held-out accuracy, with sound and muted
-    OUT/checkpoints-K/  of stage K                          OUT/answers.jsonl    every held-out answer beside the truth
-    OUT/final/          model and processor                 OUT/finished.json    written last
+OUT/recipe.json     the resolved recipe, versions       OUT/log.jsonl        one line a step
+OUT/data/           manifests and composed sound        OUT/scores.json      held-out accuracy, with sound and muted
+OUT/checkpoints-K/  of stage K                          OUT/answers.jsonl    every held-out answer beside the truth
+OUT/final/          model and processor                 OUT/finished.json    written last
 """
 
 import hashlib
@@ -14,13 +14,14 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 import pal_audio
@@ -72,7 +73,7 @@ def train(
         with _bar(console) as bar:
             task = bar.add_task("compose data", total=None)
             manifests = build(recipe.data, folder / "data", lambda done, total: bar.update(task, completed=done, total=total))
-            bar.update(task, completed=1, total=1) if bar.tasks[task].total is None else None
+            bar.update(task, completed=1, total=1)
         train_set, test_set = (read_manifest(path, recipe.data.roots) for path in manifests)
         torch.manual_seed(recipe.seed)
         model, processor = build_model(recipe.model, _texts(train_set))
@@ -84,16 +85,18 @@ def train(
             with _bar(console) as bar, (folder / "log.jsonl").open("a", encoding="utf-8") as log:
                 task = bar.add_task(f"train {stage.name}", total=stage.num_steps(len(train_set)))
 
-                def on_step(record: Record, num_steps: int, stage_name: str = stage.name, index: int = index) -> None:
-                    log.write(json.dumps({"stage": index, **vars(record)}) + "\n")
-                    bar.update(task, completed=record.step, description=f"train {stage_name}, loss {record.loss:.3f}")
-
-                run.run(model, collator, train_set, resume, on_step)
+                report = partial(_report, bar, task, log, stage.name)
+                run.run(model, collator, train_set, resume, report)
         _score(console, folder, model, collator, test_set)
         _save_final(folder, model, processor)
         write_text(folder / "finished.json", json.dumps({"identity": identity}) + "\n")
     console.print(f"model: {folder / 'final'}")
     return folder
+
+
+def _report(bar: Progress, task: TaskID, log: TextIO, stage: str, record: Record) -> None:
+    log.write(json.dumps({"stage": stage, **vars(record)}) + "\n")
+    bar.update(task, completed=record.step, description=f"train {stage}, loss {record.loss:.3f}")
 
 
 def _score(
@@ -104,25 +107,36 @@ def _score(
         task = bar.add_task("held-out questions", total=2 * len(test_set))
         heard = answer_all(model, collator, test_set, progress=lambda done: bar.advance(task, done))
         muted = answer_all(model, collator, test_set, muted=True, progress=lambda done: bar.advance(task, done))
-    mix = read_mix(folder / "data")
-    scores = {"num": len(test_set), "accuracy": accuracy(heard), "muted": accuracy(muted), "chance": mix.chance, "chance_by_task": mix.chance_by_task}
-    write_text(folder / "answers.jsonl", "".join(json.dumps({**vars(a), "right": a.right, "muted_answer": m.answer}) + "\n" for a, m in zip(heard, muted, strict=True)))
+    mix, right, right_muted = read_mix(folder / "data"), accuracy(heard), accuracy(muted)
+    rows = [{**vars(a), "right": a.right, "muted_answer": m.answer} for a, m in zip(heard, muted, strict=True)]
+    write_text(folder / "answers.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    scores = {
+        "num": len(test_set),
+        "accuracy": right,
+        "muted": right_muted,
+        "chance": mix.chance,
+        "chance_by_task": mix.chance_by_task,
+    }
     write_text(folder / "scores.json", json.dumps(scores, indent=2) + "\n")
     table = Table("task", "questions", "right", "muted", "best guess", title="held-out questions")
-    for name, share in scores["accuracy"].items():
+    for name, share in right.items():
         num = sum(name in ("all", answer.task) for answer in heard)
         guess = mix.chance if name == "all" else mix.chance_by_task[name]
-        table.add_row(name, str(num), f"{share:.1%}", f"{scores['muted'][name]:.1%}", f"{guess:.1%}")
+        table.add_row(name, str(num), f"{share:.1%}", f"{right_muted[name]:.1%}", f"{guess:.1%}")
     console.print(table)
 
 
-def _print_plan(console: Console, recipe: Recipe, model: PalForConditionalGeneration, train_set: list[Example], test_set: list[Example]) -> None:
+def _print_plan(
+    console: Console, recipe: Recipe, model: PalForConditionalGeneration, train_set: list[Example], test_set: list[Example]
+) -> None:
     parts = describe(model)["parameters"]
     console.print(f"model: {', '.join(f'{name} {count:,}' for name, count in parts.items())} parameters")
     console.print(f"data: {len(train_set)} examples to train on, {len(test_set)} held out")
     for stage in recipe.stages:
         rates = ", ".join(f"{part} {rate:g}" for part, rate in stage.train.items())
-        console.print(f"stage {stage.name}: {stage.num_steps(len(train_set))} steps of {stage.batch_size}; learning rates: {rates}")
+        console.print(
+            f"stage {stage.name}: {stage.num_steps(len(train_set))} steps of {stage.batch_size}; learning rates: {rates}"
+        )
 
 
 def _warm_up(console: Console, collator: Collator, examples: list[Example]) -> None:
@@ -134,6 +148,18 @@ def _warm_up(console: Console, collator: Collator, examples: list[Example]) -> N
 
 def _texts(examples: list[Example]) -> list[str]:
     return [message.text for example in examples for message in example.messages]
+
+
+def resolved_recipe(run: Path) -> Recipe:
+    """The recipe that a run was made by, overrides included.
+
+    Raises:
+        PalError: the folder holds no run.
+    """
+    try:
+        return Recipe.model_validate(json.loads((run / "recipe.json").read_text(encoding="utf-8"))["recipe"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise PalError(f"{run}: no run here (recipe.json is missing or unreadable)") from error
 
 
 def _identity(recipe: Recipe) -> str:

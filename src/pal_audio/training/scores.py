@@ -4,6 +4,7 @@ import string
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from pal_audio.data.collation import Collator
 from pal_audio.data.manifest import Example
@@ -52,7 +53,7 @@ def answer_all(
     answers = []
     for start in range(0, len(examples), batch_size):
         chunk = examples[start : start + batch_size]
-        inputs = collator.prompt_batch(chunk, muted=muted)
+        inputs: dict[str, Any] = collator.prompt_batch(chunk, muted=muted)
         inputs = {key: value.to(model.device) for key, value in inputs.items()}
         output = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
         texts = tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
