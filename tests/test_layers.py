@@ -11,7 +11,20 @@ import pal_audio
 PACKAGE = Path(pal_audio.__file__).parent
 
 # From the bottom up, in the order of the table there.
-ROOMS = ("errors", "audio", "encoders", "connectors", "integration", "model", "data", "training", "evaluation", "bench", "cli")
+ROOMS = (
+    "errors",
+    "config",
+    "audio",
+    "encoders",
+    "connectors",
+    "integration",
+    "model",
+    "data",
+    "training",
+    "evaluation",
+    "bench",
+    "cli",
+)
 RANK = {room: rank for rank, room in enumerate(ROOMS)}
 PART_OF = {"commands": "cli", "__main__": "cli", "_pyav_decode": "audio"}  # files outside the room whose part they are
 

@@ -4,11 +4,11 @@ from typing import Annotated
 
 from pydantic import Field, TypeAdapter
 
+from pal_audio.config import parse_config
 from pal_audio.connectors.base import Connector, ConnectorConfig, TokenHead, time_code
 from pal_audio.connectors.mlp import MlpConnectorConfig
 from pal_audio.connectors.pool import PoolConnectorConfig
 from pal_audio.connectors.qformer import QformerConnectorConfig
-from pal_audio.encoders.base import parse_config
 
 ConnectorConfigUnion = Annotated[
     MlpConnectorConfig  #

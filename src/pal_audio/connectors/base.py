@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
-from pal_audio.encoders.base import StrictConfig
+from pal_audio.config import StrictConfig
 
 SHORTEST_PERIOD_S, LONGEST_PERIOD_S = 0.1, 10_000.0
 INITIAL_TIME_GAIN = 0.25

@@ -11,39 +11,21 @@ caller names.
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic import ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
+from pal_audio.config import StrictConfig, one_line
 from pal_audio.errors import PalError
-
-
-class Strict(BaseModel):
-    """A model whose unknown keys are errors that name the nearest known one."""
-
-    model_config = ConfigDict(extra="forbid", validate_default=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _name_nearest_key(cls, given: Any) -> Any:
-        if isinstance(given, dict):
-            for key in given:
-                if key not in cls.model_fields:
-                    near = difflib.get_close_matches(str(key), cls.model_fields, n=1)
-                    mend = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(cls.model_fields)}"
-                    raise ValueError(f"unknown key {key!r}; {mend}")
-        return given
-
 
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
-class AudioPart(Strict):
+class AudioPart(StrictConfig):
     """A clip, or with `start_s` and `end_s` a stretch of it."""
 
     type: Literal["audio"] = "audio"
@@ -58,14 +40,14 @@ class AudioPart(Strict):
         return self
 
 
-class TextPart(Strict):
+class TextPart(StrictConfig):
     """A stretch of text."""
 
     type: Literal["text"] = "text"
     text: str
 
 
-class Message(Strict):
+class Message(StrictConfig):
     """One turn. `content` is plain text or a list of parts in reading order."""
 
     role: Literal["system", "user", "assistant"]
@@ -92,7 +74,7 @@ class Message(Strict):
         return "".join(part.text for part in self.parts if isinstance(part, TextPart))
 
 
-class Example(Strict):
+class Example(StrictConfig):
     """One line of a manifest."""
 
     model_config = ConfigDict(extra="forbid", coerce_numbers_to_str=True)
@@ -218,11 +200,3 @@ def _resolved(name: str, folder: Path, allowed: Sequence[Path]) -> Path:
     if not any(resolved.is_relative_to(root) for root in allowed):
         raise PalError(f"audio path {name!r} leaves the manifest's folder; name its folder as an allowed root if you trust it")
     return resolved
-
-
-def one_line(error: ValidationError) -> str:
-    """Write a validation error on one line: where in the entry, and what."""
-    first, *others = error.errors(include_url=False)
-    place = ".".join(str(step) for step in first["loc"])
-    more = f" (and {len(others)} more)" if others else ""
-    return f"{place + ': ' if place else ''}{first['msg'].removeprefix('Value error, ')}{more}"

@@ -29,7 +29,8 @@ import numpy as np
 import soundfile
 from pydantic import Field, field_validator, model_validator
 
-from pal_audio.data.manifest import AudioPart, Example, Message, Strict, TextPart, write_manifest, write_text
+from pal_audio.config import StrictConfig
+from pal_audio.data.manifest import AudioPart, Example, Message, TextPart, write_manifest, write_text
 from pal_audio.data.recordings import RECORDING_TASKS, Recording
 from pal_audio.data.scenes import DEFAULT_TASKS, SCENE_TASKS, SceneSettings, check_weights, scene
 from pal_audio.data.sounds import Split
@@ -90,7 +91,7 @@ class DataConfig(SceneSettings):
         return SceneSettings(**shared | {"tasks": self.active_tasks})
 
 
-class Mix(Strict):
+class Mix(StrictConfig):
     """What `mix.json` holds: the resolved config, examples by split and task, and what guessing gets."""
 
     format: int

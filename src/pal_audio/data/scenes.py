@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field, field_validator
 
-from pal_audio.data.manifest import Strict
+from pal_audio.config import StrictConfig
 from pal_audio.data.sounds import KINDS, MIN_RATE_HZ, SoundParams, Split, coloured_noise, draw, render
 
 SceneTask = Literal["classify", "first", "last", "count", "presence"]
@@ -53,7 +53,7 @@ _SPLIT_IDS = {"train": 0, "test": 1}
 _ITEM_STREAM, _BLOCK_STREAM = 1, 2  # keep the generators of items and of blocks apart
 
 
-class SceneSettings(Strict):
+class SceneSettings(StrictConfig):
     """How scenes sound and what is asked about them."""
 
     seconds: float = Field(default=3.0, ge=2, le=30)

@@ -4,7 +4,8 @@ from typing import Annotated
 
 from pydantic import Field, TypeAdapter
 
-from pal_audio.encoders.base import AudioEncoder, EncoderConfig, Frames, FrontEnd, parse_config
+from pal_audio.config import parse_config
+from pal_audio.encoders.base import AudioEncoder, EncoderConfig, Frames, FrontEnd
 from pal_audio.encoders.conv import ConvEncoderConfig
 from pal_audio.encoders.transformers_ import TransformersEncoderConfig
 from pal_audio.encoders.whisper import WhisperEncoderConfig

@@ -7,57 +7,17 @@ joins the valid frames of a clip's windows in time order.
 Shapes: C clips, W encoder windows, S samples, T encoder frames, D width.
 """
 
-import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Literal, Self
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, model_validator
 from torch import Tensor, nn
 
+from pal_audio.config import StrictConfig
 from pal_audio.errors import PalError
-
-ConfigT = TypeVar("ConfigT")
-
-
-class StrictConfig(BaseModel):
-    """A configuration in which an unknown key is an error that names the nearest known one."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _name_the_nearest_key(cls, values: Any) -> Any:
-        for key in values if isinstance(values, dict) else ():
-            if key not in cls.model_fields:
-                near = difflib.get_close_matches(str(key), cls.model_fields, n=1, cutoff=0.5)
-                mend = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(cls.model_fields)}"
-                raise ValueError(f"unknown key {key!r}; {mend}")
-        return values
-
-
-def parse_config(adapter: TypeAdapter[ConfigT], values: object, what: str) -> ConfigT:
-    """Validate user input, and say in one line what is wrong.
-
-    Args:
-        adapter: of the type to validate to.
-        values: what the user wrote, usually a dict.
-        what: the name of the thing in the error, such as "encoder".
-
-    Raises:
-        PalError: the input is no valid configuration; every fault is named with its place and value.
-    """
-    try:
-        return adapter.validate_python(values)
-    except ValidationError as error:
-        faults = []
-        for fault in error.errors():
-            place = ".".join(str(part) for part in fault["loc"])
-            faults.append(f"{place}: {fault['msg'].removeprefix('Value error, ')}" if place else fault["msg"])
-        raise PalError(f"{what} configuration: {'; '.join(faults)}") from None
 
 
 class FrontEnd(ABC):

@@ -1,25 +1,25 @@
-"""Options of the integrations. Pydantic models: an unknown key is an error."""
+"""Options of the integrations."""
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
+from pal_audio.config import StrictConfig
 from pal_audio.errors import PalError
 
 LayerSelection = str | list[int]
 
 
-class PlitsConfig(BaseModel):
+class PlitsConfig(StrictConfig):
     """Audio tokens stand in the LLM's input sequence, right after their marker.
 
     Source: arXiv 2506.10423v3 (its name for what LLaVA-style models do).
     """
 
-    model_config = ConfigDict(extra="forbid")
     type: Literal["plits"] = "plits"
 
 
-class LalConfig(BaseModel):
+class LalConfig(StrictConfig):
     """Audio tokens are keys and values of chosen layers; they are no queries and pass no FFN.
 
     Attributes:
@@ -31,7 +31,6 @@ class LalConfig(BaseModel):
     Source: arXiv 2506.10423v3; "from:k" is the paper's v1; "every:n", "shared" and "low_rank" are our choice.
     """
 
-    model_config = ConfigDict(extra="forbid")
     type: Literal["lal"] = "lal"
     layers: LayerSelection = "all"
     projector: Literal["per_layer", "shared", "low_rank"] = "per_layer"

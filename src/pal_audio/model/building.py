@@ -8,7 +8,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from pal_audio.encoders.base import StrictConfig
+from pal_audio.config import StrictConfig
 from pal_audio.errors import PalError
 from pal_audio.model.configuration import AudioConfig, PalConfig
 from pal_audio.model.modeling import PalForConditionalGeneration

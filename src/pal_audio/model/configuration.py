@@ -2,11 +2,12 @@
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, field_validator, model_validator
+from pydantic import Field, SerializeAsAny, TypeAdapter, field_validator, model_validator
 from transformers import AutoConfig, PretrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from pal_audio import connectors, encoders
+from pal_audio.config import StrictConfig, parse_config
 from pal_audio.connectors.base import ConnectorConfig
 from pal_audio.encoders.base import EncoderConfig
 from pal_audio.errors import PalError
@@ -16,10 +17,9 @@ MARKER_TOKEN = "<|audio|>"
 SLOT_TOKEN = "<|audio_slot|>"
 
 
-class StreamConfig(BaseModel):
+class StreamConfig(StrictConfig):
     """One way of audio into the LLM: which encoder, which connector, which integration."""
 
-    model_config = ConfigDict(extra="forbid")
     encoder: str
     connector: SerializeAsAny[ConnectorConfig]
     integration: IntegrationConfig
@@ -30,7 +30,7 @@ class StreamConfig(BaseModel):
         return value if isinstance(value, ConnectorConfig) else connectors.parse(value)
 
 
-class AudioConfig(BaseModel):
+class AudioConfig(StrictConfig):
     """Encoders and streams of a model, and what all streams share.
 
     Attributes:
@@ -40,7 +40,6 @@ class AudioConfig(BaseModel):
         summary_sees_audio: PLITS slots attend to their own clip's LAL keys.
     """
 
-    model_config = ConfigDict(extra="forbid")
     encoders: dict[str, SerializeAsAny[EncoderConfig]] = Field(min_length=1)
     streams: list[StreamConfig] = Field(min_length=1)
     positions: Literal["span", "zero"] = "span"
@@ -73,11 +72,7 @@ class AudioConfig(BaseModel):
         Raises:
             PalError: one line that names each wrong key.
         """
-        try:
-            return value if isinstance(value, cls) else cls.model_validate(value)
-        except ValidationError as error:
-            lines = [f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}" for item in error.errors()]
-            raise PalError("model: " + "; ".join(lines)) from None
+        return value if isinstance(value, cls) else parse_config(TypeAdapter(cls), value, "model")
 
     def num_slots(self, encoder_samples: dict[str, int]) -> int:
         """PLITS tokens of a clip.

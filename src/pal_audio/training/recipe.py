@@ -6,8 +6,8 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, TypeAdapter, field_validator, model_validator
 
+from pal_audio.config import StrictConfig, parse_config
 from pal_audio.data.mix import DataConfig
-from pal_audio.encoders.base import StrictConfig, parse_config
 from pal_audio.errors import PalError
 from pal_audio.model.building import ModelSpec
 from pal_audio.training.groups import GROUPS

@@ -1,0 +1,53 @@
+"""What every configuration shares: unknown keys are errors that name the nearest known one, and faults are one line."""
+
+import difflib
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, model_validator
+
+from pal_audio.errors import PalError
+
+ConfigT = TypeVar("ConfigT")
+
+
+class StrictConfig(BaseModel):
+    """A configuration in which an unknown key is an error that names the nearest known one."""
+
+    model_config = ConfigDict(extra="forbid", validate_default=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_the_nearest_key(cls, values: Any) -> Any:
+        for key in values if isinstance(values, dict) else ():
+            if key not in cls.model_fields:
+                near = difflib.get_close_matches(str(key), cls.model_fields, n=1, cutoff=0.5)
+                mend = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(cls.model_fields)}"
+                raise ValueError(f"unknown key {key!r}; {mend}")
+        return values
+
+
+def one_line(error: ValidationError) -> str:
+    """Every fault of a validation with its place, on one line."""
+    faults = []
+    for fault in error.errors(include_url=False):
+        place = ".".join(str(part) for part in fault["loc"])
+        text = " ".join(fault["msg"].removeprefix("Value error, ").split())
+        faults.append(f"{place}: {text}" if place else text)
+    return "; ".join(faults)
+
+
+def parse_config(adapter: TypeAdapter[ConfigT], values: object, what: str) -> ConfigT:
+    """Validate user input, and say in one line what is wrong.
+
+    Args:
+        adapter: of the type to validate to.
+        values: what the user wrote, usually a dict.
+        what: the name of the thing in the error, such as "encoder".
+
+    Raises:
+        PalError: the input is no valid configuration; every fault is named with its place and value.
+    """
+    try:
+        return adapter.validate_python(values)
+    except ValidationError as error:
+        raise PalError(f"{what} configuration: {one_line(error)}") from None
