@@ -191,6 +191,15 @@ def test_audio_ids_are_never_generated_and_do_not_disturb_penalties() -> None:
     outside.generate(**batch(processor, [message(CLIP)]), max_new_tokens=3, repetition_penalty=1.3)
 
 
+def test_padding_is_inferred_where_no_mask_is_given() -> None:
+    model, processor = tiny_model("llama", "pal")
+    inputs = batch(processor, [message(CLIP), message(noise(0.9), CLIP, system=None, question="a")])
+    options = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
+    expected = model.generate(**inputs, **options)
+    assert not bool(inputs.pop("attention_mask").all())
+    assert torch.equal(model.generate(**inputs, **options), expected)
+
+
 def test_a_typo_in_generate_is_caught() -> None:
     model, processor = tiny_model("llama", "lal")
     with pytest.raises(ValueError, match="audio_memroy"):

@@ -360,15 +360,21 @@ class PalForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 raise PalError("generate: audio needs input_ids that hold its markers")
             return super().generate(**kwargs)
         mask = kwargs.get("attention_mask")
+        if mask is None:
+            mask = self._mask_without_padding(input_ids, kwargs.get("generation_config") or self.generation_config)
         context = self._context(input_ids, mask, input_features, audio_num_samples, audio_memory)
         if context is not None:
-            kwargs["audio_memory"] = context
-        was_training = self.training
-        self.eval()  # a dummy clip is for training steps only
-        try:
-            return super().generate(input_ids, **kwargs)
-        finally:
-            self.train(was_training)
+            kwargs |= {"audio_memory": context, "attention_mask": mask}
+        return super().generate(input_ids, **kwargs)
+
+    @staticmethod
+    def _mask_without_padding(input_ids: Tensor, options: Any) -> Tensor:
+        """The mask that transformers infers where none is given: padding is hidden unless it is also the end token."""
+        pad, end = options.pad_token_id, options.eos_token_id
+        ends = end if isinstance(end, list) else [end]
+        if pad is None or pad in ends:
+            return torch.ones_like(input_ids)
+        return input_ids.ne(pad).long()
 
     def _expand_inputs_for_generation(self, expand_size: int = 1, *args: Any, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
         audio = kwargs.pop("audio_memory", None)
