@@ -50,7 +50,7 @@ def test_equals_reference_in_a_batch_with_either_padding(family: str, arm: str, 
             expected = reference_logits(
                 model, ids, clip_tokens(model, processor, clips) if clips else [[] for _ in model.streams]
             )
-            torch.testing.assert_close(row, expected, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(row, expected)
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_lal_options_equal_reference(family: str, options: dict[str, Any]) -> No
     with torch.no_grad():
         logits = model(**inputs).logits[0]
     expected = reference_logits(model, inputs["input_ids"][0].tolist(), clip_tokens(model, processor, clips))
-    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(logits, expected)
 
 
 @pytest.mark.parametrize(("family", "arm"), MATRIX)
@@ -81,7 +81,7 @@ def test_gradients_of_the_live_path_equal_autograd_of_the_same_function(family: 
     live = model(**inputs)
     with torch.no_grad():
         remembered = model(**inputs)
-    torch.testing.assert_close(live.logits, remembered.logits, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(live.logits, remembered.logits)
     live.logits.float().pow(2).mean().backward()
     silent = [
         name for name, p in model.named_parameters() if name.startswith(("streams", "marker", "encoders")) and p.grad is None
@@ -111,7 +111,7 @@ def test_pal_without_slots_is_lal() -> None:
         memory = pal.encode_audio(inputs["input_features"], inputs["audio_num_samples"])
         memory.clips.num_slots_C = torch.zeros_like(memory.clips.num_slots_C)
         ours = pal(inputs["input_ids"], audio_memory=memory).logits
-        torch.testing.assert_close(ours, lal(**inputs).logits, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(ours, lal(**inputs).logits)
 
 
 def test_pal_without_layers_is_plits_of_the_summary() -> None:
@@ -124,7 +124,7 @@ def test_pal_without_layers_is_plits_of_the_summary() -> None:
     plits.load_state_dict(state)
     inputs = batch(processor, [CONVERSATIONS[1][0]])
     with torch.no_grad():
-        torch.testing.assert_close(pal(**inputs).logits, plits(**inputs).logits, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(pal(**inputs).logits, plits(**inputs).logits)
 
 
 @pytest.mark.parametrize("arm", ARMS)
@@ -160,7 +160,7 @@ def test_cached_logits_equal_recomputed_logits(arm: str) -> None:
     cached = model.generate(**inputs, **options)
     recomputed = model.generate(**inputs, **options, use_cache=False)
     for one, other in zip(cached.logits, recomputed.logits, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(one, other)
 
 
 @pytest.mark.parametrize("arm", ARMS)
@@ -197,7 +197,7 @@ def test_positions_zero_does_not_know_order_but_the_time_code_does() -> None:
         original = live.inputs[0]
         live.inputs[0] = lambda layer: original(layer)[:, order]
         permuted = model(inputs["input_ids"], audio_memory=model.attach(live, inputs["input_ids"])).logits
-        torch.testing.assert_close(plain, permuted, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(plain, permuted)
         swapped = batch(processor, [message(np.concatenate([clip[16_000:], clip[:16_000]]))])
         assert (plain - model(**swapped).logits).abs().max() > 1e-3
 
@@ -231,7 +231,7 @@ def test_eager_inner_kernel_equals_sdpa(family: str, arm: str) -> None:
         model.language_model.set_attn_implementation("eager")
         torch.testing.assert_close(ours, model.language_model(**text).logits, rtol=0, atol=0)
     for one, other in zip(sdpa, eager, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(one, other)
 
 
 @pytest.mark.parametrize(("family", "arm"), MATRIX)
@@ -249,7 +249,7 @@ def test_save_and_load_give_the_same_logits(family: str, arm: str, tmp_path: Any
     inputs_again = batch(processor_again, [conversation for conversation, _ in CONVERSATIONS])
     assert torch.equal(inputs["input_ids"], inputs_again["input_ids"])
     with torch.no_grad():
-        torch.testing.assert_close(model(**inputs).logits, again(**inputs_again).logits, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(model(**inputs).logits, again(**inputs_again).logits)
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, again.state_dict()[name]), name
     if family == "llama":
@@ -268,7 +268,7 @@ def test_a_training_batch_without_audio_touches_every_part_and_changes_nothing(a
     with torch.no_grad():
         bare = model.eval()(**inputs).logits
     mask = inputs["attention_mask"].bool()
-    torch.testing.assert_close(outputs.logits[mask], bare[mask], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(outputs.logits[mask], bare[mask])
     outputs.logits.sum().backward()
     trained = {name: p.grad for name, p in model.named_parameters() if p.requires_grad and not name.startswith("marker")}
     assert all(gradient is not None and not gradient.any() for gradient in trained.values())

@@ -46,7 +46,7 @@ def test_several_encoders_and_streams_equal_the_reference() -> None:
     for row, (conversation, clips) in zip(rows, conversations, strict=True):
         ids = batch(processor, [conversation])["input_ids"][0].tolist()
         expected = reference_logits(model, ids, clip_tokens(model, processor, clips) if clips else [[] for _ in model.streams])
-        torch.testing.assert_close(row, expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(row, expected)
     options = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
     assert torch.equal(model.generate(**inputs, **options), model.generate(**inputs, **options, use_cache=False))
     with pytest.raises(PalError, match="by encoder name"):
