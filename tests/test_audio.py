@@ -23,7 +23,7 @@ import soxr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pal_audio import _pyav_decode, audio
+from pal_audio import _https, _pyav_decode, audio
 from pal_audio.audio import AudioError, SilentAudioWarning, TruncatedAudioWarning, load_audio
 from pal_audio.errors import PalError
 
@@ -697,8 +697,8 @@ class PlainSocket(socket.socket):
 @pytest.fixture
 def open_door(monkeypatch, lookups):
     """127.0.0.1 counts as public and is spoken to without TLS; every other rule stands."""
-    is_public = audio._is_public
-    monkeypatch.setattr(audio, "_is_public", lambda address: address == "127.0.0.1" or is_public(address))
+    is_public = _https._is_public
+    monkeypatch.setattr(_https, "_is_public", lambda address: address == "127.0.0.1" or is_public(address))
 
     class Context:
         def wrap_socket(self, plain, server_hostname, do_handshake_on_connect):
@@ -707,7 +707,7 @@ def open_door(monkeypatch, lookups):
             wrapped.settimeout(timeout)
             return wrapped
 
-    monkeypatch.setattr(audio.ssl, "create_default_context", Context)
+    monkeypatch.setattr(_https.ssl, "create_default_context", Context)
     return lookups
 
 
@@ -735,7 +735,7 @@ def test_no_private_address_is_connected_to(host, port, lookups, monkeypatch):
 
 def test_public_addresses():
     for address in ("8.8.8.8", "2606:4700:4700::1111"):
-        assert audio._is_public(address)
+        assert _https._is_public(address)
 
 
 def test_an_allowed_url_is_fetched(port, open_door):
@@ -777,14 +777,14 @@ def test_what_a_server_may_not_do(port, open_door, monkeypatch):
     refused("https://nowhere.example/a.wav", "not known", allow_url=True)
     refused("https://clips.example:99999/a.wav", "cannot be fetched", allow_url=True)
     refused(f"https://{'a' * 70}.example/a.wav", "cannot be fetched", allow_url=True)
-    monkeypatch.setattr(audio, "URL_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(_https, "URL_TIMEOUT_S", 0.3)
     start_s = time.monotonic()
     refused(f"{base}/drip", "cannot be fetched", allow_url=True)
     assert time.monotonic() - start_s < 2
 
 
 def test_a_server_must_speak_tls(port, lookups, monkeypatch):
-    monkeypatch.setattr(audio, "_is_public", lambda address: True)
+    monkeypatch.setattr(_https, "_is_public", lambda address: True)
     refused(f"https://clips.example:{port}/clip.wav", "cannot be fetched", "SSL", allow_url=True)
 
 

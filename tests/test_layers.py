@@ -26,7 +26,12 @@ ROOMS = (
     "cli",
 )
 RANK = {room: rank for rank, room in enumerate(ROOMS)}
-PART_OF = {"commands": "cli", "__main__": "cli", "_pyav_decode": "audio"}  # files outside the room whose part they are
+PART_OF = {
+    "commands": "cli",
+    "__main__": "cli",
+    "_pyav_decode": "audio",
+    "_https": "audio",
+}  # files outside the room whose part they are
 
 COMMANDS = {"typer", "click", "rich", "argparse", "http.server", "fastapi", "uvicorn"}
 NETWORK = {"http", "urllib.request", "urllib3", "requests", "httpx", "aiohttp", "socket"}

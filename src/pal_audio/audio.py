@@ -8,41 +8,33 @@ S samples of a mono waveform, C channels.
 """
 
 import contextlib
-import http.client
 import io
-import ipaddress
 import json
 import math
 import numbers
 import os
 import re
-import socket
-import ssl
 import stat
 import subprocess
 import sys
 import tempfile
-import threading
-import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, NoReturn
-from urllib.parse import quote, urljoin, urlsplit
 
 import numpy as np
 import soundfile as sf
 import soxr
 
+from pal_audio import _https
 from pal_audio.errors import PalError
 
 MAX_SECONDS = 3600.0
 MAX_BYTES = 2**30  # an hour of 48 kHz stereo at 24 bits fits
 MAX_CHANNELS = 64  # seventh-order ambisonics
 MIN_RATE_HZ, MAX_RATE_HZ = 1_000, 384_000
-URL_TIMEOUT_S = 30.0  # of one fetch, over all its redirects
-MAX_REDIRECTS = 5
 PYAV_TIMEOUT_S = 120.0
 
 _BLOCK_FRAMES = 2**14
@@ -337,7 +329,10 @@ def _open(source: Any, request: _Request, allow_url: bool) -> Iterator[BinaryIO]
     elif _is_url(source):
         if not allow_url:
             request.fail("a URL is not fetched unless it is allowed", "give allow_url=True, or download it and give the path")
-        file = io.BytesIO(_fetch(source, request))
+        try:
+            file = io.BytesIO(_https.fetch(source, request.max_bytes))
+        except _https.FetchError as error:
+            request.fail(f"cannot be fetched ({error})", "check the URL, or download it and give the path")
     elif isinstance(source, str) and source == "-":
         stdin = getattr(sys.stdin, "buffer", None)
         if stdin is None or sys.stdin.isatty():
@@ -382,87 +377,6 @@ def _read_stream(stream: Any, request: _Request) -> BinaryIO:
     except (OSError, ValueError, TypeError) as error:  # ValueError: a closed file; TypeError: text
         request.fail(f"cannot be read ({error})", "give an open file in binary mode ('rb')")
     return content
-
-
-def _fetch(url: str, request: _Request) -> bytes:
-    deadline_s = time.monotonic() + URL_TIMEOUT_S
-    try:
-        for _ in range(MAX_REDIRECTS + 1):
-            answer = _get(url, deadline_s, request.max_bytes)
-            if isinstance(answer, bytes):
-                return answer
-            url = urljoin(url, answer)
-        raise OSError(f"more than {MAX_REDIRECTS} redirects")
-    except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: not a URL, or no such host name
-        request.fail(f"cannot be fetched ({error})", "check the URL, or download it and give the path")
-
-
-def _get(url: str, deadline_s: float, max_bytes: int) -> bytes | str:
-    """The body behind an https URL, or the address to which it is redirected."""
-    parts = urlsplit(url)
-    if parts.scheme.lower() != "https" or not parts.hostname:
-        raise OSError("only https is fetched, also after a redirect")
-    target = quote(f"{parts.path or '/'}?{parts.query}".rstrip("?"), safe="/?%:@!$&'()*+,;=~")
-    connection = _PublicConnection(
-        parts.hostname, parts.port or http.client.HTTPS_PORT, timeout=max(0.1, deadline_s - time.monotonic())
-    )
-    with contextlib.closing(connection):
-        connection.connect()
-        watchdog = threading.Timer(deadline_s - time.monotonic(), _shut, [connection.sock])  # of a server that drips
-        watchdog.start()
-        try:
-            connection.sock.do_handshake()
-            connection.request("GET", target, headers={"User-Agent": "pal-audio", "Accept-Encoding": "identity"})
-            with connection.getresponse() as response:
-                if response.status in (301, 302, 303, 307, 308):
-                    return response.headers.get("Location", "")
-                if response.status != 200:
-                    raise OSError(f"the server answers {response.status} {response.reason}")
-                promised, body = response.length or 0, bytearray()
-                while max(promised, len(body)) <= max_bytes and (chunk := response.read1(2**16)):
-                    body += chunk
-        finally:
-            watchdog.cancel()
-    if max(promised, len(body)) > max_bytes:
-        raise OSError(f"more bytes than max_bytes={max_bytes}")
-    if time.monotonic() > deadline_s:
-        raise OSError(f"not complete after {URL_TIMEOUT_S:g} s")
-    if len(body) < promised:
-        raise OSError(f"the connection ended after {len(body)} of {promised} bytes")
-    return bytes(body)
-
-
-def _shut(sock: socket.socket) -> None:
-    with contextlib.suppress(OSError, ValueError):  # closed already
-        sock.shutdown(socket.SHUT_RDWR)
-
-
-class _PublicConnection(http.client.HTTPConnection):
-    """HTTPS to a public address only: what was checked is what is connected to, a name is not resolved twice."""
-
-    sock: ssl.SSLSocket
-    default_port = http.client.HTTPS_PORT
-
-    def connect(self) -> None:
-        addresses = [str(info[4][0]) for info in socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)]
-        for address in addresses:
-            if not _is_public(address):
-                raise OSError(f"{self.host} is at {address}, which is not a public address")
-        for address in addresses:
-            with contextlib.suppress(OSError):
-                plain = socket.create_connection((address, self.port), self.timeout)
-                break
-        else:
-            raise OSError(f"{self.host} does not answer")
-        context = ssl.create_default_context()
-        self.sock = context.wrap_socket(plain, server_hostname=self.host, do_handshake_on_connect=False)
-
-
-def _is_public(address: str) -> bool:
-    ip = ipaddress.ip_address(address.split("%")[0])
-    if isinstance(ip, ipaddress.IPv6Address) and (ip not in ipaddress.ip_network("2000::/3") or ip.sixtofour or ip.teredo):
-        return False  # outside of global unicast, or an IPv4 address in disguise
-    return ip.is_global and not ip.is_multicast
 
 
 # ---- decoders
