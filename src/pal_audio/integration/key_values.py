@@ -80,7 +80,8 @@ class LayerKeyValues:
         return [module for module in (getattr(self.layer, "input_layernorm", None), *found) if isinstance(module, nn.Module)]
 
     def project(self, inputs_BAD: Tensor) -> tuple[Tensor, Tensor]:
-        """Inputs of the layer -> its un-rotated keys and its values, each (B, K, A, d)."""
+        """Inputs of the layer -> its un-rotated keys and its values, each (B, K, A, d), in the layer's dtype."""
+        inputs_BAD = inputs_BAD.to(compute_dtype(self.layer))
         norm = getattr(self.layer, "input_layernorm", None)
         hidden = inputs_BAD if norm is None else norm(inputs_BAD)
         keys, values = self._key_value_projection(hidden)
@@ -118,6 +119,12 @@ class LayerKeyValues:
             return keys_BKAd
         apply: Any = sys.modules[type(self.attention).__module__].apply_rotary_pos_emb
         return apply(keys_BKAd, keys_BKAd, *tables)[1]
+
+
+def compute_dtype(module: nn.Module) -> torch.dtype:
+    """The floating dtype that a module's inputs should have: that of its first floating parameter (quantised ones are not)."""
+    floats = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+    return next((parameter.dtype for parameter in module.parameters() if parameter.dtype in floats), torch.get_default_dtype())
 
 
 def audio_kv(layer: LayerKeyValues, inputs_BAD: Tensor, positions_BA: Tensor) -> tuple[Tensor, Tensor]:

@@ -102,7 +102,13 @@ class AudioMemory:
         return cls(live.clips, keys, values, live.widths, fingerprint)
 
     def to(self, device: torch.device | str) -> "AudioMemory":
-        """The same memory on another device."""
+        """The same memory on another device.
+
+        Raises:
+            PalError: a dtype was given; a memory has the dtype of the model that made it.
+        """
+        if isinstance(device, torch.dtype):
+            raise PalError("a memory moves to a device, not to a dtype: encode the audio with a model of that dtype")
         clips = ClipTokens(
             None if self.clips.slots_CAD is None else self.clips.slots_CAD.to(device),
             self.clips.num_slots_C.to(device),
@@ -118,7 +124,8 @@ class AudioMemory:
 class AttachedAudio:
     """Audio placed in a prompt; the context that `attention.pal_attention` reads.
 
-    Made by `attach`; valid for every forward over that prompt and its continuation.
+    Made by `attach`; valid for every forward over that prompt (`prompt_BL`) and its continuation. `trusted` says that the
+    caller is our own `generate`, whose texts and positions need no check in every step.
     """
 
     clips: ClipTokens
@@ -128,10 +135,11 @@ class AttachedAudio:
     streams_of_layer: dict[int, tuple[int, ...]]
     rules: dict[int, LayerKeyValues]
     live: LiveAudio | None
+    prompt_BL: Tensor
+    trusted: bool = False
     remembered: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     consumed: set[int] = field(default_factory=set)
     _visible: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
-    _tables: dict[tuple[int, str | None], tuple[Tensor, Tensor] | None] = field(default_factory=dict)
 
     @property
     def expected(self) -> frozenset[int]:
@@ -142,14 +150,34 @@ class AttachedAudio:
         return self.placement.clips_BR.shape[0]
 
     def position_ids(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Position ids of `input_ids`, the whole prompt or its end, (B, L)."""
+        """Position ids (B, L) of `input_ids`: a stretch of the prompt, or what follows it.
+
+        The mask says which: it is as wide as everything up to the end of `input_ids`.
+        """
+        end, num_tokens = attention_mask.shape[1], input_ids.shape[1]
+        if end <= self.prompt_BL.shape[1]:
+            return self.placement.position_ids_BL[:, end - num_tokens : end]
         num_clips = (self.placement.clips_BR >= 0).sum(1)
         return text_positions(input_ids, attention_mask, self.audio_ids, self.placement.shifts_BR, num_clips)
+
+    def check(self, input_ids: Tensor, end: int) -> None:
+        """That `input_ids`, the tokens before column `end`, belong to the prompt that the clips were placed in.
+
+        Raises:
+            PalError: they are another prompt's, or hold a new clip behind it.
+        """
+        start, width = end - input_ids.shape[1], self.prompt_BL.shape[1]
+        common = max(0, min(end, width) - start)
+        known = self.prompt_BL[:, start : start + common]
+        if start < 0 or known.shape != input_ids[:, :common].shape or not torch.equal(known, input_ids[:, :common]):
+            raise PalError("this audio was attached to another prompt; attach its memory to this one")
+        behind = input_ids[:, common:]
+        if bool(((behind == self.audio_ids[0]) | (behind == self.audio_ids[1])).any()):
+            raise PalError("the text holds a new clip behind the prompt; attach a memory of all clips to the whole text")
 
     def begin(self, position_ids: Tensor) -> None:
         """Start one forward over text at `position_ids` (B, L)."""
         self.consumed = set()
-        self._tables = {}
         per_stream = [layout.visible(position_ids) for layout in self.layouts]
         if self.live is not None and self.live.hidden:
             per_stream = [torch.zeros_like(mask) for mask in per_stream]
@@ -177,7 +205,6 @@ class AttachedAudio:
 
     def remember(self, memory: AudioMemory) -> None:
         """Rotate and arrange a memory's keys and values for this prompt, once for all steps."""
-        self._tables = {}
         for layer, streams in self.streams_of_layer.items():
             rule = self.rules[layer]
             pairs = [self._placed(rule, stream, memory.keys[stream][layer], memory.values[stream][layer]) for stream in streams]
@@ -217,7 +244,15 @@ class AttachedAudio:
         placement = Placement(*(rows(tensor) for tensor in vars(self.placement).values()))
         layouts = [KeyLayout(rows(x.source_BA), rows(x.positions_BA), rows(x.after_BA), False) for x in self.layouts]
         remembered = {layer: (rows(keys), rows(values)) for layer, (keys, values) in self.remembered.items()}
-        return replace(self, placement=placement, layouts=layouts, remembered=remembered, consumed=set(), _visible={}, _tables={})
+        return replace(
+            self,
+            placement=placement,
+            layouts=layouts,
+            remembered=remembered,
+            prompt_BL=rows(self.prompt_BL),
+            consumed=set(),
+            _visible={},
+        )
 
 
 def attach(
@@ -263,7 +298,7 @@ def attach(
     union = sorted(set().union(*layers))
     streams_of_layer = {layer: tuple(s for s, chosen in enumerate(layers) if layer in chosen) for layer in union}
     live = audio if isinstance(audio, LiveAudio) else None
-    attached = AttachedAudio(clips, placement, audio_ids, layouts, streams_of_layer, rules, live)
+    attached = AttachedAudio(clips, placement, audio_ids, layouts, streams_of_layer, rules, live, input_ids)
     if isinstance(audio, AudioMemory):
         attached.remember(audio)
     return attached

@@ -85,6 +85,8 @@ def place(
     marker_id, slot_id = audio_ids
     is_marker, is_slot = input_ids == marker_id, input_ids == slot_id
     _check_counts(is_marker, is_slot, slots_C)
+    if bool(((is_marker | is_slot) & attention_mask.eq(0)).any()):
+        raise PalError("attention_mask hides an audio marker or slot; only padding may be hidden")
     per_row = is_marker.sum(1)
     num_columns = int(per_row.max()) if per_row.numel() else 0
     columns = torch.arange(num_columns, device=input_ids.device)

@@ -1,10 +1,12 @@
 """From a recipe's `model:` to a model and its processor; from a folder back to both; and what a model says of itself."""
 
+import difflib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -101,9 +103,20 @@ def _fresh_llm(fields: dict[str, Any], texts: Iterable[str]) -> tuple[Pretrained
         raise PalError(f"model.llm: model_type {model_type!r} is not a family that transformers knows")
     if not isinstance(options, dict) or set(options) != {"vocab_size"}:
         raise PalError("model.llm: a fresh LLM needs `tokenizer: {vocab_size: n}`")
+    known = {*CONFIG_MAPPING[model_type]().to_dict(), *CONFIG_MAPPING[model_type].attribute_map}
+    for key in fields:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            raise PalError(f"model.llm: {model_type} has no field {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
     tokenizer = train_tokenizer(texts, int(options["vocab_size"]))
-    ids = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id, "bos_token_id": None}
-    return CONFIG_MAPPING[model_type](**{"vocab_size": len(tokenizer), **ids, **fields}), tokenizer
+    ids = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
+    try:
+        config = CONFIG_MAPPING[model_type](**{"vocab_size": len(tokenizer), **ids, **fields})
+        with torch.device("meta"):
+            AutoModelForCausalLM.from_config(config)
+    except (ValueError, TypeError, RuntimeError, KeyError, StrictDataclassError) as error:
+        raise PalError(f"model.llm: {model_type} cannot be built from these fields: {' '.join(str(error).split())}") from error
+    return config, tokenizer
 
 
 def _pretrained_llm(name: str, revision: str | None) -> tuple[PretrainedConfig, PreTrainedTokenizerBase, Any]:

@@ -6,6 +6,9 @@
 Shapes: B rows, L text tokens, C clips, W encoder windows, D width.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,8 +20,17 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from pal_audio import encoders
 from pal_audio.errors import PalError
 from pal_audio.integration.attention import INNER_KERNELS, check_consumed
-from pal_audio.integration.fingerprint import Fingerprint
-from pal_audio.integration.key_values import LayerKeyValues, embedding_rms, find_layers, has_input_norm, max_span
+from pal_audio.integration.config import LalConfig
+from pal_audio.integration.fingerprint import fingerprint
+from pal_audio.integration.key_values import (
+    LayerKeyValues,
+    UnsupportedLlmError,
+    compute_dtype,
+    embedding_rms,
+    find_layers,
+    has_input_norm,
+    max_span,
+)
 from pal_audio.integration.memory import AttachedAudio, AudioMemory, ClipTokens, LiveAudio, attach
 from pal_audio.integration.proof import prove
 from pal_audio.model.configuration import PalConfig
@@ -53,21 +65,21 @@ class PalForConditionalGeneration(PreTrainedModel, GenerationMixin):
         audio = config.audio
         self.language_model: Any = language_model or AutoModelForCausalLM.from_config(config.text_config)
         config.text_config = self.language_model.config
-        self._install_attention(self.language_model.config._attn_implementation or "sdpa")
-        layers = find_layers(self.language_model)
         text_config = self.language_model.config.get_text_config()
+        self._has_lal = any(isinstance(stream.integration, LalConfig) for stream in audio.streams)
+        kernel = self.language_model.config._attn_implementation or "sdpa"
+        # The constructors of wrappers set "sdpa" on every sub-configuration, also where the LLM cannot have it.
+        self._install_attention(kernel if self.language_model._supports_sdpa else "eager")
         on_meta = any(parameter.is_meta for parameter in self.language_model.parameters())
         init_rms = 1.0 if on_meta else embedding_rms(self.language_model)
         self.encoders = nn.ModuleDict({name: encoders.build(item) for name, item in audio.encoders.items()})
-        own_norm = not has_input_norm(layers[0])
-        self.streams = nn.ModuleList(
-            [Stream(item, audio, text_config.hidden_size, len(layers), own_norm, init_rms) for item in audio.streams]
-        )
+        own_norm = self._has_lal and not has_input_norm(find_layers(self.language_model)[0])
+        sizes = text_config.hidden_size, text_config.num_hidden_layers
+        self.streams = nn.ModuleList([Stream(item, audio, *sizes, own_norm, init_rms) for item in audio.streams])
         self.marker = nn.Parameter(torch.randn(text_config.hidden_size) * init_rms)
         self._audio = audio
         self._lal_layers = [frozenset(stream.layers) for stream in self.streams if stream.projectors is not None]
         self._rules = {layer: LayerKeyValues(self.language_model, layer) for layer in sorted(set().union(*self._lal_layers))}
-        self._fingerprint = Fingerprint()
         self.post_init()
         if not on_meta:
             self.prove_llm()
@@ -101,6 +113,13 @@ class PalForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def get_output_embeddings(self) -> nn.Module | None:
         return self.language_model.get_output_embeddings()
 
+    def set_output_embeddings(self, value: nn.Module) -> None:
+        self.language_model.set_output_embeddings(value)
+
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Module:
+        """The LLM's own; the ids of marker and slots need no row."""
+        return self.language_model.resize_token_embeddings(*args, **kwargs)
+
     def get_decoder(self) -> nn.Module:
         return self.language_model.get_decoder()
 
@@ -131,11 +150,26 @@ class PalForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.language_model.gradient_checkpointing_disable()
 
     def _install_attention(self, inner: str) -> None:
-        name = inner if inner in INNER_KERNELS.values() else INNER_KERNELS.get(inner)
-        if name is None:
-            raise PalError(f"attn_implementation {inner!r}: the inner kernel is one of {', '.join(INNER_KERNELS)}")
-        self.language_model.config._attn_implementation = name
-        self.language_model.config.get_text_config()._attn_implementation = name
+        """Hook the LLM's attention where a stream enters by LAL; an LLM without LAL keeps its stock attention."""
+        llm = self.language_model
+        inner = next((kernel for kernel, ours in INNER_KERNELS.items() if ours == inner), inner)
+        if not self._has_lal:
+            if inner in INNER_KERNELS:  # directly: some families refuse the call although they have the kernel
+                llm.config._attn_implementation = inner
+            else:
+                llm.set_attn_implementation(inner)
+            return
+        if inner not in INNER_KERNELS:
+            raise PalError(f"attn_implementation {inner!r}: with LAL the inner kernel is one of {', '.join(INNER_KERNELS)}")
+        family = llm.config.get_text_config().model_type
+        if not llm._supports_attention_backend:
+            raise UnsupportedLlmError(
+                f"{family}: its attention does not go through transformers' attention interface, so LAL cannot enter it"
+            )
+        if inner == "sdpa" and not llm._supports_sdpa:
+            raise PalError(f"attn_implementation 'sdpa': {family} does not support it (soft-cap or sinks); use 'eager'")
+        llm.config._attn_implementation = INNER_KERNELS[inner]
+        llm.config.get_text_config()._attn_implementation = INNER_KERNELS[inner]
 
     def prove_llm(self) -> None:
         """Compare our keys and values of each LAL layer with the layer's own; see `integration.proof`."""
@@ -154,8 +188,7 @@ class PalForConditionalGeneration(PreTrainedModel, GenerationMixin):
         features, samples = self._by_encoder(input_features), self._by_encoder(audio_num_samples)
         frames = {}
         for name, encoder in self.encoders.items():
-            dtype = next(encoder.parameters()).dtype
-            frames[name] = encoder(features[name].to(dtype), samples[name], max_windows)
+            frames[name] = encoder(features[name].to(compute_dtype(encoder)), samples[name], max_windows)
         num_clips = len(next(iter(samples.values())))
         device = self.marker.device
         slots, keys, inputs, widths = [], [], [], []
@@ -181,25 +214,40 @@ class PalForConditionalGeneration(PreTrainedModel, GenerationMixin):
         Args:
             input_features, audio_num_samples: as the processor gives them; see `encode`.
         """
-        live = self.encode(input_features, audio_num_samples, MAX_WINDOWS)
-        return AudioMemory.of(live, self._rules, self.audio_fingerprint())
+        with self._in_eval_mode():
+            live = self.encode(input_features, audio_num_samples, MAX_WINDOWS)
+            return AudioMemory.of(live, self._rules, self.audio_fingerprint())
 
     @torch.no_grad()
     def get_audio_features(self, input_features: Features, audio_num_samples: Features) -> list[tuple[Tensor, Tensor]]:
         """Audio tokens of each stream before the integration: (tokens CAD, lengths (C,)) in the order of the streams."""
         features, samples = self._by_encoder(input_features), self._by_encoder(audio_num_samples)
         result = []
-        for stream in self.streams:
-            name = stream.config.encoder
-            encoder = self.encoders[name]
-            tokens, lengths = stream.tokens(encoder(features[name].to(self.marker.dtype), samples[name], MAX_WINDOWS))
-            result.append((tokens[-1], lengths))
+        with self._in_eval_mode():
+            for stream in self.streams:
+                name = stream.config.encoder
+                encoder = self.encoders[name]
+                frames = encoder(features[name].to(compute_dtype(encoder)), samples[name], MAX_WINDOWS)
+                tokens, lengths = stream.tokens(frames)
+                result.append((tokens[-1], lengths))
         return result
+
+    @contextmanager
+    def _in_eval_mode(self) -> Iterator[None]:
+        """A memory has no dropout in it, also in the middle of training; every module goes back to its own mode."""
+        training = [module for module in self.modules() if module.training]
+        for module in training:
+            module.training = False
+        try:
+            yield
+        finally:
+            for module in training:
+                module.training = True
 
     def audio_fingerprint(self) -> str:
         """What an audio memory depends on: encoders, connectors, P_l, the LAL layers' key/value path, dtype, configuration."""
         modules = [self.encoders, self.streams, *(module for rule in self._rules.values() for module in rule.modules())]
-        return self._fingerprint.of(modules, self.config.audio_config)
+        return fingerprint(modules, self.config.audio_config)
 
     def _by_encoder(self, value: Features) -> dict[str, Tensor]:
         names = list(self.encoders)
@@ -282,34 +330,60 @@ class PalForConditionalGeneration(PreTrainedModel, GenerationMixin):
             RuntimeError: audio did not reach a LAL layer.
         """
         if input_ids is None:
+            if input_features is not None or audio_memory is not None:
+                raise PalError("audio needs input_ids that hold its markers; inputs_embeds alone do not say where it stands")
             return self.language_model(
                 inputs_embeds=inputs_embeds, attention_mask=attention_mask, position_ids=position_ids,
                 past_key_values=past_key_values, labels=labels, use_cache=use_cache, logits_to_keep=logits_to_keep, **kwargs,
             )  # fmt: skip
-        context = self._context(input_ids, attention_mask, input_features, audio_num_samples, audio_memory)
+        if input_features is None and audio_memory is None:
+            audio_memory = getattr(past_key_values, "pal_audio", None)
+        context = self._context(input_ids, attention_mask, input_features, audio_num_samples, audio_memory, past_key_values)
+        is_audio = self._is_audio(input_ids)
         if inputs_embeds is None:
-            marker_id, slot_id = self._audio_ids
-            is_audio = (input_ids == marker_id) | (input_ids == slot_id)
             inputs_embeds = self.get_input_embeddings()(input_ids.masked_fill(is_audio, 0))
+        if labels is not None:
+            labels = labels.masked_fill(is_audio, -100)
         if context is not None:
             if attention_mask is None:  # a position jump without a mask is read as packing
                 past = past_key_values.get_seq_length() if past_key_values is not None else 0
                 attention_mask = input_ids.new_ones(input_ids.shape[0], input_ids.shape[1] + past)
-            if position_ids is None:
-                if not isinstance(attention_mask, Tensor) or attention_mask.ndim != 2:
-                    raise PalError("position_ids: needed beside a 4D attention mask when there is audio")
-                position_ids = context.position_ids(input_ids, attention_mask)
-            position_ids = position_ids.expand(input_ids.shape[0], -1)
+            position_ids = self._positions(context, input_ids, attention_mask, position_ids)
             inputs_embeds = context.embed(input_ids, position_ids, inputs_embeds, self.marker)
             context.begin(position_ids)
-            kwargs["pal_audio"] = context
+            if context.expected:
+                kwargs["pal_audio"] = context
         outputs = self.language_model(
             inputs_embeds=inputs_embeds, attention_mask=attention_mask, position_ids=position_ids,
             past_key_values=past_key_values, labels=labels, use_cache=use_cache, logits_to_keep=logits_to_keep, **kwargs,
         )  # fmt: skip
         if context is not None:
             check_consumed(context)
+            if outputs.past_key_values is not None and not torch.compiler.is_compiling():
+                outputs.past_key_values.pal_audio = context  # so that a cache is never continued without its audio
         return outputs
+
+    def _is_audio(self, input_ids: Tensor) -> Tensor:
+        if self.config.audio_token_id is None:
+            return torch.zeros_like(input_ids, dtype=torch.bool)
+        marker_id, slot_id = self._audio_ids
+        return (input_ids == marker_id) | (input_ids == slot_id)
+
+    @staticmethod
+    def _positions(context: AttachedAudio, input_ids: Tensor, attention_mask: Any, position_ids: Tensor | None) -> Tensor:
+        """Position ids (B, L): the caller's, checked against the clips', or made from them."""
+        is_2d = isinstance(attention_mask, Tensor) and attention_mask.ndim == 2
+        if position_ids is None and not is_2d:
+            raise PalError("position_ids: needed beside a 4D attention mask when there is audio")
+        if position_ids is None:
+            return context.position_ids(input_ids, attention_mask)
+        position_ids = position_ids.expand(input_ids.shape[0], -1)
+        if not context.trusted and is_2d:
+            expected = context.position_ids(input_ids, attention_mask)
+            shown = attention_mask[:, -input_ids.shape[1] :].bool()
+            if not torch.equal(position_ids[shown], expected[shown]):
+                raise PalError("position_ids do not leave room for the clips' spans; leave them out, the model makes them")
+        return position_ids
 
     def _context(
         self,
@@ -318,10 +392,13 @@ class PalForConditionalGeneration(PreTrainedModel, GenerationMixin):
         input_features: Features | None,
         audio_num_samples: Features | None,
         audio: AudioMemory | AttachedAudio | LiveAudio | None,
+        past_key_values: Any = None,
     ) -> AttachedAudio | None:
         if isinstance(audio, AttachedAudio):
-            if audio.batch_size != input_ids.shape[0]:
-                raise PalError(f"the attached audio has {audio.batch_size} rows, the text {input_ids.shape[0]}")
+            if not audio.trusted:
+                past = past_key_values.get_seq_length() if past_key_values is not None else 0
+                is_2d = isinstance(attention_mask, Tensor) and attention_mask.ndim == 2
+                audio.check(input_ids, attention_mask.shape[1] if is_2d else past + input_ids.shape[1])  # type: ignore[union-attr]
             return audio
         if input_features is not None:
             if audio is not None:
@@ -333,9 +410,11 @@ class PalForConditionalGeneration(PreTrainedModel, GenerationMixin):
             else:
                 audio = self.encode_audio(input_features, audio_num_samples)
         if audio is None:
-            markers = int((input_ids == self._audio_ids[0]).sum()) if self.config.audio_token_id is not None else 0
-            if markers:
-                raise PalError(f"the text holds {markers} audio markers but no audio was given")
+            num_audio = int(self._is_audio(input_ids).sum())
+            if num_audio:
+                num_markers = int((input_ids == self._audio_ids[0]).sum())
+                what = f"{num_markers} audio markers" if num_markers else f"{num_audio} audio slots"
+                raise PalError(f"the text holds {what} but no audio was given")
             if not (self.training and torch.is_grad_enabled()):
                 return None
             audio = self._dummy()
@@ -362,9 +441,16 @@ class PalForConditionalGeneration(PreTrainedModel, GenerationMixin):
         mask = kwargs.get("attention_mask")
         if mask is None:
             mask = self._mask_without_padding(input_ids, kwargs.get("generation_config") or self.generation_config)
-        context = self._context(input_ids, mask, input_features, audio_num_samples, audio_memory)
+        cache = kwargs.get("past_key_values")
+        if input_features is None and audio_memory is None:
+            audio_memory = getattr(cache, "pal_audio", None)
+        if isinstance(audio_memory, AttachedAudio):
+            audio_memory = replace(audio_memory, trusted=False)
+        context = self._context(input_ids, mask, input_features, audio_num_samples, audio_memory, cache)
         if context is not None:
-            kwargs |= {"audio_memory": context, "attention_mask": mask}
+            if kwargs.get("assistant_model") is not None:
+                raise PalError("assistant_model: an assistant does not hear; generate with audio works without one")
+            kwargs |= {"audio_memory": replace(context, trusted=True), "attention_mask": mask}
         return super().generate(input_ids, **kwargs)
 
     @staticmethod

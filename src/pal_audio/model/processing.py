@@ -8,6 +8,7 @@ Shapes: B rows, L text tokens, C clips, W encoder windows.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -153,6 +154,8 @@ class PalProcessor(ProcessorMixin):
         """
         _refuse_unknown(kwargs)
         texts = [text] if isinstance(text, str) else list(text)
+        if not texts:
+            raise PalError("no text was given")
         clips = [self.clip(item, sampling_rate) for item in _as_list(audio)]
         counts = [item.count(MARKER_TOKEN) for item in texts]
         if sum(counts) != len(clips):
@@ -206,13 +209,22 @@ class PalProcessor(ProcessorMixin):
         """
         if not return_dict or return_tensors != "pt":
             raise PalError("PalProcessor gives a dict of PyTorch tensors: leave return_dict=True and return_tensors='pt'")
-        single = bool(conversation) and isinstance(conversation[0], dict)
+        if not isinstance(conversation, list) or not conversation:
+            raise PalError(
+                "a conversation is a list of messages, a batch a list of conversations; at least one message is needed"
+            )
+        single = isinstance(conversation[0], dict)
         conversations: list[Conversation] = [conversation] if single else conversation  # type: ignore[list-item,assignment]
         template = {"chat_template": chat_template or self.chat_template, **template_kwargs}
         texts, spans, clips = [], [], []
         for messages in conversations:
             flat, sources = _flatten(messages)
             texts.append(self._render(flat, add_generation_prompt, template))
+            if texts[-1].count(MARKER_TOKEN) != len(sources):
+                raise PalError(
+                    f"the chat template wrote {texts[-1].count(MARKER_TOKEN)} markers for {len(sources)} clips; "
+                    "it must write each message's content as text, with one marker for each clip"
+                )
             if tokenize:
                 clips += [self.clip(source, sampling_rate, allow_url=allow_url, **cut) for source, cut in sources]
             if return_labels:
@@ -287,29 +299,37 @@ def escape(text: str) -> str:
     return text
 
 
-def _flatten(messages: Conversation) -> tuple[Conversation, list[tuple[Any, dict[str, float]]]]:
+def _flatten(messages: Any) -> tuple[Conversation, list[tuple[Any, dict[str, float]]]]:
     """Messages whose content is plain text with markers, and the sources of their clips with `start_s`, `end_s`."""
+    if not isinstance(messages, list) or not messages:
+        raise PalError("a conversation is a list of messages with `role` and `content`, at least one")
     flat: Conversation = []
     sources: list[tuple[Any, dict[str, float]]] = []
     for number, message in enumerate(messages):
         if not isinstance(message, dict) or "role" not in message or "content" not in message:
             raise PalError(f"message {number}: needs `role` and `content`")
         content = message["content"]
-        parts: list[dict[str, Any]] = [{"type": "text", "text": content}] if isinstance(content, str) else content
-        text = ""
+        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        if not isinstance(parts, list):
+            raise PalError(f"message {number}: content is text or a list of parts, not {type(content).__name__}")
+        stretches = [""]  # of text between clips; joined before they are escaped, lest two parts make up a marker
         for part in parts:
-            kind = part.get("type") if isinstance(part, dict) else None
+            if not isinstance(part, dict):
+                raise PalError(f"message {number}: a part is a dict with `type`, not {type(part).__name__}")
+            kind = part.get("type")
             if kind == "text":
-                text += escape(part["text"])
+                if not isinstance(part.get("text"), str):
+                    raise PalError(f"message {number}: a text part needs `text`")
+                stretches[-1] += part["text"]
             elif kind in ("audio", "audio_url", "input_audio"):
                 source = next((part[key] for key in ("path", "audio", "url", "audio_url") if part.get(key) is not None), None)
                 if source is None:
                     raise PalError(f"message {number}: an audio part needs `path`, `audio` or `url`")
                 sources.append((source, {key: part[key] for key in ("start_s", "end_s") if part.get(key) is not None}))
-                text += MARKER_TOKEN
+                stretches.append("")
             else:
                 raise PalError(f"message {number}: part type {kind!r} is not understood; there are `text` and `audio`")
-        flat.append({**message, "content": text})
+        flat.append({**message, "content": MARKER_TOKEN.join(escape(text) for text in stretches)})
     return flat, sources
 
 
@@ -327,7 +347,7 @@ def _as_list(audio: Any) -> list[Any]:
     if audio is None:
         return []
     # A (array, rate) pair is one clip, as in `load_audio`.
-    is_pair = isinstance(audio, tuple) and len(audio) == 2 and isinstance(audio[0], np.ndarray) and isinstance(audio[1], int)
+    is_pair = isinstance(audio, tuple) and len(audio) == 2 and isinstance(audio[0], np.ndarray) and isinstance(audio[1], Real)
     return list(audio) if isinstance(audio, list | tuple) and not is_pair else [audio]
 
 
@@ -344,4 +364,4 @@ def _pad(rows: list[tuple[list[int], list[int]]], longest: int, side: str, pad_i
         missing = longest - len(ids)
         for name, values, filler in (("input_ids", ids, pad_id), ("attention_mask", [1] * len(ids), 0), ("labels", labels, -100)):
             columns[name].append([filler] * missing + values if side == "left" else values + [filler] * missing)
-    return {name: torch.tensor(values) for name, values in columns.items()}
+    return {name: torch.tensor(values, dtype=torch.int64) for name, values in columns.items()}

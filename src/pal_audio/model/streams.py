@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from pal_audio import connectors
 from pal_audio.encoders.base import Frames
 from pal_audio.integration.config import LalConfig, parse_layers
+from pal_audio.integration.key_values import compute_dtype
 from pal_audio.integration.projectors import LayerProjectors
 from pal_audio.model.configuration import AudioConfig, StreamConfig
 
@@ -44,7 +45,8 @@ class Stream(nn.Module):
 
     def tokens(self, frames: Frames) -> tuple[list[Tensor], Tensor]:
         """Audio tokens: one CAD tensor, or one per encoder layer, and their lengths (C,)."""
-        outputs = [self.connector(layer, frames.lengths) for layer in frames.layers]
+        dtype = compute_dtype(self.connector)
+        outputs = [self.connector(layer.to(dtype), frames.lengths) for layer in frames.layers]
         return [tokens for tokens, _ in outputs], outputs[0][1]
 
     def layer_inputs(self, tokens: list[Tensor]) -> Callable[[int], Tensor]:
