@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -155,3 +156,35 @@ def test_a_loaded_checkpoint_continues_as_the_original(tmp_path: Path) -> None:
         one(torch.full((1, 3), 2.0)).pow(2).sum().backward()
         its.step()
     assert torch.equal(model.weight, other.weight)
+
+
+def test_overwrite_leaves_a_live_run_alone(recipe: Path, tmp_path: Path) -> None:
+    import fcntl
+
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "recipe.json").write_text("{}")
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(PalError, match="being written by another run"):
+            train(recipe, out=folder, overwrite=True)
+    assert (folder / "recipe.json").is_file()
+
+
+def test_the_log_is_on_disk_after_every_step_and_never_counts_one_twice(recipe: Path, tmp_path: Path) -> None:
+    """What a killed run did after its last checkpoint is done again, and logged once."""
+    run = train(recipe, out=tmp_path / "run")
+    (run / "finished.json").unlink()
+    lines = (run / "log.jsonl").read_text().splitlines(keepends=True)
+    for folder in ("checkpoints-1", "final"):
+        shutil.rmtree(run / folder)
+    (run / "log.jsonl").write_text("".join(lines[:-1]) + lines[-1][:10])  # cut in the middle of a line
+    train(recipe, out=run, resume=True)
+    assert steps(run) == [("first", step) for step in range(1, 7)] + [("second", step) for step in range(1, 5)]
+
+
+def test_a_model_that_cannot_be_built_is_refused_before_data_is_made(recipe: Path, tmp_path: Path) -> None:
+    for override, words in (("model.llm.hidden_sise=32", "hidden_size"), ("model.llm.num_attention_heads=5", "model.llm")):
+        with pytest.raises(PalError, match=words):
+            train(recipe, [override], out=tmp_path / "run")
+        assert not (tmp_path / "run").exists()

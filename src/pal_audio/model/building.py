@@ -97,7 +97,26 @@ def build_model(spec: ModelSpec, texts: Iterable[str] = ()) -> tuple[PalForCondi
     return model, PalProcessor(tokenizer, resolved)
 
 
+def check_spec(spec: ModelSpec) -> None:
+    """That a fresh model can be built as asked, before any work is done for it; what is on a hub is not looked at.
+
+    Raises:
+        PalError: streams or the inline LLM's fields are wrong.
+    """
+    spec.audio_config()
+    if isinstance(spec.llm, dict):
+        _text_config(dict(spec.llm), {"vocab_size": 256})
+
+
 def _fresh_llm(fields: dict[str, Any], texts: Iterable[str]) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
+    _text_config(dict(fields), {"vocab_size": 256})  # refuses what is wrong before the tokenizer is trained
+    tokenizer = train_tokenizer(texts, int(fields["tokenizer"]["vocab_size"]))
+    ids = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
+    return _text_config(fields, ids), tokenizer
+
+
+def _text_config(fields: dict[str, Any], ids: dict[str, Any]) -> PretrainedConfig:
+    """The configuration of an inline LLM, proved by building the LLM without memory."""
     model_type, options = fields.pop("model_type", None), fields.pop("tokenizer", None)
     if model_type not in CONFIG_MAPPING:
         raise PalError(f"model.llm: model_type {model_type!r} is not a family that transformers knows")
@@ -108,15 +127,13 @@ def _fresh_llm(fields: dict[str, Any], texts: Iterable[str]) -> tuple[Pretrained
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)
             raise PalError(f"model.llm: {model_type} has no field {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
-    tokenizer = train_tokenizer(texts, int(options["vocab_size"]))
-    ids = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
     try:
-        config = CONFIG_MAPPING[model_type](**{"vocab_size": len(tokenizer), **ids, **fields})
+        config = CONFIG_MAPPING[model_type](**{**ids, **fields})
         with torch.device("meta"):
             AutoModelForCausalLM.from_config(config)
     except (ValueError, TypeError, RuntimeError, KeyError, StrictDataclassError) as error:
         raise PalError(f"model.llm: {model_type} cannot be built from these fields: {' '.join(str(error).split())}") from error
-    return config, tokenizer
+    return config
 
 
 def _pretrained_llm(name: str, revision: str | None) -> tuple[PretrainedConfig, PreTrainedTokenizerBase, Any]:

@@ -104,6 +104,11 @@ class StageRun:
                 save_checkpoint(self.folder, model, optimizer, {"step": step + 1, "identity": self.identity})
         model.eval()
 
+    def resumable_step(self) -> int:
+        """The step of the newest whole checkpoint of this stage; 0 without one."""
+        newest = newest_checkpoint(self.folder)
+        return 0 if newest is None else int(newest.name)
+
     def _resumed_step(self, model: PalForConditionalGeneration, optimizer: torch.optim.Optimizer) -> int:
         newest = newest_checkpoint(self.folder)
         if newest is None:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import torch
+import transformers
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
@@ -30,6 +31,7 @@ from pal_audio.data.manifest import Example, read_manifest, write_text
 from pal_audio.data.mix import build, read_mix
 from pal_audio.errors import PalError
 from pal_audio.model import PalForConditionalGeneration, build_model, describe
+from pal_audio.model.building import check_spec
 from pal_audio.training.loop import Record, StageRun
 from pal_audio.training.recipe import Recipe, load_recipe
 from pal_audio.training.scores import accuracy, answer_all
@@ -62,9 +64,10 @@ def train(
     console = console or Console(stderr=True)
     recipe = load_recipe(recipe_path, overrides)
     folder = Path(out) if out is not None else Path("runs") / recipe.name
+    check_spec(recipe.model)
     identity = _identity(recipe)
-    _prepare_folder(folder, identity, resume, overwrite)
     with _one_writer(folder):
+        _prepare_folder(folder, identity, resume, overwrite)
         if (folder / "finished.json").is_file():
             console.print(f"{folder}: finished already")
             return folder
@@ -82,10 +85,9 @@ def train(
         _warm_up(console, collator, [*train_set, *test_set])
         for index, stage in enumerate(recipe.stages):
             run = StageRun(stage, index, recipe.seed, folder / f"checkpoints-{index}", identity, recipe.precision)
-            with _bar(console) as bar, (folder / "log.jsonl").open("a", encoding="utf-8") as log:
+            with _bar(console) as bar, _open_log(folder / "log.jsonl", index, run.resumable_step() if resume else 0) as log:
                 task = bar.add_task(f"train {stage.name}", total=stage.num_steps(len(train_set)))
-
-                report = partial(_report, bar, task, log, stage.name)
+                report = partial(_report, bar, task, log, index, stage.name)
                 run.run(model, collator, train_set, resume, report)
         _score(console, folder, model, collator, test_set)
         _save_final(folder, model, processor)
@@ -94,8 +96,23 @@ def train(
     return folder
 
 
-def _report(bar: Progress, task: TaskID, log: TextIO, stage: str, record: Record) -> None:
-    log.write(json.dumps({"stage": stage, **vars(record)}) + "\n")
+def _open_log(path: Path, index: int, step: int) -> TextIO:
+    """The log of a run that goes on after `step` of stage `index`: what comes later in it will be done again."""
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        try:
+            row = json.loads(line)
+        except ValueError:  # cut in the middle by a kill
+            break
+        if (row["index"], row["step"]) > (index, step):
+            break
+        kept.append(line + "\n")
+    write_text(path, "".join(kept))
+    return path.open("a", encoding="utf-8", buffering=1)
+
+
+def _report(bar: Progress, task: TaskID, log: TextIO, index: int, stage: str, record: Record) -> None:
+    log.write(json.dumps({"index": index, "stage": stage, **vars(record)}) + "\n")
     bar.update(task, completed=record.step, description=f"train {stage}, loss {record.loss:.3f}")
 
 
@@ -167,9 +184,7 @@ def _identity(recipe: Recipe) -> str:
 
 
 def _prepare_folder(folder: Path, identity: str, resume: bool, overwrite: bool) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise PalError(f"{folder} is a file; give a folder")
-    held = [item for item in folder.iterdir() if item.name != ".lock"] if folder.is_dir() else []
+    held = [item for item in folder.iterdir() if item.name != ".lock"]
     if held and overwrite:
         if not (folder / "recipe.json").is_file():
             raise PalError(f"{folder} holds something that is no run; delete it yourself or choose another folder")
@@ -184,11 +199,13 @@ def _prepare_folder(folder: Path, identity: str, resume: bool, overwrite: bool) 
             raise PalError(f"{folder} holds no run that can be resumed (recipe.json is missing or unreadable)") from error
         if found != identity:
             raise PalError(f"{folder} was begun with another recipe; choose another folder, or --overwrite")
-    folder.mkdir(parents=True, exist_ok=True)
 
 
 @contextmanager
 def _one_writer(folder: Path) -> Iterator[None]:
+    if folder.exists() and not folder.is_dir():
+        raise PalError(f"{folder} is a file; give a folder")
+    folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as lock:
         if sys.platform != "win32":
             import fcntl
@@ -203,6 +220,7 @@ def _one_writer(folder: Path) -> Iterator[None]:
 def _save_final(folder: Path, model: Any, processor: Any) -> None:
     temporary, final = folder / ".final.tmp", folder / "final"
     shutil.rmtree(temporary, ignore_errors=True)
+    transformers.utils.logging.disable_progress_bar()  # of shards; a bar of ours has just ended
     model.save_pretrained(temporary)
     processor.save_pretrained(temporary)
     shutil.rmtree(final, ignore_errors=True)
