@@ -189,7 +189,7 @@ def _audio_faults(
     try:
         part.path = str(resolved_audio(part.path, folder, allowed))
         is_file = Path(part.path).is_file()
-    except (OSError, ValueError) as error:  # our own, a null character, a loop of links, a name too long
+    except (OSError, ValueError) as error:  # our own, a null character, a name too long
         return [("path", str(error))]
     if not is_file:
         return [("missing", f"no such audio file {part.path}")]

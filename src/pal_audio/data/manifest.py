@@ -189,9 +189,12 @@ def resolved_audio(name: str, folder: Path, allowed: Sequence[Path]) -> Path:
     """Make an audio path of a manifest in `folder` absolute.
 
     Raises:
-        PalError: It lies under none of the allowed folders.
+        PalError: It lies under none of the allowed folders, or cannot be followed.
     """
-    resolved = (folder / name).resolve()
+    try:
+        resolved = (folder / name).resolve()
+    except (OSError, RuntimeError) as error:  # a loop of links
+        raise PalError(f"audio path {name!r} cannot be followed: {error}") from error
     if not any(resolved.is_relative_to(root) for root in allowed):
         raise PalError(f"audio path {name!r} leaves the manifest's folder; name its folder as an allowed root if you trust it")
     return resolved

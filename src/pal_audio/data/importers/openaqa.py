@@ -48,7 +48,7 @@ def _below(folder: Path, audio_id: str) -> Path:
 
 OPENAQA = Importer(
     "openaqa",
-    "LTU's JSON files (or one of them as ROOT), and the audio that they name somewhere below by the ends of its paths",
+    "LTU's JSON files (or one of them as ROOT), and below ROOT the audio, each file where some end of its path leads",
     "openaqa_5.6M.json, all_closed_qa.json, combine_cla.json (GitHub, YuanGongND/ltu); audio of AudioSet, FSD50K, ...",
     _items,
     takes_file=True,

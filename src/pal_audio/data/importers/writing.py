@@ -143,7 +143,7 @@ def _fault(item: Item, inside: Path) -> tuple[str, str]:
         try:
             resolved = Path(part.path).resolve()
             is_file = resolved.is_file()
-        except (OSError, ValueError) as error:  # a loop of links, a name too long, a null character
+        except (OSError, RuntimeError, ValueError) as error:  # a name too long, a loop of links, a null character
             return "no such audio file", f"{part.path!r} ({error})"
         if not resolved.is_relative_to(inside):
             return "audio path leaves ROOT", part.path
