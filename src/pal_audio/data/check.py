@@ -115,8 +115,11 @@ def inspect_manifest(
 
 
 def _num_lines(path: Path) -> int:
+    num, last = 0, b"\n"
     with open(path, "rb") as file:
-        return sum(block.count(b"\n") for block in iter(lambda: file.read(_BLOCK), b"")) + 1
+        while block := file.read(_BLOCK):
+            num, last = num + block.count(b"\n"), block[-1:]
+    return num + (last != b"\n")
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes | None]]:

@@ -61,6 +61,14 @@ def test_another_layout_is_one_clear_error(case: Case, tmp_path: Path) -> None:
 # ---- traps of single sets
 
 
+def test_esc_knows_its_folds(tmp_path: Path) -> None:
+    BY_NAME["esc50"].make(tmp_path / "set")
+    table = tmp_path / "set" / "meta" / "esc50.csv"
+    table.write_text(table.read_text() + "6-1-A-0.wav,6,0,dog,True,1,A\n")
+    with pytest.raises(PalError, match="line 12: fold 6; the folds are 1 to 5"):
+        import_set("esc50", tmp_path / "set", tmp_path / "out")
+
+
 def test_librispeech_text(tmp_path: Path) -> None:
     (example,) = imported("librispeech", tmp_path)["val"]
     assert (example.answer, example.task) == ("go do you hear", "transcribe")

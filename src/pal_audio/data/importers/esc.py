@@ -12,13 +12,18 @@ from typing import Literal
 
 from pal_audio.data.importers.base import Importer, Item
 from pal_audio.data.importers.recordings import ESC_FOLDS, esc_rows, esc_table, in_turn
+from pal_audio.errors import PalError
 
 _SPLITS = {"train": "train", "test": "val", "final": "test"}  # of recordings, which are for development, to those here
 _SPLIT_OF_FOLD = {fold: _SPLITS[split] for split, folds in ESC_FOLDS.items() for fold in folds}
 
 
 def _items(root: Path, task: Literal["esc10", "esc50"]) -> Iterator[Item]:
-    rows = [(_SPLIT_OF_FOLD.get(fold, "train"), recording) for _, fold, recording in esc_rows(esc_table(root), task)]
+    table, rows = esc_table(root), []
+    for number, fold, recording in esc_rows(table, task):
+        if fold not in _SPLIT_OF_FOLD:
+            raise PalError(f"{table}, line {number}: fold {fold}; the folds are 1 to 5")
+        rows.append((_SPLIT_OF_FOLD[fold], recording))
     return in_turn(rows)
 
 
