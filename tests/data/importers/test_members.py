@@ -109,13 +109,14 @@ def test_openaqa_finds_foreign_paths_by_their_ends(tmp_path: Path) -> None:
 def test_openaqa_never_leaves_its_folder(tmp_path: Path) -> None:
     sound(tmp_path / "secret.wav")
     sound(tmp_path / "set" / "a.wav")
+    sound(tmp_path / "set" / "secret.wav")  # it, not the one outside, is what an end of those paths leads to
     items = [
         {"instruction": "What?", "audio_id": name, "output": "x"}
         for name in ("../secret.wav", str(tmp_path / "secret.wav"), "a.wav")
     ]
     text(tmp_path / "set" / "train.json", json.dumps(items))
     result = import_set("openaqa", tmp_path / "set", tmp_path / "out")
-    assert result.num_examples == {"train": 1}
+    assert result.num_examples == {"train": 3}
 
 
 def test_mmau_categories_and_open_questions(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Where manifests go: never into the set, never over something, one writer, whole or not at all."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,37 @@ def test_a_failed_import_leaves_the_old_one(root: Path, tmp_path: Path) -> None:
     with pytest.raises(PalError, match="the path is empty"):
         import_set("csv", root, out, overwrite=True)
     assert contents(out) == first
+
+
+def test_after_a_kill_the_same_command_works(root: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / ".train.jsonl.tmp").write_text("half a li")
+    import_set("csv", root, out)
+    assert set(contents(out)) == {"train.jsonl", "test.jsonl", "missing.txt", "import.json"}
+
+
+@pytest.mark.parametrize(
+    ("item", "said"),
+    [
+        ({"conversations": [{"from": "human", "value": "\ud800"}]}, "item 2: cannot be written as JSON"),
+        ({"conversations": [{"from": "human", "value": "<audio>"}], "audios": ["\ud800.wav"]}, "item 2: path: "),
+    ],
+)
+def test_text_that_is_no_unicode(tmp_path: Path, item: dict, said: str) -> None:
+    good = {"conversations": [{"from": "human", "value": "Hello?"}, {"from": "gpt", "value": "Yes."}]}
+    text(tmp_path / "set" / "mine.json", json.dumps([good, item]))
+    with pytest.raises(PalError, match=said):
+        import_set("sharegpt", tmp_path / "set", tmp_path / "out")
+
+
+def test_meta_of_any_depth(tmp_path: Path) -> None:
+    rubric = "[" * 900 + "]" * 900
+    said = '"question": "What?", "choices": ["a", "b"], "answer": "a", "audio_path": "a.wav"'
+    text(tmp_path / "set" / "MMAR-meta.jsonl", f'{{"id": "x", {said}, "rubric": {rubric}}}')
+    sound(tmp_path / "set" / "a.wav")
+    with pytest.raises(PalError, match="item 1: cannot be written as JSON"):
+        import_set("mmar", tmp_path / "set", tmp_path / "out")
 
 
 def test_one_writer(root: Path, tmp_path: Path) -> None:

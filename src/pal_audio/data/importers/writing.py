@@ -19,10 +19,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TextIO
 
+from pydantic import ValidationError
+from pydantic_core import PydanticSerializationError
+
 import pal_audio
+from pal_audio.config import one_line
 from pal_audio.data.folder import LOCK, locked
 from pal_audio.data.importers.base import SPLITS, Importer, Item
-from pal_audio.data.manifest import manifest_line, write_text
+from pal_audio.data.manifest import Example, manifest_line, write_text
 from pal_audio.errors import PalError
 
 MISSING, SUMMARY = "missing.txt", "import.json"
@@ -92,7 +96,8 @@ def known(importers: Mapping[str, Importer], name: str) -> Importer:
 def _refuse_full(folder: Path, overwrite: bool) -> None:
     if folder.exists() and not folder.is_dir():
         raise PalError(f"OUT {folder} is not a folder")
-    there = [entry.name for entry in folder.iterdir() if entry.name != LOCK] if folder.is_dir() else []
+    left_by_us = {LOCK, *(f".{name}.tmp" for name in OURS)}  # the latter by an import that was killed
+    there = [entry.name for entry in folder.iterdir() if entry.name not in left_by_us] if folder.is_dir() else []
     if there and not overwrite:
         raise PalError(f"OUT {folder} is not empty ({sorted(there)[0]}, ...); choose a new folder, or replace with --overwrite")
 
@@ -106,7 +111,7 @@ def _written(
     first_left_out = ""
     with _temporaries(folder) as open_temporary:
         number = 0
-        for number, item in enumerate(importer.read(source), start=1):
+        for number, item in enumerate(_read(importer, source), start=1):
             example = item.example
             if example.id in seen:
                 raise PalError(f"{source}: two items have the id {example.id!r}")
@@ -119,7 +124,7 @@ def _written(
                 open_temporary(MISSING).write(f"{' '.join(example.id.split())}\t{line}\n")
             else:
                 num_examples[item.split] += 1
-                open_temporary(f"{item.split}.jsonl").write(manifest_line(example, folder))
+                open_temporary(f"{item.split}.jsonl").write(_line(example, folder, f"{source}, item {number}"))
             if progress is not None and number % _EVERY == 0:
                 progress(number, None)
         if progress is not None:
@@ -131,6 +136,24 @@ def _written(
     result = Imported(importer.name, str(inside), pal_audio.__version__, by_split, dict(num_left_out))
     write_text(folder / SUMMARY, json.dumps(asdict(result), indent=2) + "\n")
     return result
+
+
+def _read(importer: Importer, source: Path) -> Iterator[Item]:
+    """Yield a set's items; what makes no example, and no importer looks for itself, is named by the item's number."""
+    number = 0
+    try:
+        for item in importer.read(source):
+            number += 1
+            yield item
+    except ValidationError as error:
+        raise PalError(f"{source}, item {number + 1}: {one_line(error)}") from None
+
+
+def _line(example: Example, folder: Path, place: str) -> str:
+    try:
+        return manifest_line(example, folder)
+    except (PydanticSerializationError, RecursionError) as error:  # text that is no Unicode, `meta` too deep
+        raise PalError(f"{place}: cannot be written as JSON ({' '.join(str(error).split())})") from error
 
 
 def _fault(item: Item, inside: Path) -> tuple[str, str]:
@@ -160,7 +183,7 @@ def _temporaries(folder: Path) -> Iterator[Callable[[str], TextIO]]:
 
     def opened(name: str) -> TextIO:
         if name not in files:
-            files[name] = open(folder / f".{name}.tmp", "w", encoding="utf-8", newline="\n")  # noqa: SIM115
+            files[name] = open(folder / f".{name}.tmp", "w", encoding="utf-8", newline="\n", errors="backslashreplace")  # noqa: SIM115
         return files[name]
 
     try:
