@@ -198,7 +198,8 @@ def test_every_help_has_an_example(path: tuple[str, ...]) -> None:
 
 def test_only_verbs_that_work_are_named() -> None:
     verbs = {" ".join(path) for path in commands(get_command(cli.app))} - {""}
-    assert verbs == {"ask", "train", "info", "data", "data mix", "recipes", "recipes list", "recipes show", "recipes copy"}
+    data, recipe = {"data", "data mix", "data import", "data check"}, {"recipes", "recipes list", "recipes show", "recipes copy"}
+    assert verbs == {"ask", "train", "info"} | data | recipe
 
 
 def test_version_and_bare_pal(capsys: pytest.CaptureFixture[str]) -> None:
@@ -502,3 +503,87 @@ def test_recipes(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["recipes", "copy", "quickstart", "--overwrite"]) == 0
     assert Path("quickstart.yaml").read_text() == shipped.read_text()
     assert cli.main(["recipes", "copy", "quickstart", "no/such/folder/x.yaml"]) == 2
+
+
+def small_set(folder: Path) -> Path:
+    """Two labelled sounds and one that is not there, as a CSV of one's own."""
+    folder.mkdir()
+    for name in ("a.wav", "b.wav"):
+        soundfile.write(folder / name, 0.1 * np.sin(np.arange(16_000) / 5), 16_000)
+    (folder / "train.csv").write_text("path,label\na.wav,dog\nb.wav,rain\ngone.wav,dog\n")
+    return folder
+
+
+def test_data_import_and_check(empty_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small_set(empty_folder / "sounds")
+    assert cli.main(["data", "import", "csv", "sounds", "out"]) == 0
+    out, err = capsys.readouterr()
+    assert out == "out/train.jsonl\n"
+    assert "train: 2 examples" in err
+    assert "left out: 1 items, no such audio file; see out/missing.txt" in err
+    assert cli.main(["data", "import", "csv", "sounds", "out"]) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert cli.main(["data", "import", "csv", "sounds", "out", "--overwrite"]) == 0
+    capsys.readouterr()
+
+    assert cli.main(["data", "check", "out/train.jsonl", "--root", "sounds"]) == 0
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "2 examples (0 without an answer), 2 clips, 2.0 s; problems: 0" in err
+    assert cli.main(["data", "check", "out/train.jsonl"]) == 2  # outside of the manifest's folder, and no root named
+    out = capsys.readouterr().out
+    assert [line.split(": ")[0] for line in out.splitlines()] == [f"out/train.jsonl, line {n}" for n in (1, 2)]
+    assert cli.main(["data", "check", "out/train.jsonl", "--root", "sounds", "--max-seconds", "0.5", "--json"]) == 2
+    found = json.loads(capsys.readouterr().out)
+    assert [(problem["line"], problem["kind"]) for problem in found["problems"]] == [(1, "audio"), (2, "audio")]
+    assert (found["examples"], found["open"], found["preview"]) == (2, 0, None)
+
+
+def test_data_import_list_names_every_set(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["data", "import", "--list"]) == 0
+    out = capsys.readouterr().out
+    for name in ("esc50", "fsdd", "librispeech", "audiocaps", "clotho", "openaqa", "mmau", "mmar", "sharegpt", "csv"):
+        assert f"{name:<12} needs  " in out
+    assert "http" not in out
+
+
+def test_data_check_previews_what_a_model_would_say(empty_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from tests.tiny import tiny_model
+
+    small_set(empty_folder / "sounds")
+    assert cli.main(["data", "import", "csv", "sounds", "out"]) == 0
+    for part in tiny_model():
+        part.save_pretrained("model")
+    capsys.readouterr()
+    arguments = ["data", "check", "out/train.jsonl", "--root", "sounds", "--model", "model"]
+    assert cli.main(arguments) == 0
+    line = capsys.readouterr().out
+    assert line.startswith("supervised, ")
+    assert "tokens of train-2: 'd" in line
+    assert cli.main([*arguments, "--json"]) == 0
+    preview = json.loads(capsys.readouterr().out)["preview"]
+    assert preview["id"] == "train-2"
+    assert "".join(preview["supervised"]).startswith("dog")
+    assert cli.main([*arguments[:3], "--model", "model"]) == 2
+    assert "no example is faultless" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["import"], "Missing argument 'NAME'"),
+        (["import", "esc5", ".", "out"], "did you mean 'esc50'?"),
+        (["import", "esc50", ".", "../out"], "no ESC-50 layout under .; looked for"),
+        (["import", "csv", ".", "out"], "lies in the set's own folder"),
+        (["check", "gone.jsonl"], "gone.jsonl: cannot read the manifest"),
+        (["check", "gone.jsonl", "--root", "nowhere"], "--root nowhere: no such folder"),
+        (["check", "gone.jsonl", "--model", "nowhere"], "--model nowhere: no such folder"),
+    ],
+)
+def test_a_mistake_about_data_is_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["data", *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    errors = [line for line in err.splitlines() if line.startswith("pal: error: ")]
+    assert len(errors) == 1
+    assert message in errors[0]

@@ -26,14 +26,19 @@ class StrictConfig(BaseModel):
         return values
 
 
-def one_line(error: ValidationError) -> str:
-    """Every fault of a validation with its place, on one line."""
-    faults = []
+def faults(error: ValidationError) -> list[str]:
+    """Every fault of a validation with its place, each on one line."""
+    found = []
     for fault in error.errors(include_url=False):
         place = ".".join(str(part) for part in fault["loc"])
         text = " ".join(fault["msg"].removeprefix("Value error, ").split())
-        faults.append(f"{place}: {text}" if place else text)
-    return "; ".join(faults)
+        found.append(f"{place}: {text}" if place else text)
+    return found
+
+
+def one_line(error: ValidationError) -> str:
+    """Every fault of a validation with its place, on one line."""
+    return "; ".join(faults(error))
 
 
 def parse_config(adapter: TypeAdapter[ConfigT], values: object, what: str) -> ConfigT:

@@ -16,7 +16,7 @@ from pal_audio.data import DataConfig, build, check_manifest, mix, read_manifest
 from pal_audio.data.scenes import scene
 from pal_audio.errors import PalError
 
-from .test_recordings import AT_HAND, make_digits, make_esc, needs_recordings
+from .importers.test_recordings import AT_HAND, make_digits, make_esc, needs_recordings
 
 CONFIG = DataConfig(seed=3, num_train=230, num_test=60, seconds=2.0)
 

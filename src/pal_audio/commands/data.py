@@ -1,16 +1,22 @@
 """`pal data`: makes and checks data."""
 
 import contextlib
+import json
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pal_audio.commands import recipes
+from pal_audio.commands import models, recipes
 from pal_audio.commands.train import RecipeArgument, SetOption, checked_settings
+from pal_audio.errors import PalError
 
-app = typer.Typer(help="Makes data.", epilog="Example: pal data mix quickstart scenes")
+if TYPE_CHECKING:
+    from pal_audio.data import Example
+
+app = typer.Typer(help="Makes and checks data.", epilog="Example: pal data mix quickstart scenes")
 
 
 @app.command("mix", epilog="Example: pal data mix quickstart scenes --set data.seed=2")
@@ -30,8 +36,99 @@ def mix(
         print(manifest)
 
 
+def _set_names() -> list[str]:
+    """Names of the importers: what the shell completes."""
+    from pal_audio.data.importers import IMPORTERS
+
+    return list(IMPORTERS)
+
+
+def _print_sets(wanted: bool) -> None:
+    if not wanted:
+        return
+    from pal_audio.data.importers import IMPORTERS
+
+    for name, importer in IMPORTERS.items():
+        print(f"{name:<12} needs  {importer.needs}\n{'':<12} from   {importer.archives}")
+    raise typer.Exit
+
+
+@app.command("import", epilog="Example: pal data import esc50 ESC-50-master manifests/esc50")
+def import_(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A name out of --list.", autocompletion=_set_names)],
+    root: Annotated[Path, typer.Argument(metavar="ROOT", help="The set as its archives unpack; nothing is written there.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="New or empty folder for the manifests.")],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the manifests that are in OUT.")] = False,
+    listed: Annotated[
+        bool,
+        typer.Option("--list", callback=_print_sets, is_eager=True, help="Say what each set needs and where it comes from."),
+    ] = False,
+) -> None:
+    """Writes manifests of a public set, or of tables of your own."""
+    from pal_audio.data.importers import import_set
+
+    with _progress_bar("importing") as report:
+        result = import_set(name, root, out, overwrite, report)
+    for split, num in result.num_examples.items():
+        print(out / f"{split}.jsonl")
+        print(f"pal: {split}: {num} examples", file=sys.stderr)
+    for reason, num in result.num_left_out.items():
+        print(f"pal: left out: {num} items, {reason}; see {out / 'missing.txt'}", file=sys.stderr)
+    print(f"pal: audio stays in {result.root}: name it as a root, as in pal data check --root", file=sys.stderr)
+
+
+@app.command("check", epilog="Example: pal data check manifests/esc50/train.jsonl --root ESC-50-master")
+def check(
+    manifest: Annotated[Path, typer.Argument(metavar="MANIFEST", help="A .jsonl file.")],
+    roots: Annotated[
+        list[Path] | None, typer.Option("--root", metavar="DIR", help="A folder outside MANIFEST's own that may hold audio.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    model: Annotated[str | None, typer.Option(metavar="FOLDER", help="Show what this model would be trained to say.")] = None,
+    max_seconds: Annotated[float | None, typer.Option(min=0.001, help="The longest clip, in seconds. Otherwise an hour.")] = None,
+) -> None:
+    """Lists everything that is wrong with a manifest and its audio; exit status 2 if there is something."""
+    folder = None if model is None else models.resolve(model, "--model")
+    for root in roots or []:
+        if not root.is_dir():
+            raise PalError(f"--root {root}: no such folder")
+    from pal_audio.audio import MAX_SECONDS
+    from pal_audio.cli import one_line
+    from pal_audio.data.check import inspect_manifest, shown
+
+    with _progress_bar("checking") as bar:
+        report = inspect_manifest(manifest, roots or [], max_seconds=max_seconds or MAX_SECONDS, progress=bar)
+    preview = None if folder is None or report.first is None else _preview(folder, report.first)
+    numbers = {"examples": report.num_examples, "open": report.num_open, "clips": report.num_clips, "seconds": report.seconds}
+    if as_json:
+        problems = [problem._asdict() for problem in report.problems]
+        print(json.dumps({"manifest": str(manifest), **numbers, "problems": problems, "preview": preview}))
+    else:
+        for problem in report.problems:
+            print(one_line(shown(manifest, problem)))
+        if preview is not None:
+            print(f"supervised, {len(preview['supervised'])} of {preview['num_tokens']} tokens of {preview['id']}:", end=" ")
+            print(" ".join(repr(token) for token in preview["supervised"]))
+        elif folder is not None:
+            print("pal: no preview: no example is faultless and has an answer", file=sys.stderr)
+        said = f"{report.num_examples} examples ({report.num_open} without an answer), {report.num_clips} clips"
+        print(f"pal: {said}, {report.seconds:.1f} s; problems: {len(report.problems)}", file=sys.stderr)
+    if report.problems:
+        raise typer.Exit(2)
+
+
+def _preview(folder: str, example: "Example") -> dict[str, Any]:
+    with contextlib.redirect_stdout(sys.stderr):  # what a library prints must not mix with the answer
+        from dataclasses import asdict
+
+        from pal_audio.data.preview import preview
+
+        _, processor = models.load(folder, "cpu")
+        return asdict(preview(processor, example))
+
+
 @contextlib.contextmanager
-def _progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
+def _progress_bar(what: str) -> Iterator[Callable[[int, int | None], None]]:
     """A bar on stderr, moved by calls with what is done and what there is in all."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn

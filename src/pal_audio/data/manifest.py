@@ -114,7 +114,7 @@ def read_manifest(path: str | os.PathLike[str], roots: Sequence[str | os.PathLik
 
     Raises:
         PalError: The file cannot be read, holds no example, or a line is wrong; the message names file and line. Whether the
-            audio files exist is not looked at: see `check_manifest`.
+            audio files exist is not looked at: see `check.check_manifest`.
     """
     examples = []
     for _, item in _items(Path(path), roots):
@@ -126,18 +126,6 @@ def read_manifest(path: str | os.PathLike[str], roots: Sequence[str | os.PathLik
     return examples
 
 
-def check_manifest(path: str | os.PathLike[str], roots: Sequence[str | os.PathLike[str]] = ()) -> list[str]:
-    """List everything wrong with a manifest, missing audio files included; each entry names file and line."""
-    problems = []
-    for number, item in _items(Path(path), roots):
-        if isinstance(item, PalError):
-            problems.append(str(item))
-        else:
-            missing = [part.path for part in item.audio if not Path(part.path).is_file()]
-            problems += [f"{path}, line {number}: no such audio file {name}" for name in missing]
-    return problems
-
-
 def write_manifest(path: str | os.PathLike[str], examples: Iterable[Example]) -> None:
     """Write a manifest whole or not at all (temporary name, sync, rename).
 
@@ -147,14 +135,16 @@ def write_manifest(path: str | os.PathLike[str], examples: Iterable[Example]) ->
     """
     target = Path(path)
     folder = target.parent.resolve()
-    lines = []
-    for example in examples:
-        copy = example.model_copy(deep=True)
-        for part in copy.audio:
-            if os.path.isabs(part.path):
-                part.path = Path(os.path.relpath(Path(part.path).resolve(), folder)).as_posix()
-        lines.append(copy.model_dump_json(exclude_none=True) + "\n")
-    write_text(target, "".join(lines))
+    write_text(target, "".join(manifest_line(example, folder) for example in examples))
+
+
+def manifest_line(example: Example, folder: Path) -> str:
+    """One line of a manifest that lies in `folder` (resolved), its end included; absolute audio paths become relative."""
+    copy = example.model_copy(deep=True)
+    for part in copy.audio:
+        if os.path.isabs(part.path):
+            part.path = Path(os.path.relpath(Path(part.path).resolve(), folder)).as_posix()
+    return copy.model_dump_json(exclude_none=True) + "\n"
 
 
 def write_text(path: Path, text: str) -> None:
@@ -182,7 +172,7 @@ def _items(path: Path, roots: Sequence[str | os.PathLike[str]]) -> Iterator[tupl
         try:
             example = Example.model_validate(json.loads(line.decode("utf-8")))
             for part in example.audio:
-                part.path = str(_resolved(part.path, folder, allowed))
+                part.path = str(resolved_audio(part.path, folder, allowed))
             if example.id in line_of_id:
                 raise PalError(f"id {example.id!r} is already that of line {line_of_id[example.id]}")
             line_of_id[example.id] = number
@@ -195,8 +185,16 @@ def _items(path: Path, roots: Sequence[str | os.PathLike[str]]) -> Iterator[tupl
             yield number, PalError(f"{path}, line {number}: {error}")
 
 
-def _resolved(name: str, folder: Path, allowed: Sequence[Path]) -> Path:
-    resolved = (folder / name).resolve()
+def resolved_audio(name: str, folder: Path, allowed: Sequence[Path]) -> Path:
+    """Make an audio path of a manifest in `folder` absolute.
+
+    Raises:
+        PalError: It lies under none of the allowed folders, or cannot be followed.
+    """
+    try:
+        resolved = (folder / name).resolve()
+    except (OSError, RuntimeError) as error:  # a loop of links
+        raise PalError(f"audio path {name!r} cannot be followed: {error}") from error
     if not any(resolved.is_relative_to(root) for root in allowed):
         raise PalError(f"audio path {name!r} leaves the manifest's folder; name its folder as an allowed root if you trust it")
     return resolved

@@ -14,14 +14,12 @@ import io
 import json
 import multiprocessing
 import os
-import sys
 import threading
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,8 +28,9 @@ import soundfile
 from pydantic import Field, field_validator, model_validator
 
 from pal_audio.config import StrictConfig
+from pal_audio.data.folder import locked
+from pal_audio.data.importers.recordings import RECORDING_TASKS, Recording
 from pal_audio.data.manifest import AudioPart, Example, Message, TextPart, write_manifest, write_text
-from pal_audio.data.recordings import RECORDING_TASKS, Recording
 from pal_audio.data.scenes import DEFAULT_TASKS, SCENE_TASKS, SceneSettings, check_weights, scene
 from pal_audio.data.sounds import Split
 from pal_audio.errors import PalError
@@ -148,7 +147,7 @@ def build(
     if _finished(folder, described):
         return manifests
     folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder):
+    with locked(folder):
         write_text(folder / "mix.partial.json", json.dumps(described, indent=2) + "\n")
         (folder / "mix.json").unlink(missing_ok=True)
         if config.root is None:
@@ -209,20 +208,6 @@ def _finished(folder: Path, described: dict[str, Any]) -> bool:
     config = described["config"]
     whole = config["root"] is not None or num_files == {split: config[f"num_{split}"] for split in _SPLITS}
     return whole and all((folder / f"{split}.jsonl").is_file() for split in _SPLITS)
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Keep a second writer out; the system lets go of the lock however we end. Windows: nothing is checked."""
-    with open(folder / ".lock", "w", encoding="utf-8") as file:
-        if sys.platform != "win32":
-            import fcntl
-
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise PalError(f"{folder} is being written by another process; wait for it or choose another folder") from error
-        yield
 
 
 def _composed(

@@ -7,10 +7,10 @@ import pytest
 import soundfile
 
 from pal_audio.data import check_manifest, import_recordings, write_manifest
-from pal_audio.data.recordings import DIGIT_WORDS, ESC_FOLDS, digit_recordings, esc_recordings
+from pal_audio.data.importers.recordings import DIGIT_WORDS, ESC_FOLDS, digit_recordings, esc_recordings
 from pal_audio.errors import PalError
 
-AT_HAND = Path(__file__).parents[3] / "shared" / "data"
+AT_HAND = Path(__file__).parents[4] / "shared" / "data"
 needs_recordings = pytest.mark.skipif(not AT_HAND.is_dir(), reason="no real recordings beside the checkout (../shared/data)")
 HEADER = "filename,fold,target,category,esc10,src_file,take\n"
 

@@ -1,4 +1,4 @@
-"""Importers of two public sets in their official layouts: ESC-50 (with its ten-class part ESC-10) and Free Spoken Digit (FSDD).
+"""Two public sets in their official layouts: ESC-50 (with its ten-class part ESC-10) and Free Spoken Digit (FSDD).
 
     ESC-50   meta/esc50.csv   filename, fold, target, category, esc10, ...      audio/<filename>
     FSDD     recordings/{digit}_{speaker}_{index}.wav (or .flac)
@@ -10,13 +10,15 @@ Source: K. J. Piczak, "ESC" (2015); Z. Jackson, "Free Spoken Digit Dataset", who
 
 from __future__ import annotations
 
-import csv
 import re
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from pal_audio.data.importers.base import Item, find_layout
+from pal_audio.data.importers.tables import csv_rows
 from pal_audio.data.manifest import AudioPart, Example, Message, TextPart
 from pal_audio.errors import PalError
 
@@ -68,27 +70,35 @@ def esc_recordings(root: Path, split: RecordingSplit, task: Literal["esc10", "es
     Raises:
         PalError: The layout is not there, a row of the table is wrong, a file is missing, or the split is empty.
     """
-    table = _find(root, _ESC_FOLDERS, "meta/esc50.csv", "ESC-50")
-    folder = table.parent.parent.resolve() / "audio"
     found = []
-    with open(table, encoding="utf-8", newline="") as file:
-        rows = csv.DictReader(file)
-        missing = {"filename", "fold", "category", "esc10"} - set(rows.fieldnames or ())
-        if missing:
-            raise PalError(f"{table}: the table lacks the column(s) {', '.join(sorted(missing))}")
-        for row in rows:
-            place = f"{table}, line {rows.line_num}"
-            name, fold = row["filename"] or "", row["fold"] or ""
-            if not fold.isdecimal() or not row["category"]:
-                raise PalError(f"{place}: fold {fold!r}, category {row['category']!r}")
-            if int(fold) not in ESC_FOLDS[split] or (task == "esc10" and row["esc10"] != "True"):
-                continue
-            if name in ("", ".", "..") or Path(name).name != name or not (folder / name).is_file():
-                raise PalError(f"{place}: no such file {name!r} in {folder}")
-            answer = row["category"].replace("_", " ")
-            meta = {"fold": int(fold), "category": row["category"]}
-            found.append(Recording(folder / name, task, answer, SOUND_WORDINGS, meta))
+    table = esc_table(root)
+    for number, fold, recording in esc_rows(table, task):
+        if fold not in ESC_FOLDS[split]:
+            continue
+        if not recording.path.is_file():
+            raise PalError(f"{table}, line {number}: no such file {recording.path.name!r} in {recording.path.parent}")
+        found.append(recording)
     return _filled(found, table, split)
+
+
+def esc_table(root: Path) -> Path:
+    """Find `meta/esc50.csv`, by which the set is known."""
+    return find_layout(root, _ESC_FOLDERS, "meta/esc50.csv", "ESC-50")
+
+
+def esc_rows(table: Path, task: Literal["esc10", "esc50"]) -> Iterator[tuple[int, int, Recording]]:
+    """Yield line number, fold and recording for every row of the table that belongs to the task; files are not looked for."""
+    folder = table.parent.parent.resolve() / "audio"
+    for number, row in csv_rows(table, ("filename", "fold", "category", "esc10")):
+        fold, category, name = row["fold"], row["category"], row["filename"]
+        if not (fold.isascii() and fold.isdecimal()) or not category:
+            raise PalError(f"{table}, line {number}: fold {fold!r}, category {category!r}")
+        if task == "esc10" and row["esc10"] != "True":
+            continue
+        if name in ("", ".", "..") or Path(name).name != name:
+            raise PalError(f"{table}, line {number}: no such file {name!r} in {folder}")
+        meta = {"fold": int(fold), "category": category}
+        yield number, int(fold), Recording(folder / name, task, category.replace("_", " "), SOUND_WORDINGS, meta)
 
 
 def digit_recordings(root: Path, split: RecordingSplit) -> list[Recording]:
@@ -101,14 +111,22 @@ def digit_recordings(root: Path, split: RecordingSplit) -> list[Recording]:
     Raises:
         PalError: The layout is not there or the split is empty.
     """
-    folder = _find(root, _DIGIT_FOLDERS, "recordings", "Free Spoken Digit").resolve()
-    found = []
+    folder = digit_folder(root)
+    return _filled([recording for index, recording in digit_files(folder) if index in DIGIT_INDICES[split]], folder, split)
+
+
+def digit_folder(root: Path) -> Path:
+    """Find `recordings`, by which the set is known."""
+    return find_layout(root, _DIGIT_FOLDERS, "recordings", "Free Spoken Digit").resolve()
+
+
+def digit_files(folder: Path) -> Iterator[tuple[int, Recording]]:
+    """Yield index number and recording of every file whose name is that of one."""
     for path in sorted(folder.iterdir()):
         name = _DIGIT_NAME.fullmatch(path.name)
-        if name is not None and int(name["index"]) in DIGIT_INDICES[split]:
+        if name is not None:
             meta = {"speaker": name["speaker"], "index": int(name["index"])}
-            found.append(Recording(path, "digits", DIGIT_WORDS[int(name["digit"])], DIGIT_WORDINGS, meta))
-    return _filled(found, folder, split)
+            yield int(name["index"]), Recording(path, "digits", DIGIT_WORDS[int(name["digit"])], DIGIT_WORDINGS, meta)
 
 
 RECORDING_TASKS: dict[str, Callable[[Path, RecordingSplit], list[Recording]]] = {
@@ -128,21 +146,16 @@ def import_recordings(task: str, root: Path, split: RecordingSplit) -> list[Exam
     """
     if task not in RECORDING_TASKS:
         raise PalError(f"unknown set {task!r}; known are {', '.join(RECORDING_TASKS)}")
-    turns: dict[str, int] = {}
-    examples = []
-    for recording in RECORDING_TASKS[task](root, split):
-        turn = turns.get(recording.answer, 0)
-        turns[recording.answer] = turn + 1
-        examples.append(recording.example(turn % len(recording.wordings)))
-    return examples
+    return [item.example for item in in_turn((split, recording) for recording in RECORDING_TASKS[task](root, split))]
 
 
-def _find(root: Path, folders: Sequence[str], inside: str, set_name: str) -> Path:
-    for folder in folders:
-        if (root / folder / inside).exists():
-            return root / folder / inside
-    looked = ", ".join(str(Path(folder) / inside) for folder in folders)
-    raise PalError(f"no {set_name} layout under {root}; looked for {looked}")
+def in_turn(recordings: Iterable[tuple[str, Recording]]) -> Iterator[Item]:
+    """Turn recordings with their split into items; wordings take turns within each answer of a split."""
+    turns: Counter[tuple[str, str]] = Counter()
+    for split, recording in recordings:
+        turn = turns[split, recording.answer]
+        turns[split, recording.answer] += 1
+        yield Item(split, recording.example(turn % len(recording.wordings)))
 
 
 def _filled(found: list[Recording], place: Path, split: str) -> list[Recording]:
