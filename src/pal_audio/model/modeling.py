@@ -21,6 +21,7 @@ from pal_audio.integration.fingerprint import Fingerprint
 from pal_audio.integration.key_values import LayerKeyValues, embedding_rms, find_layers, has_input_norm, max_span
 from pal_audio.integration.memory import AttachedAudio, AudioMemory, ClipTokens, LiveAudio, attach
 from pal_audio.integration.proof import prove
+from pal_audio.model.adapters import add_adapter, merge_adapter
 from pal_audio.model.configuration import PalConfig
 from pal_audio.model.streams import Stream, join_slots
 
@@ -34,7 +35,7 @@ class PalForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     Args:
         config: see `PalConfig`.
-        language_model: a ready LLM; built from `config.text_config` with random weights where None.
+        language_model: a ready LLM without adapter; built from `config.text_config` with random weights where None.
 
     Raises:
         UnsupportedLlmError: LAL cannot reproduce this LLM's keys and values.
@@ -52,6 +53,8 @@ class PalForConditionalGeneration(PreTrainedModel, GenerationMixin):
         super().__init__(config)
         audio = config.audio
         self.language_model: Any = language_model or AutoModelForCausalLM.from_config(config.text_config)
+        if config.adapter_config is not None:
+            add_adapter(self.language_model, config.adapter_config)
         config.text_config = self.language_model.config
         self._install_attention(self.language_model.config._attn_implementation or "sdpa")
         layers = find_layers(self.language_model)
@@ -141,6 +144,13 @@ class PalForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """Compare our keys and values of each LAL layer with the layer's own; see `integration.proof`."""
         prove(list(self._rules.values()))
 
+    def merge_adapter(self) -> None:
+        """Add the LLM's adapter to the weights that it stands on and take it out, in place; without one nothing changes."""
+        if self.config.adapter is not None:
+            merge_adapter(self.language_model)
+            self.config.adapter = None
+            self.prove_llm()
+
     # ---- sound ----------------------------------------------------------------------------------------------------
 
     def encode(self, input_features: Features, audio_num_samples: Features, max_windows: int | None = None) -> LiveAudio:
@@ -199,7 +209,7 @@ class PalForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def audio_fingerprint(self) -> str:
         """What an audio memory depends on: encoders, connectors, P_l, the LAL layers' key/value path, dtype, configuration."""
         modules = [self.encoders, self.streams, *(module for rule in self._rules.values() for module in rule.modules())]
-        return self._fingerprint.of(modules, self.config.audio_config)
+        return self._fingerprint.of(modules, [self.config.audio_config, self.config.adapter])
 
     def _by_encoder(self, value: Features) -> dict[str, Tensor]:
         names = list(self.encoders)
