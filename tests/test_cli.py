@@ -198,7 +198,18 @@ def test_every_help_has_an_example(path: tuple[str, ...]) -> None:
 
 def test_only_verbs_that_work_are_named() -> None:
     verbs = {" ".join(path) for path in commands(get_command(cli.app))} - {""}
-    assert verbs == {"ask", "train", "info", "data", "data mix", "recipes", "recipes list", "recipes show", "recipes copy"}
+    assert verbs == {
+        "ask",
+        "train",
+        "info",
+        "export",
+        "data",
+        "data mix",
+        "recipes",
+        "recipes list",
+        "recipes show",
+        "recipes copy",
+    }
 
 
 def test_version_and_bare_pal(capsys: pytest.CaptureFixture[str]) -> None:
