@@ -53,8 +53,6 @@ class PalForConditionalGeneration(PreTrainedModel, GenerationMixin):
         super().__init__(config)
         audio = config.audio
         self.language_model: Any = language_model or AutoModelForCausalLM.from_config(config.text_config)
-        if config.adapter_config is not None:
-            add_adapter(self.language_model, config.adapter_config)
         config.text_config = self.language_model.config
         self._install_attention(self.language_model.config._attn_implementation or "sdpa")
         layers = find_layers(self.language_model)
@@ -72,6 +70,8 @@ class PalForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self._rules = {layer: LayerKeyValues(self.language_model, layer) for layer in sorted(set().union(*self._lal_layers))}
         self._fingerprint = Fingerprint()
         self.post_init()
+        if config.adapter_config is not None:  # last: `post_init` would give the adapter the random weights of an LLM's linear
+            add_adapter(self.language_model, config.adapter_config)
         if not on_meta:
             self.prove_llm()
 
