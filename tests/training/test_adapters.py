@@ -65,7 +65,7 @@ def test_the_part_is_the_adapter_and_nothing_else() -> None:
     kinds = {name.split(".")[-3] for name, _ in model.named_parameters() if GROUPS["llm.adapter"](name)}
     assert kinds == {"lora_A", "lora_B", "lora_magnitude_vector"}
     plain, _ = tiny_model("llama", "lal")
-    with pytest.raises(PalError, match="'llm.adapter' names no parameter .the recipe has no `adapter:`"):
+    with pytest.raises(PalError, match=r"'llm.adapter' names no parameter \(the recipe has no `adapter:`"):
         parameter_groups(plain, {"llm.adapter": 1e-3}, 0.0)
 
 

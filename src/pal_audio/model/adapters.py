@@ -58,8 +58,11 @@ class AdapterConfig(StrictConfig):
         if self.type != "qlora":
             return
         if importlib.util.find_spec("bitsandbytes") is None:
-            raise PalError("adapter: type qlora needs bitsandbytes, which the extra brings: pip install 'pal-audio[qlora]'")
-        raise PalError("adapter: type qlora is not built yet (no test has run on 4-bit weights); use lora or dora")
+            raise PalError(
+                "adapter: type qlora needs bitsandbytes (the extra: pip install 'pal-audio[qlora]'), "
+                "and training on 4-bit weights is not built yet; use lora or dora"
+            )
+        raise PalError("adapter: type qlora: training on 4-bit weights is not built yet; use lora or dora")
 
 
 def is_adapter_parameter(name: str) -> bool:
@@ -87,7 +90,7 @@ def add_adapter(llm: nn.Module, config: AdapterConfig) -> None:
 
 
 def merge_adapter(llm: nn.Module) -> int:
-    """Add the adapter to the weights that it stands on, and take it out. Returns the number of modules merged.
+    """Add the adapter to the weights that it stands on, take it out, and unfreeze the LLM. Returns the number of modules merged.
 
     Raises:
         RuntimeError: a merged weight is not finite.
@@ -98,9 +101,8 @@ def merge_adapter(llm: nn.Module) -> int:
             layer.merge(safe_merge=True)
         except ValueError as error:
             raise RuntimeError(f"the adapter of {name} cannot be merged: {error}") from error
-        base = layer.get_base_layer()
-        base.requires_grad_(True)
-        setattr(parent, name, base)
+        setattr(parent, name, layer.get_base_layer())
+    llm.requires_grad_(True)
     return len(places)
 
 
