@@ -116,7 +116,10 @@ def _pretrained_llm(name: str, revision: str | None) -> tuple[PretrainedConfig, 
     try:
         config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
-        llm = AutoModelForCausalLM.from_pretrained(name, revision=revision, trust_remote_code=False, use_safetensors=True)
+        # float32 whatever was published: the other parts are, and small steps are lost in bfloat16 weights.
+        llm = AutoModelForCausalLM.from_pretrained(
+            name, revision=revision, trust_remote_code=False, use_safetensors=True, dtype=torch.float32
+        )
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise PalError(f"model.llm: {name!r} cannot be loaded: {reason}") from error
