@@ -145,3 +145,4 @@ def test_an_adapter_that_no_stage_trains_and_qlora_are_said(recipe: Path, tmp_pa
         load_recipe(recipe, ["stages.1.train={connector: 1e-3}"])
     with pytest.raises(PalError, match="qlora"):
         train(recipe, ["adapter.type=qlora"], out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()

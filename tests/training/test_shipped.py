@@ -63,3 +63,4 @@ def test_manifests_that_are_not_there_are_named(tmp_path: Path, monkeypatch: pyt
     monkeypatch.chdir(tmp_path)
     with pytest.raises(PalError, match=r"data.train\[0\]: no such manifest data/openaqa/classification.*--set data.train.0"):
         train(RECIPES[0], out=tmp_path / "run")
+    assert not (tmp_path / "run").exists(), "the next try, with the right path, must not find a begun run"

@@ -55,15 +55,30 @@ def prepare(
     return Prepared({"scenes": train}, test, mix.chance, mix.chance_by_task)
 
 
-def _read(config: ManifestsConfig, progress: Callable[[int, int], None] | None) -> Prepared:
-    places = {f"data.train[{number}]": source.path for number, source in enumerate(config.train)}
-    places |= {f"data.test[{number}]": path for number, path in enumerate(config.test)}
-    for place, path in places.items():
+def check_places(config: DataConfig | ManifestsConfig) -> None:
+    """Say at once, before a run's folder is begun, which manifest or root is not there.
+
+    Raises:
+        PalError: the first that is missing, by its place in the recipe.
+    """
+    if not isinstance(config, ManifestsConfig):
+        return
+    for place, path in _places(config).items():
         if not path.is_file():
             raise PalError(f"{place}: no such manifest {path}; write it there, or name yours with --set {_setting(place)}=FILE")
     for number, root in enumerate(config.roots):
         if not root.is_dir():
             raise PalError(f"data.roots[{number}]: no such folder {root}")
+
+
+def _places(config: ManifestsConfig) -> dict[str, Path]:
+    places = {f"data.train[{number}]": source.path for number, source in enumerate(config.train)}
+    return places | {f"data.test[{number}]": path for number, path in enumerate(config.test)}
+
+
+def _read(config: ManifestsConfig, progress: Callable[[int, int], None] | None) -> Prepared:
+    check_places(config)
+    places = _places(config)
     read = {}
     for number, (place, path) in enumerate(places.items()):
         read[place] = _answered(path, config.roots)

@@ -26,7 +26,7 @@ from rich.table import Table
 import pal_audio
 from pal_audio.data.collation import Collator
 from pal_audio.data.manifest import Example, write_text
-from pal_audio.data.prepare import Prepared, prepare
+from pal_audio.data.prepare import Prepared, check_places, prepare
 from pal_audio.errors import PalError
 from pal_audio.model import PalForConditionalGeneration, build_model, describe
 from pal_audio.model.export import save_folder
@@ -61,6 +61,9 @@ def train(
     """
     console = console or Console(stderr=True)
     recipe = load_recipe(recipe_path, overrides)
+    check_places(recipe.data)
+    if recipe.adapter is not None:
+        recipe.adapter.check()
     folder = Path(out) if out is not None else Path("runs") / recipe.name
     identity = _identity(recipe)
     _prepare_folder(folder, identity, resume, overwrite)
