@@ -44,6 +44,15 @@ FAMILIES: dict[str, dict[str, Any]] = {
 REQUIRED = ("llama", "qwen2", "qwen3", "gemma3_text", "olmo2")
 
 
+def wake_adapter(model: torch.nn.Module, seed: int) -> None:
+    """Move an adapter off the identity that it starts as."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".lora_B." in name or ".lora_magnitude_vector." in name:
+                parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator).to(parameter))
+
+
 @cache
 def tokenizer_texts() -> tuple[str, ...]:
     return (
@@ -72,10 +81,11 @@ def perturb(module: torch.nn.Module, seed: int = 0) -> None:
 def tiny_model(
     family: str = "llama", arm: str = "pal", seed: int = 0, llm: dict[str, Any] | None = None, **options: Any
 ) -> tuple[PalForConditionalGeneration, PalProcessor]:
-    """A tiny model with random weights and its processor; `options` are those of `preset`."""
+    """A tiny model with random weights and its processor; `options` are those of `preset`, and `adapter`."""
     torch.manual_seed(seed)
     encoder = options.pop("encoder", TINY_ENCODER)
     connector = options.pop("connector", {"type": "mlp", "stride": 4})
+    adapter = options.pop("adapter", None)
     if arm == "pal":
         options.setdefault("summary", {"type": "pool", "num_tokens": 3})
     audio = preset(arm, encoder, connector, **options)
@@ -84,9 +94,10 @@ def tiny_model(
     text_config = llm_config(family, vocabulary, **(llm or {}))
     language_model = AutoModelForCausalLM.from_config(text_config)
     perturb(language_model, seed)
-    config = PalConfig(language_model.config, audio, processor.audio_token_id, processor.audio_slot_token_id)
+    config = PalConfig(language_model.config, audio, processor.audio_token_id, processor.audio_slot_token_id, adapter=adapter)
     model = PalForConditionalGeneration(config, language_model)
     perturb(model.streams, seed + 1)
+    wake_adapter(model, seed + 2)
     model.generation_config.eos_token_id = 1
     model.generation_config.pad_token_id = 0
     return model.eval(), processor

@@ -13,7 +13,7 @@ import typer
 from typer.main import get_command
 
 import pal_audio
-from pal_audio.commands import ask, data, info, recipes, train
+from pal_audio.commands import ask, data, export, info, recipes, train
 from pal_audio.errors import PalError
 
 USER_ERROR = 2
@@ -33,6 +33,7 @@ app.command("train", epilog=train.EXAMPLE)(train.train)
 app.add_typer(data.app, name="data")
 app.add_typer(recipes.app, name="recipes")
 app.command("info", epilog=info.EXAMPLE)(info.info)
+app.command("export", epilog=export.EXAMPLE)(export.export)
 
 
 def _print_version(wanted: bool) -> None:

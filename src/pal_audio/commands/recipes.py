@@ -3,26 +3,17 @@
 import difflib
 import itertools
 import re
-import shutil
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
+import yaml
 
-import pal_audio
 from pal_audio.errors import PalError
+from pal_audio.training.overlay import read_recipe, shipped_folder
 
 app = typer.Typer(help="The recipes that come with the package.", no_args_is_help=False, epilog="Example: pal recipes list")
-
-
-def shipped_folder() -> Path:
-    """The folder of recipes: inside the package when installed from a wheel, at the root of a working copy."""
-    package = Path(pal_audio.__file__).parent
-    for folder in (package / "recipes", package.parents[1] / "recipes"):
-        if folder.is_dir():
-            return folder
-    raise RuntimeError(f"{package / 'recipes'} is missing: the installation is incomplete, install pal-audio again")
 
 
 def shipped_names() -> list[str]:
@@ -92,10 +83,14 @@ def copy(
     target: Annotated[Path, typer.Argument(metavar="[FILE]", help="Where to; a folder, or the file's name.")] = Path("."),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
 ) -> None:
-    """Copies a recipe, to be changed."""
+    """Copies a recipe, to be changed; one that stands on another is written out whole."""
     source = shipped(name)
     file = target / source.name if target.is_dir() else target
     if file.exists() and not overwrite:
         raise PalError(f"{file} is there already: give another name, or --overwrite")
-    shutil.copyfile(source, file)
+    text = source.read_text(encoding="utf-8")
+    if re.search(r"^base:", text, re.MULTILINE):
+        comment = "".join(itertools.takewhile(lambda line: line.startswith("#"), text.splitlines(keepends=True)))
+        text = comment + yaml.safe_dump(read_recipe(source), sort_keys=False, allow_unicode=True, width=120)
+    file.write_text(text, encoding="utf-8")
     print(f"pal: copied to {file}", file=sys.stderr)

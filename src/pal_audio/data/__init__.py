@@ -1,6 +1,6 @@
 """Examples to learn from and to be tested on: manifests, composed scenes, public recordings.
 
-`mix.build` makes the folder that a recipe's `data:` describes. Nothing here needs torch.
+`prepare.prepare` gives the examples that a recipe's `data:` describes. Nothing here needs torch.
 """
 
 from pal_audio.data.check import Problem, Report, check_manifest, inspect_manifest
@@ -8,7 +8,9 @@ from pal_audio.data.importers import IMPORTERS, Imported, Importer, import_set
 from pal_audio.data.importers.recordings import import_recordings
 from pal_audio.data.manifest import AudioPart, Example, Message, TextPart, read_manifest, write_manifest
 from pal_audio.data.mix import DataConfig, Mix, build, chance, read_mix
+from pal_audio.data.prepare import Prepared, prepare
 from pal_audio.data.scenes import Scene, SceneSettings, scene
+from pal_audio.data.sources import ManifestsConfig, SourceConfig
 
 __all__ = [
     "IMPORTERS",
@@ -17,12 +19,15 @@ __all__ = [
     "Example",
     "Imported",
     "Importer",
+    "ManifestsConfig",
     "Message",
     "Mix",
+    "Prepared",
     "Problem",
     "Report",
     "Scene",
     "SceneSettings",
+    "SourceConfig",
     "TextPart",
     "build",
     "chance",
@@ -30,6 +35,7 @@ __all__ = [
     "import_recordings",
     "import_set",
     "inspect_manifest",
+    "prepare",
     "read_manifest",
     "read_mix",
     "scene",

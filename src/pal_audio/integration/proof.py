@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pal_audio.integration.attention import INNER_KERNELS
 from pal_audio.integration.key_values import LayerKeyValues, UnsupportedLlmError, audio_kv, compute_dtype
@@ -74,7 +74,8 @@ def prove(rules: list[LayerKeyValues]) -> None:
     for rule in rules:
         where = f"of layer {rule.index}"
         try:
-            differing = _differing(rule)
+            with _evaluating(rule.layer):
+                differing = _differing(rule)
         except UnsupportedLlmError:
             raise
         except (RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError) as error:
@@ -120,12 +121,19 @@ def _call_layer(rule: LayerKeyValues, inputs_BLD: Tensor, positions_BL: Tensor, 
     if rule.rotary_emb is not None:
         extra = () if rule.rope_layer_type is None else (rule.rope_layer_type,)
         kwargs["position_embeddings"] = rule.rotary_emb(inputs_BLD, positions_BL, *extra)
-    was_training = [module for module in rule.layer.modules() if module.training]
-    rule.layer.eval()  # no dropout; and a checkpointing layer in training mode would drop the cache
-    try:
+    with _evaluating(rule.layer):
         rule.layer(inputs_BLD, **kwargs)
+
+
+@contextmanager
+def _evaluating(layer: nn.Module) -> Iterator[None]:
+    """No dropout, an adapter's included; and a checkpointing layer in training mode would drop the cache."""
+    training = [module for module in layer.modules() if module.training]
+    layer.eval()
+    try:
+        yield
     finally:
-        for module in was_training:
+        for module in training:
             module.training = True
 
 

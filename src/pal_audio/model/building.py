@@ -12,6 +12,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from pal_audio.config import StrictConfig
 from pal_audio.errors import PalError
+from pal_audio.model.adapters import AdapterConfig, is_adapter_parameter
 from pal_audio.model.configuration import AudioConfig, PalConfig
 from pal_audio.model.modeling import PalForConditionalGeneration
 from pal_audio.model.presets import preset
@@ -63,17 +64,22 @@ class ModelSpec(StrictConfig):
         return AudioConfig.parse(preset(self.preset, self.encoder, self.connector, self.summary, self.lal, **shared))
 
 
-def build_model(spec: ModelSpec, texts: Iterable[str] = ()) -> tuple[PalForConditionalGeneration, PalProcessor]:
+def build_model(
+    spec: ModelSpec, texts: Iterable[str] = (), adapter: AdapterConfig | None = None
+) -> tuple[PalForConditionalGeneration, PalProcessor]:
     """A model and its processor.
 
     Args:
         spec: see `ModelSpec`.
         texts: what a fresh tokenizer is trained on.
+        adapter: on the LLM, if any.
 
     Raises:
         PalError: the LLM cannot be had, or the spec is wrong.
     """
     audio = spec.audio_config()
+    if adapter is not None:
+        adapter.check()  # before anything is fetched
     if isinstance(spec.llm, dict):
         text_config, tokenizer = _fresh_llm(dict(spec.llm), texts)
         llm = None
@@ -84,7 +90,7 @@ def build_model(spec: ModelSpec, texts: Iterable[str] = ()) -> tuple[PalForCondi
         "llm": None if llm is None else {"name": spec.llm, "revision": spec.revision},
         "encoders": {name: config.checkpoint for name, config in audio.encoders.items() if config.checkpoint},
     }
-    config = PalConfig(text_config, audio, processor.audio_token_id, processor.audio_slot_token_id, provenance)
+    config = PalConfig(text_config, audio, processor.audio_token_id, processor.audio_slot_token_id, provenance, adapter)
     config.pad_token_id, config.eos_token_id = tokenizer.pad_token_id, tokenizer.eos_token_id
     model = PalForConditionalGeneration(config, llm)
     # From here on the weights are ours: a saved folder must not ask for the encoders' checkpoints again.
@@ -140,7 +146,10 @@ def _pretrained_llm(name: str, revision: str | None) -> tuple[PretrainedConfig, 
     try:
         config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
-        llm = AutoModelForCausalLM.from_pretrained(name, revision=revision, trust_remote_code=False, use_safetensors=True)
+        # float32 whatever was published: the other parts are, and small steps are lost in bfloat16 weights.
+        llm = AutoModelForCausalLM.from_pretrained(
+            name, revision=revision, trust_remote_code=False, use_safetensors=True, dtype=torch.float32
+        )
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise PalError(f"model.llm: {name!r} cannot be loaded: {reason}") from error
@@ -181,6 +190,10 @@ def describe(model: PalForConditionalGeneration) -> dict[str, Any]:
             }
         )
     tensors = {name: [part] if isinstance(part, torch.Tensor) else list(part.parameters()) for name, part in parts.items()}
+    if model.config.adapter is not None:
+        named = list(model.language_model.named_parameters())
+        tensors["llm"] = [tensor for name, tensor in named if not is_adapter_parameter(name)]
+        tensors["llm adapter"] = [tensor for name, tensor in named if is_adapter_parameter(name)]
     text = model.config.text_config
     return {
         "llm": {
@@ -189,6 +202,7 @@ def describe(model: PalForConditionalGeneration) -> dict[str, Any]:
             "hidden_size": text.hidden_size,
             "vocab_size": text.vocab_size,
         },
+        "adapter": model.config.adapter,
         "encoders": {name: config.model_dump(mode="json") for name, config in audio.encoders.items()},
         "streams": streams,
         "positions": audio.positions,

@@ -12,6 +12,7 @@ from pal_audio.connectors.base import ConnectorConfig
 from pal_audio.encoders.base import EncoderConfig
 from pal_audio.errors import PalError
 from pal_audio.integration.config import IntegrationConfig, LalConfig
+from pal_audio.model.adapters import AdapterConfig
 
 MARKER_TOKEN = "<|audio|>"
 SLOT_TOKEN = "<|audio_slot|>"
@@ -89,6 +90,9 @@ class AudioConfig(StrictConfig):
         return stream.connector.output_lengths(frames, encoder.frame_rate_hz)
 
 
+_adapter_type: TypeAdapter[AdapterConfig] = TypeAdapter(AdapterConfig)
+
+
 class PalConfig(PretrainedConfig):
     """Configuration of `PalForConditionalGeneration`.
 
@@ -98,6 +102,7 @@ class PalConfig(PretrainedConfig):
         audio_token_id: id of the marker in text. It needs no row in the LLM's embedding.
         audio_slot_token_id: id of the slots that follow it.
         provenance: where the LLM and the encoders came from (`llm`, `encoders`), if anywhere.
+        adapter: an `AdapterConfig` or its dict, of the adapter on the LLM; stored as a dict. None: no adapter.
     """
 
     model_type = "pal"
@@ -110,6 +115,7 @@ class PalConfig(PretrainedConfig):
         audio_token_id: int | None = None,
         audio_slot_token_id: int | None = None,
         provenance: dict[str, Any] | None = None,
+        adapter: AdapterConfig | dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         if isinstance(text_config, dict):
@@ -122,6 +128,7 @@ class PalConfig(PretrainedConfig):
         self.audio_token_id = audio_token_id
         self.audio_slot_token_id = audio_slot_token_id
         self.provenance = provenance
+        self.adapter = None if adapter is None else parse_config(_adapter_type, adapter, "adapter").model_dump(mode="json")
         super().__init__(**kwargs)
 
     @property
@@ -130,6 +137,11 @@ class PalConfig(PretrainedConfig):
         if self.audio_config is None:
             raise PalError("this PalConfig has no audio_config")
         return AudioConfig.parse(self.audio_config)
+
+    @property
+    def adapter_config(self) -> AdapterConfig | None:
+        """The validated adapter configuration, or None."""
+        return None if self.adapter is None else parse_config(_adapter_type, self.adapter, "adapter")
 
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PretrainedConfig:
         return self if self.text_config is None else self.text_config

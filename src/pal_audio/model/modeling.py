@@ -33,6 +33,7 @@ from pal_audio.integration.key_values import (
 )
 from pal_audio.integration.memory import AttachedAudio, AudioMemory, ClipTokens, LiveAudio, attach
 from pal_audio.integration.proof import prove
+from pal_audio.model.adapters import add_adapter, merge_adapter
 from pal_audio.model.configuration import PalConfig
 from pal_audio.model.streams import Stream, join_slots
 
@@ -46,7 +47,7 @@ class PalForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     Args:
         config: see `PalConfig`.
-        language_model: a ready LLM; built from `config.text_config` with random weights where None.
+        language_model: a ready LLM without adapter; built from `config.text_config` with random weights where None.
 
     Raises:
         UnsupportedLlmError: LAL cannot reproduce this LLM's keys and values.
@@ -81,6 +82,8 @@ class PalForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self._lal_layers = [frozenset(stream.layers) for stream in self.streams if stream.projectors is not None]
         self._rules = {layer: LayerKeyValues(self.language_model, layer) for layer in sorted(set().union(*self._lal_layers))}
         self.post_init()
+        if config.adapter_config is not None:  # last: `post_init` would give the adapter the random weights of an LLM's linear
+            add_adapter(self.language_model, config.adapter_config)
         if not on_meta:
             self.prove_llm()
 
@@ -175,6 +178,13 @@ class PalForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """Compare our keys and values of each LAL layer with the layer's own; see `integration.proof`."""
         prove(list(self._rules.values()))
 
+    def merge_adapter(self) -> None:
+        """Add the LLM's adapter to the weights that it stands on and take it out, in place; without one nothing changes."""
+        if self.config.adapter is not None:
+            merge_adapter(self.language_model)
+            self.config.adapter = None
+            self.prove_llm()
+
     # ---- sound ----------------------------------------------------------------------------------------------------
 
     def encode(self, input_features: Features, audio_num_samples: Features, max_windows: int | None = None) -> LiveAudio:
@@ -247,7 +257,7 @@ class PalForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def audio_fingerprint(self) -> str:
         """What an audio memory depends on: encoders, connectors, P_l, the LAL layers' key/value path, dtype, configuration."""
         modules = [self.encoders, self.streams, *(module for rule in self._rules.values() for module in rule.modules())]
-        return fingerprint(modules, self.config.audio_config)
+        return fingerprint(modules, [self.config.audio_config, self.config.adapter])
 
     def _by_encoder(self, value: Features) -> dict[str, Tensor]:
         names = list(self.encoders)

@@ -7,13 +7,18 @@ from torch import nn
 
 from pal_audio.errors import PalError
 from pal_audio.model import PalForConditionalGeneration
+from pal_audio.model.adapters import is_adapter_parameter
 
 _NORM_WORDS = ("norm", "ln_")
 _FFN_WORDS = (".mlp.", ".block_sparse_moe.", ".feed_forward.")
 
 
+def _is_adapter(name: str) -> bool:
+    return name.startswith("language_model.") and is_adapter_parameter(name)
+
+
 def _is_llm(name: str) -> bool:
-    return name.startswith("language_model.")
+    return name.startswith("language_model.") and not is_adapter_parameter(name)
 
 
 def _is_norm(name: str) -> bool:
@@ -32,7 +37,7 @@ def _is_embedding(name: str) -> bool:
     return _is_llm(name) and not (_is_norm(name) or _is_ffn(name) or _is_attention(name))
 
 
-# The marker is the connector's: it stands for the clip in text.
+# The marker is the connector's: it stands for the clip in text. "llm" is the base model; an adapter trains when it is named.
 GROUPS: dict[str, Callable[[str], bool]] = {
     "connector": lambda name: name == "marker" or (name.startswith("streams.") and ".connector." in name),
     "projector": lambda name: name.startswith("streams.") and ".projectors." in name,
@@ -42,6 +47,7 @@ GROUPS: dict[str, Callable[[str], bool]] = {
     "llm.ffn": _is_ffn,
     "llm.norm": _is_norm,
     "llm.embeddings": _is_embedding,
+    "llm.adapter": _is_adapter,
 }
 
 
@@ -76,6 +82,7 @@ def parameter_groups(model: PalForConditionalGeneration, train: dict[str, float]
             warnings.warn("train: projector: this model has no LAL stream, so it has no effect", stacklevel=2)
         elif not items:
             mend = "its configuration says frozen: true" if part == "encoder" else "this model has none"
+            mend = "the recipe has no `adapter:`" if part == "llm.adapter" else mend
             raise PalError(f"train: {part!r} names no parameter ({mend}); take it out of the stage")
         for decay, chosen in ((weight_decay, [p for _, p in items if p.ndim > 1]), (0.0, [p for _, p in items if p.ndim <= 1])):
             if chosen:

@@ -1,16 +1,34 @@
 """Recipes: one YAML that says the model, the data and the stages of training."""
 
+import warnings
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, TypeAdapter, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, TypeAdapter, field_validator, model_validator
 
 from pal_audio.config import StrictConfig, parse_config
 from pal_audio.data.mix import DataConfig
+from pal_audio.data.sources import ManifestsConfig
 from pal_audio.errors import PalError
+from pal_audio.model.adapters import AdapterConfig
 from pal_audio.model.building import ModelSpec
 from pal_audio.training.groups import GROUPS
+from pal_audio.training.overlay import read_recipe
+
+
+def _data_type(values: Any) -> str:
+    return str(values.get("type", "scenes") if isinstance(values, dict) else getattr(values, "type", "scenes"))
+
+
+Data = Annotated[
+    Annotated[DataConfig, Tag("scenes")] | Annotated[ManifestsConfig, Tag("manifests")],
+    Discriminator(
+        _data_type,
+        custom_error_type="data_type",
+        custom_error_message="type must be scenes or manifests",
+    ),
+]
 
 
 class Stage(StrictConfig):
@@ -19,6 +37,7 @@ class Stage(StrictConfig):
     Attributes:
         train: learning rate of each part that trains; see `training.groups`. Whatever is not named is frozen.
         steps, epochs: its length, one of the two.
+        sources: names of the data's sources that it trains on; all of them where left out.
         batch_size: examples a step.
         warmup_steps: linear warm-up.
         schedule: after the warm-up, to zero by cosine or linearly, or constant.
@@ -28,6 +47,7 @@ class Stage(StrictConfig):
     train: dict[str, float]
     steps: int | None = Field(None, ge=1)
     epochs: float | None = Field(None, gt=0)
+    sources: list[str] | None = Field(None, min_length=1)
     batch_size: int = Field(16, ge=1)
     warmup_steps: int = Field(0, ge=0)
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
@@ -60,18 +80,37 @@ class Stage(StrictConfig):
 
 
 class Recipe(StrictConfig):
-    """A whole run."""
+    """A whole run; docs/training.md lists every key.
+
+    Attributes:
+        adapter: on the LLM. It is there from the first stage, as the identity; a stage that names `llm.adapter` trains it.
+    """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     seed: int = Field(0, ge=0, lt=2**31)
     precision: Literal["float32", "bfloat16"] = "float32"
     model: ModelSpec
-    data: DataConfig
+    adapter: AdapterConfig | None = None
+    data: Data
     stages: list[Stage] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> "Recipe":
+        trains = any("llm.adapter" in stage.train for stage in self.stages)
+        if trains and self.adapter is None:
+            raise PalError("stages: 'llm.adapter' trains an adapter, but the recipe has none; write `adapter: {type: lora}`")
+        if self.adapter is not None and not trains:
+            warnings.warn("adapter: no stage trains 'llm.adapter', so it has no effect", stacklevel=2)
+        known = [source.title for source in self.data.train] if isinstance(self.data, ManifestsConfig) else ["scenes"]
+        for stage in self.stages:
+            unknown = [name for name in stage.sources or () if name not in known]
+            if unknown:
+                raise PalError(f"stage {stage.name!r}: no source is called {unknown[0]!r}; there are {', '.join(known)}")
+        return self
 
 
 def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
-    """Read a recipe and change it.
+    """Read a recipe with its bases (see `overlay`) and change it.
 
     Args:
         path: a YAML file.
@@ -81,13 +120,7 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
         PalError: the file cannot be read, or a key or value is wrong.
     """
     file = Path(path)
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise PalError(f"{file}: cannot be read as a recipe: {reason}") from error
-    if not isinstance(content, dict):
-        raise PalError(f"{file}: a recipe is a mapping with `name`, `model`, `data` and `stages`")
+    content = read_recipe(file)
     for override in overrides or []:
         _override(content, override)
     return parse_config(TypeAdapter(Recipe), content, f"{file.name}: recipe")

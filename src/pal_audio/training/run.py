@@ -1,14 +1,13 @@
 """`pal train`: recipe -> data -> model -> stages -> a finished folder with its scores.
 
 OUT/recipe.json     the resolved recipe, versions       OUT/log.jsonl        one line a step
-OUT/data/           manifests and composed sound        OUT/scores.json      held-out accuracy, with sound and muted
+OUT/data/           composed sound and manifests        OUT/scores.json      held-out accuracy, with sound and muted
 OUT/checkpoints-K/  of stage K                          OUT/answers.jsonl    every held-out answer beside the truth
 OUT/final/          model and processor                 OUT/finished.json    written last
 """
 
 import hashlib
 import json
-import os
 import platform
 import shutil
 import sys
@@ -17,21 +16,21 @@ from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 import torch
-import transformers
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 import pal_audio
 from pal_audio.data.collation import Collator
-from pal_audio.data.manifest import Example, read_manifest, write_text
-from pal_audio.data.mix import build, read_mix
+from pal_audio.data.manifest import Example, write_text
+from pal_audio.data.prepare import Prepared, check_places, prepare
 from pal_audio.errors import PalError
 from pal_audio.model import PalForConditionalGeneration, build_model, describe
 from pal_audio.model.building import check_spec
+from pal_audio.model.export import save_folder
 from pal_audio.training.loop import Record, StageRun
 from pal_audio.training.recipe import Recipe, load_recipe
 from pal_audio.training.scores import accuracy, answer_all
@@ -63,6 +62,9 @@ def train(
     """
     console = console or Console(stderr=True)
     recipe = load_recipe(recipe_path, overrides)
+    check_places(recipe.data)
+    if recipe.adapter is not None:
+        recipe.adapter.check()
     folder = Path(out) if out is not None else Path("runs") / recipe.name
     check_spec(recipe.model)
     identity = _identity(recipe)
@@ -74,23 +76,23 @@ def train(
         described = {"identity": identity, "recipe": recipe.model_dump(mode="json"), "versions": _versions()}
         write_text(folder / "recipe.json", json.dumps(described, indent=2) + "\n")
         with _bar(console) as bar:
-            task = bar.add_task("compose data", total=None)
-            manifests = build(recipe.data, folder / "data", lambda done, total: bar.update(task, completed=done, total=total))
+            task = bar.add_task("prepare data", total=None)
+            data = prepare(recipe.data, folder / "data", lambda done, total: bar.update(task, completed=done, total=total))
             bar.update(task, completed=1, total=1)
-        train_set, test_set = (read_manifest(path, recipe.data.roots) for path in manifests)
         torch.manual_seed(recipe.seed)
-        model, processor = build_model(recipe.model, _texts(train_set))
+        model, processor = build_model(recipe.model, _texts(data.train()), recipe.adapter)
         collator = Collator(processor)
-        _print_plan(console, recipe, model, train_set, test_set)
-        _warm_up(console, collator, [*train_set, *test_set])
+        _print_plan(console, recipe, model, data)
+        _warm_up(console, collator, [*data.train(), *data.test])
         for index, stage in enumerate(recipe.stages):
+            train_set = data.train(stage.sources)
             run = StageRun(stage, index, recipe.seed, folder / f"checkpoints-{index}", identity, recipe.precision)
             with _bar(console) as bar, _open_log(folder / "log.jsonl", index, run.resumable_step() if resume else 0) as log:
                 task = bar.add_task(f"train {stage.name}", total=stage.num_steps(len(train_set)))
                 report = partial(_report, bar, task, log, index, stage.name)
                 run.run(model, collator, train_set, resume, report)
-        _score(console, folder, model, collator, test_set)
-        _save_final(folder, model, processor)
+        _score(console, folder, model, collator, data)
+        save_folder(model, processor, folder / "final")
         write_text(folder / "finished.json", json.dumps({"identity": identity}) + "\n")
     console.print(f"model: {folder / 'final'}")
     return folder
@@ -116,44 +118,42 @@ def _report(bar: Progress, task: TaskID, log: TextIO, index: int, stage: str, re
     bar.update(task, completed=record.step, description=f"train {stage}, loss {record.loss:.3f}")
 
 
-def _score(
-    console: Console, folder: Path, model: PalForConditionalGeneration, collator: Collator, test_set: list[Example]
-) -> None:
+def _score(console: Console, folder: Path, model: PalForConditionalGeneration, collator: Collator, data: Prepared) -> None:
+    test_set = data.test
     model.to("cpu" if not torch.cuda.is_available() else "cuda").eval()
     with _bar(console) as bar:
         task = bar.add_task("held-out questions", total=2 * len(test_set))
         heard = answer_all(model, collator, test_set, progress=lambda done: bar.advance(task, done))
         muted = answer_all(model, collator, test_set, muted=True, progress=lambda done: bar.advance(task, done))
-    mix, right, right_muted = read_mix(folder / "data"), accuracy(heard), accuracy(muted)
+    right, right_muted = accuracy(heard), accuracy(muted)
     rows = [{**vars(a), "right": a.right, "muted_answer": m.answer} for a, m in zip(heard, muted, strict=True)]
     write_text(folder / "answers.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     scores = {
         "num": len(test_set),
         "accuracy": right,
         "muted": right_muted,
-        "chance": mix.chance,
-        "chance_by_task": mix.chance_by_task,
+        "chance": data.chance,
+        "chance_by_task": data.chance_by_task,
     }
     write_text(folder / "scores.json", json.dumps(scores, indent=2) + "\n")
     table = Table("task", "questions", "right", "muted", "best guess", title="held-out questions")
     for name, share in right.items():
         num = sum(name in ("all", answer.task) for answer in heard)
-        guess = mix.chance if name == "all" else mix.chance_by_task[name]
+        guess = data.chance if name == "all" else data.chance_by_task[name]
         table.add_row(name, str(num), f"{share:.1%}", f"{right_muted[name]:.1%}", f"{guess:.1%}")
     console.print(table)
 
 
-def _print_plan(
-    console: Console, recipe: Recipe, model: PalForConditionalGeneration, train_set: list[Example], test_set: list[Example]
-) -> None:
+def _print_plan(console: Console, recipe: Recipe, model: PalForConditionalGeneration, data: Prepared) -> None:
     parts = describe(model)["parameters"]
     console.print(f"model: {', '.join(f'{name} {count:,}' for name, count in parts.items())} parameters")
-    console.print(f"data: {len(train_set)} examples to train on, {len(test_set)} held out")
+    console.print(f"data: {len(data.train())} examples to train on, {len(data.test)} held out")
+    if recipe.adapter is not None:
+        console.print(f"adapter: {recipe.adapter.type} of rank {recipe.adapter.r} on {recipe.adapter.target}")
     for stage in recipe.stages:
         rates = ", ".join(f"{part} {rate:g}" for part, rate in stage.train.items())
-        console.print(
-            f"stage {stage.name}: {stage.num_steps(len(train_set))} steps of {stage.batch_size}; learning rates: {rates}"
-        )
+        num_steps = stage.num_steps(len(data.train(stage.sources)))
+        console.print(f"stage {stage.name}: {num_steps} steps of {stage.batch_size}; learning rates: {rates}")
 
 
 def _warm_up(console: Console, collator: Collator, examples: list[Example]) -> None:
@@ -217,18 +217,8 @@ def _one_writer(folder: Path) -> Iterator[None]:
         yield
 
 
-def _save_final(folder: Path, model: Any, processor: Any) -> None:
-    temporary, final = folder / ".final.tmp", folder / "final"
-    shutil.rmtree(temporary, ignore_errors=True)
-    transformers.utils.logging.disable_progress_bar()  # of shards; a bar of ours has just ended
-    model.save_pretrained(temporary)
-    processor.save_pretrained(temporary)
-    shutil.rmtree(final, ignore_errors=True)
-    os.replace(temporary, final)
-
-
 def _versions() -> dict[str, str]:
-    packages = ("torch", "transformers", "accelerate", "numpy", "soundfile", "soxr")
+    packages = ("torch", "transformers", "accelerate", "peft", "numpy", "soundfile", "soxr")
     return {"python": platform.python_version(), "pal-audio": pal_audio.__version__, **{name: version(name) for name in packages}}
 
 
