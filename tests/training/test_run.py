@@ -166,7 +166,7 @@ def test_overwrite_leaves_a_live_run_alone(recipe: Path, tmp_path: Path) -> None
     (folder / "recipe.json").write_text("{}")
     with (folder / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(PalError, match="being written by another run"):
+        with pytest.raises(PalError, match="being written by another process"):
             train(recipe, out=folder, overwrite=True)
     assert (folder / "recipe.json").is_file()
 

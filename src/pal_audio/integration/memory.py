@@ -145,10 +145,6 @@ class AttachedAudio:
     def expected(self) -> frozenset[int]:
         return frozenset(self.streams_of_layer)
 
-    @property
-    def batch_size(self) -> int:
-        return self.placement.clips_BR.shape[0]
-
     def position_ids(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Position ids (B, L) of `input_ids`: a stretch of the prompt, or what follows it.
 

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -167,8 +166,3 @@ def schedule(stage: Stage, step: int, num_steps: int) -> float:
 def step_seed(seed: int, stage: int, step: int) -> int:
     """Seed of one step's random numbers (dropout, masking)."""
     return int(np.random.SeedSequence([seed, stage, step]).generate_state(1, np.uint64)[0] >> 1)
-
-
-def describe_records(records: Sequence[Record]) -> list[dict[str, Any]]:
-    """Records as JSON-able rows."""
-    return [vars(record) for record in records]

@@ -10,9 +10,6 @@ import hashlib
 import json
 import platform
 import shutil
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -25,6 +22,7 @@ from rich.table import Table
 
 import pal_audio
 from pal_audio.data.collation import Collator
+from pal_audio.data.folder import LOCK, locked
 from pal_audio.data.manifest import Example, write_text
 from pal_audio.data.prepare import Prepared, check_places, prepare
 from pal_audio.errors import PalError
@@ -68,7 +66,10 @@ def train(
     folder = Path(out) if out is not None else Path("runs") / recipe.name
     check_spec(recipe.model)
     identity = _identity(recipe)
-    with _one_writer(folder):
+    if folder.exists() and not folder.is_dir():
+        raise PalError(f"{folder} is a file; give a folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder):
         _prepare_folder(folder, identity, resume, overwrite)
         if (folder / "finished.json").is_file():
             console.print(f"{folder}: finished already")
@@ -184,7 +185,7 @@ def _identity(recipe: Recipe) -> str:
 
 
 def _prepare_folder(folder: Path, identity: str, resume: bool, overwrite: bool) -> None:
-    held = [item for item in folder.iterdir() if item.name != ".lock"]
+    held = [item for item in folder.iterdir() if item.name != LOCK]
     if held and overwrite:
         if not (folder / "recipe.json").is_file():
             raise PalError(f"{folder} holds something that is no run; delete it yourself or choose another folder")
@@ -199,22 +200,6 @@ def _prepare_folder(folder: Path, identity: str, resume: bool, overwrite: bool) 
             raise PalError(f"{folder} holds no run that can be resumed (recipe.json is missing or unreadable)") from error
         if found != identity:
             raise PalError(f"{folder} was begun with another recipe; choose another folder, or --overwrite")
-
-
-@contextmanager
-def _one_writer(folder: Path) -> Iterator[None]:
-    if folder.exists() and not folder.is_dir():
-        raise PalError(f"{folder} is a file; give a folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
-        if sys.platform != "win32":
-            import fcntl
-
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise PalError(f"{folder} is being written by another run; wait for it or choose another folder") from error
-        yield
 
 
 def _versions() -> dict[str, str]:
