@@ -153,6 +153,21 @@ def test_a_cache_remembers_its_audio() -> None:
             torch.testing.assert_close(step.logits[:, -1], expected, rtol=1e-5, atol=2e-5)
 
 
+def test_a_cache_of_generate_serves_a_second_turn_and_refuses_a_lost_clip() -> None:
+    model, processor, inputs = prompt()
+    options = {"max_new_tokens": 3, "min_new_tokens": 3, "do_sample": False}
+    first = model.generate(**inputs, **options, return_dict_in_generate=True)
+    tail = processor("and now?", add_special_tokens=False)["input_ids"]
+    longer = torch.cat([first.sequences, tail], 1)
+    expected = model.generate(
+        longer, **options, input_features=inputs["input_features"], audio_num_samples=inputs["audio_num_samples"]
+    )
+    assert torch.equal(model.generate(longer, past_key_values=first.past_key_values, **options), expected)
+    again = model.generate(**inputs, **options, return_dict_in_generate=True)
+    with torch.no_grad(), pytest.raises(PalError, match="new clip"):
+        model(torch.tensor([[5, model.config.audio_token_id, 5]]), past_key_values=again.past_key_values)
+
+
 def test_an_attachment_belongs_to_its_prompt() -> None:
     model, processor, inputs = prompt()
     attached = model.attach(encoded(model, inputs), inputs["input_ids"])

@@ -151,6 +151,41 @@ def test_labels_cover_exactly_the_answers() -> None:
     assert bool((same | (inputs["labels"] == -100)).all())
 
 
+# Each in the manner of a family's own: roles and ends of turns, a think block that only the last turn keeps, trimmed content.
+TEMPLATES = {
+    "llama": "{{ '<s>' }}{% for m in messages %}[{{ m.role }}]\n\n{{ m.content | trim }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]\n\n{% endif %}",
+    "chatml": "{% for m in messages %}<im>{{ m.role }}\n{{ m.content }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<im>assistant\n{% endif %}",
+    "qwen3": "{% for m in messages %}<im>{{ m.role }}\n{% if m.role == 'assistant' and loop.last %}<think>\n\n</think>\n\n{% endif %}"
+    "{{ m.content }}<|end|>\n{% endfor %}{% if add_generation_prompt %}<im>assistant\n{% endif %}",
+    "gemma": "{{ '<b>' }}{% for m in messages %}<turn>{{ 'model' if m.role == 'assistant' else m.role }}\n"
+    "{{ m.content | trim }}<|end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<turn>model\n{% endif %}",
+}
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_labels_under_templates_in_the_manner_of_families(template: str) -> None:
+    _, processor = tiny_model("llama", "pal")
+    turns = [
+        *conversation_with_answer(CLIPS[0], "a bell"),
+        {"role": "user", "content": "a bell?"},
+        {"role": "assistant", "content": " yes, a bell "},
+    ]
+    inputs = batch(processor, [turns], return_labels=True, chat_template=TEMPLATES[template])
+    supervised = inputs["labels"][0] != -100
+    starts = supervised & ~torch.nn.functional.pad(supervised[:-1], (1, 0))
+    spans, decode = [], processor.tokenizer.decode
+    for start in starts.nonzero()[:, 0].tolist():
+        stretch = supervised[start:].int()
+        length = int(stretch.argmin()) if bool((stretch == 0).any()) else len(stretch)
+        spans.append(decode(inputs["input_ids"][0, start : start + length]))
+    think = "<think>\n\n</think>\n\n" if template == "qwen3" else ""
+    last = "yes, a bell" if "trim" in TEMPLATES[template] else " yes, a bell "
+    assert spans == ["a bell<|end|>", f"{think}{last}<|end|>"]
+
+
 def test_transformers_trainer_trains_it(tmp_path: Any) -> None:
     from transformers import Trainer, TrainingArguments
 

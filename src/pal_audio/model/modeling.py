@@ -347,7 +347,7 @@ class PalForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 past_key_values=past_key_values, labels=labels, use_cache=use_cache, logits_to_keep=logits_to_keep, **kwargs,
             )  # fmt: skip
         if input_features is None and audio_memory is None:
-            audio_memory = getattr(past_key_values, "pal_audio", None)
+            audio_memory = _audio_of(past_key_values)
         context = self._context(input_ids, attention_mask, input_features, audio_num_samples, audio_memory, past_key_values)
         is_audio = self._is_audio(input_ids)
         if inputs_embeds is None:
@@ -453,8 +453,8 @@ class PalForConditionalGeneration(PreTrainedModel, GenerationMixin):
             mask = self._mask_without_padding(input_ids, kwargs.get("generation_config") or self.generation_config)
         cache = kwargs.get("past_key_values")
         if input_features is None and audio_memory is None:
-            audio_memory = getattr(cache, "pal_audio", None)
-        if isinstance(audio_memory, AttachedAudio):
+            audio_memory = _audio_of(cache)
+        elif isinstance(audio_memory, AttachedAudio):
             audio_memory = replace(audio_memory, trusted=False)
         context = self._context(input_ids, mask, input_features, audio_num_samples, audio_memory, cache)
         if context is not None:
@@ -488,6 +488,12 @@ class PalForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     def _get_logits_processor(self, *args: Any, **kwargs: Any) -> LogitsProcessorList:
         return _VocabularyOnly(super()._get_logits_processor(*args, **kwargs), self._audio_ids)
+
+
+def _audio_of(cache: Any) -> AttachedAudio | None:
+    """The audio that a text cache was made with; what follows it is checked."""
+    audio = getattr(cache, "pal_audio", None)
+    return None if audio is None else replace(audio, trusted=False)
 
 
 class _VocabularyOnly(LogitsProcessorList):

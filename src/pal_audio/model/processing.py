@@ -252,17 +252,27 @@ class PalProcessor(ProcessorMixin):
     def _assistant_spans(self, messages: Conversation, text: str, template: dict[str, Any]) -> list[tuple[int, int]]:
         """Character ranges of the assistant's turns, their end-of-turn token included.
 
-        A turn is what the template adds between the generation prompt before it and the text up to it.
+        A turn begins where the generation prompt before it ends, and ends with what the template puts behind its content.
+        What stands between may differ from turn to turn: some families keep a think block in the last one only.
         """
         spans = []
         for number, message in enumerate(messages):
             if message["role"] != "assistant":
                 continue
+            if number == 0:
+                raise PalError("a conversation that the assistant begins cannot be supervised; put the user's message first")
             before = self._render(messages[:number], True, template)
             through = self._render(messages[: number + 1], False, template)
-            if not (text.startswith(before) and text.startswith(through.rstrip()) and len(through) > len(before)):
-                raise PalError("this chat template rewrites earlier turns, so the assistant's tokens cannot be told apart")
-            spans.append((len(before), len(through.rstrip())))
+            content = message["content"].strip()
+            _, found, tail = through.rpartition(content)
+            at = text.find(content, len(before))
+            end = at + len(content) + len(tail.rstrip())
+            if not (content and found and at >= 0 and text.startswith(before) and text[at + len(content) : end] == tail.rstrip()):
+                raise PalError(
+                    f"message {number}: the chat template does not show where this answer begins and ends (or it is empty), "
+                    "so it cannot be supervised"
+                )
+            spans.append((len(before), end))
         return spans
 
     def _tokenise(
