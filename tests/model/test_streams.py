@@ -157,7 +157,8 @@ TEMPLATES = {
     "{% if add_generation_prompt %}[assistant]\n\n{% endif %}",
     "chatml": "{% for m in messages %}<im>{{ m.role }}\n{{ m.content }}<|end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<im>assistant\n{% endif %}",
-    "qwen3": "{% for m in messages %}<im>{{ m.role }}\n{% if m.role == 'assistant' and loop.last %}<think>\n\n</think>\n\n{% endif %}"
+    "qwen3": "{% for m in messages %}<im>{{ m.role }}\n"
+    "{% if m.role == 'assistant' and loop.last %}<think>\n\n</think>\n\n{% endif %}"
     "{{ m.content }}<|end|>\n{% endfor %}{% if add_generation_prompt %}<im>assistant\n{% endif %}",
     "gemma": "{{ '<b>' }}{% for m in messages %}<turn>{{ 'model' if m.role == 'assistant' else m.role }}\n"
     "{{ m.content | trim }}<|end|>\n"
@@ -184,6 +185,9 @@ def test_labels_under_templates_in_the_manner_of_families(template: str) -> None
     think = "<think>\n\n</think>\n\n" if template == "qwen3" else ""
     last = "yes, a bell" if "trim" in TEMPLATES[template] else " yes, a bell "
     assert spans == ["a bell<|end|>", f"{think}{last}<|end|>"]
+    for bad, words in ((turns[2:], "begins cannot"), ([*turns[:2], {"role": "assistant", "content": ""}], "empty")):
+        with pytest.raises(PalError, match=words):
+            batch(processor, [bad], return_labels=True, chat_template=TEMPLATES[template])
 
 
 def test_transformers_trainer_trains_it(tmp_path: Any) -> None:
