@@ -172,7 +172,7 @@ def test_labels_under_templates_in_the_manner_of_families(template: str) -> None
     turns = [
         *conversation_with_answer(CLIPS[0], "a bell"),
         {"role": "user", "content": "a bell?"},
-        {"role": "assistant", "content": " yes, a bell "},
+        {"role": "assistant", "content": " k "},
     ]
     inputs = batch(processor, [turns], return_labels=True, chat_template=TEMPLATES[template])
     supervised = inputs["labels"][0] != -100
@@ -183,7 +183,7 @@ def test_labels_under_templates_in_the_manner_of_families(template: str) -> None
         length = int(stretch.argmin()) if bool((stretch == 0).any()) else len(stretch)
         spans.append(decode(inputs["input_ids"][0, start : start + length]))
     think = "<think>\n\n</think>\n\n" if template == "qwen3" else ""
-    last = "yes, a bell" if "trim" in TEMPLATES[template] else " yes, a bell "
+    last = "k" if "trim" in TEMPLATES[template] else " k "
     assert spans == ["a bell<|end|>", f"{think}{last}<|end|>"]
     for bad, words in ((turns[2:], "begins cannot"), ([*turns[:2], {"role": "assistant", "content": ""}], "empty")):
         with pytest.raises(PalError, match=words):

@@ -264,15 +264,14 @@ class PalProcessor(ProcessorMixin):
             before = self._render(messages[:number], True, template)
             through = self._render(messages[: number + 1], False, template)
             content = message["content"].strip()
-            _, found, tail = through.rpartition(content)
-            at = text.find(content, len(before))
-            end = at + len(content) + len(tail.rstrip())
-            if not (content and found and at >= 0 and text.startswith(before) and text[at + len(content) : end] == tail.rstrip()):
+            tail = through[through.rfind(content) + len(content) :].rstrip()
+            at = text.find(content + tail, len(before))
+            if not content or content not in through or not text.startswith(before) or at < 0:
                 raise PalError(
                     f"message {number}: the chat template does not show where this answer begins and ends (or it is empty), "
                     "so it cannot be supervised"
                 )
-            spans.append((len(before), end))
+            spans.append((len(before), at + len(content + tail)))
         return spans
 
     def _tokenise(
