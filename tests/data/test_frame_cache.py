@@ -19,7 +19,7 @@ from pal_audio.data.encode import encode, verify
 from pal_audio.data.frame_cache import DTYPES, EncoderIdentity, FrameCache, read_entries, shards
 from pal_audio.data.manifest import AudioPart, Example, read_manifest
 from pal_audio.errors import PalError
-from pal_audio.model import PalForConditionalGeneration, PalProcessor
+from pal_audio.model import ModelSpec, PalForConditionalGeneration, PalProcessor, build_model
 from pal_audio.model.export import save_folder
 from tests.tiny import RATE_HZ, TINY_ENCODER, noise, tiny_model
 
@@ -90,6 +90,24 @@ def test_cached_is_live_with_a_layer_of_the_encoder_for_each_layer(examples: lis
     assert [len(frames.layers) for frames in cache.read(examples[0].audio[0]).values()] == [2]
     live, _ = logits_and_gradients(model, processor, examples, None)
     cached, _ = logits_and_gradients(model, processor, examples, cache)
+    torch.testing.assert_close(cached, live, rtol=0, atol=1e-6)
+
+
+def test_two_encoders_share_a_folder(examples: list[Example], tmp_path: Path) -> None:
+    ears = {"one": FROZEN, "two": FROZEN | {"hidden_size": 8, "sampling_rate_hz": 8000}}
+    streams = [
+        {"encoder": "one", "connector": {"type": "mlp"}, "integration": {"type": "lal"}},
+        {"encoder": "two", "connector": {"type": "pool", "num_tokens": 2}, "integration": {"type": "plits"}},
+    ]
+    llm = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    spec = ModelSpec(llm=llm | {"tokenizer": {"vocab_size": 300}}, encoders=ears, streams=streams)
+    model, processor = build_model(spec, ["what sound is this?", "a bell"])
+    assert encode(clips_of(examples), {"one": model.encoders["one"]}, tmp_path / "frames") == 4
+    with pytest.raises(PalError, match="another configuration than 'two'"):
+        FrameCache(tmp_path / "frames", model.encoders)
+    assert encode(clips_of(examples), model.encoders, tmp_path / "frames") == 4
+    frames = FrameCache(tmp_path / "frames", model.encoders)
+    live, cached = (model(**Collator(processor, frames=item).training_batch(examples)).logits for item in (None, frames))
     torch.testing.assert_close(cached, live, rtol=0, atol=1e-6)
 
 
