@@ -30,7 +30,7 @@ def mix(
     from pal_audio.data.mix import build
     from pal_audio.training.recipe import load_recipe
 
-    with _progress_bar("composing") as report:
+    with progress_bar("composing") as report:
         manifests = build(load_recipe(path, overrides).data, out, report)
     for manifest in manifests:
         print(manifest)
@@ -67,7 +67,7 @@ def import_(
     """Writes manifests of a public set, or of tables of your own."""
     from pal_audio.data.importers import import_set
 
-    with _progress_bar("importing") as report:
+    with progress_bar("importing") as report:
         result = import_set(name, root, out, overwrite, report)
     for split, num in result.num_examples.items():
         print(out / f"{split}.jsonl")
@@ -96,7 +96,7 @@ def check(
     from pal_audio.cli import one_line
     from pal_audio.data.check import inspect_manifest, shown
 
-    with _progress_bar("checking") as bar:
+    with progress_bar("checking") as bar:
         report = inspect_manifest(manifest, roots or [], max_seconds=max_seconds or MAX_SECONDS, progress=bar)
     preview = None if folder is None or report.first is None else _preview(folder, report.first)
     numbers = {"examples": report.num_examples, "open": report.num_open, "clips": report.num_clips, "seconds": report.seconds}
@@ -128,7 +128,7 @@ def _preview(folder: str, example: "Example") -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _progress_bar(what: str) -> Iterator[Callable[[int, int | None], None]]:
+def progress_bar(what: str) -> Iterator[Callable[[int, int | None], None]]:
     """A bar on stderr, moved by calls with what is done and what there is in all."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn

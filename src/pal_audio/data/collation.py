@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from pal_audio.data.frame_cache import FrameCache
 from pal_audio.data.manifest import AudioPart, Example
 from pal_audio.model import ClipFeatures, PalProcessor
 
@@ -16,15 +17,19 @@ class Collator:
     Args:
         processor: the model's.
         keep: keep the features of every clip in memory (float32; a clip of 3 s takes about 80 kB with 64 mel bins).
+        frames: of frozen encoders, read anew each time instead of sound; nothing is kept then.
     """
 
-    def __init__(self, processor: PalProcessor, keep: bool = True) -> None:
+    def __init__(self, processor: PalProcessor, keep: bool = True, frames: FrameCache | None = None) -> None:
         self.processor = processor
+        self.frames = frames
         self.keep = keep
         self._clips: dict[tuple[str, float | None, float | None], ClipFeatures] = {}
 
     def clip(self, part: AudioPart) -> ClipFeatures:
-        """Features of one clip of a manifest."""
+        """Features of one clip of a manifest, or its frames."""
+        if self.frames is not None:
+            return ClipFeatures(self.frames.read(part), self.frames.num_samples(part))
         key = (part.path, part.start_s, part.end_s)
         if key not in self._clips:
             clip = self.processor.clip(part.path, start_s=part.start_s, end_s=part.end_s)
@@ -35,7 +40,10 @@ class Collator:
 
     def num_samples(self, example: Example) -> int:
         """Samples of an example's clips at the first encoder's rate: what batches are grouped by."""
-        return sum(next(iter(self.clip(part).num_samples.values())) for part in example.audio)
+        return sum(next(iter(self._num_samples(part).values())) for part in example.audio)
+
+    def _num_samples(self, part: AudioPart) -> dict[str, int]:
+        return self.clip(part).num_samples if self.frames is None else self.frames.num_samples(part)
 
     def training_batch(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
         """Inputs and labels, padded right."""

@@ -1,7 +1,8 @@
-"""One writer at a time for a folder that we make."""
+"""A folder that we make: one writer at a time, and files that are whole or not there."""
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,3 +25,19 @@ def locked(folder: Path) -> Iterator[None]:
             except BlockingIOError as error:
                 raise PalError(f"{folder} is being written by another process; wait for it or choose another folder") from error
         yield
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all (temporary name, sync, rename, sync of the folder)."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with open(temporary, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    if sys.platform != "win32":  # a folder cannot be opened there
+        descriptor = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -139,6 +139,19 @@ class Frames:
     layers: list[Tensor]
     lengths: Tensor
 
+    def to(self, device: str | torch.device, non_blocking: bool = False) -> "Frames":
+        """The same frames on a device."""
+        layers = [layer.to(device, non_blocking=non_blocking) for layer in self.layers]
+        return Frames(layers, self.lengths.to(device, non_blocking=non_blocking))
+
+
+def join_frames(parts: Sequence[Frames]) -> Frames:
+    """Frames of several groups of clips of one encoder, one group after another, padded with zeros to the longest clip."""
+    lengths_C = torch.cat([part.lengths for part in parts])
+    rows = [[clip for part in parts for clip in part.layers[number]] for number in range(len(parts[0].layers))]
+    layers = [nn.utils.rnn.pad_sequence(clips, batch_first=True) for clips in rows]
+    return Frames([layer[:, : int(lengths_C.max())] for layer in layers], lengths_C)
+
 
 class AudioEncoder(nn.Module, ABC):
     """Base of all encoders: a member writes `hidden_states`, the rest is done here once."""

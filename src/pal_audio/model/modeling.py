@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, GenerationMixin, LogitsProcessor,
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from pal_audio import encoders
+from pal_audio.encoders.base import AudioEncoder, Frames
 from pal_audio.errors import PalError
 from pal_audio.integration.attention import INNER_KERNELS, check_consumed
 from pal_audio.integration.config import LalConfig
@@ -39,7 +40,8 @@ from pal_audio.model.streams import Stream, join_slots
 
 MAX_WINDOWS = 16  # encoder windows in one pass without gradients: bounds memory on long clips
 
-Features = Tensor | dict[str, Tensor]
+Features = Tensor | Frames | dict[str, Tensor | Frames]
+Lengths = Tensor | dict[str, Tensor]
 
 
 class PalForConditionalGeneration(PreTrainedModel, GenerationMixin):
@@ -187,18 +189,22 @@ class PalForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     # ---- sound ----------------------------------------------------------------------------------------------------
 
-    def encode(self, input_features: Features, audio_num_samples: Features, max_windows: int | None = None) -> LiveAudio:
+    def encode(self, input_features: Features, audio_num_samples: Lengths, max_windows: int | None = None) -> LiveAudio:
         """Run encoders and connectors: clips with everything but each layer's keys and values.
 
         Args:
-            input_features: (W, ...) windows of all clips; a dict by encoder name where the model has several encoders.
+            input_features: (W, ...) windows of all clips, or the `Frames` that a frozen encoder gave for them before (a frame
+                cache); a dict by encoder name where the model has several encoders.
             audio_num_samples: (C,) int64 samples of each clip; likewise.
             max_windows: encoder windows in one pass; None = all.
+
+        Raises:
+            PalError: frames are not of this encoder's shape, or of one that is not frozen while gradients are on.
         """
         features, samples = self._by_encoder(input_features), self._by_encoder(audio_num_samples)
         frames = {}
         for name, encoder in self.encoders.items():
-            frames[name] = encoder(features[name].to(compute_dtype(encoder)), samples[name], max_windows)
+            frames[name] = _frames(name, encoder, features[name], samples[name], max_windows)
         num_clips = len(next(iter(samples.values())))
         device = self.marker.device
         slots, keys, inputs, widths = [], [], [], []
@@ -218,7 +224,7 @@ class PalForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return LiveAudio(clips, inputs, self._lal_layers, widths)
 
     @torch.no_grad()
-    def encode_audio(self, input_features: Features, audio_num_samples: Features) -> AudioMemory:
+    def encode_audio(self, input_features: Features, audio_num_samples: Lengths) -> AudioMemory:
         """Encode clips once for any number of prompts.
 
         Args:
@@ -229,15 +235,14 @@ class PalForConditionalGeneration(PreTrainedModel, GenerationMixin):
             return AudioMemory.of(live, self._rules, self.audio_fingerprint())
 
     @torch.no_grad()
-    def get_audio_features(self, input_features: Features, audio_num_samples: Features) -> list[tuple[Tensor, Tensor]]:
+    def get_audio_features(self, input_features: Features, audio_num_samples: Lengths) -> list[tuple[Tensor, Tensor]]:
         """Audio tokens of each stream before the integration: (tokens CAD, lengths (C,)) in the order of the streams."""
         features, samples = self._by_encoder(input_features), self._by_encoder(audio_num_samples)
         result = []
         with self._in_eval_mode():
             for stream in self.streams:
                 name = stream.config.encoder
-                encoder = self.encoders[name]
-                frames = encoder(features[name].to(compute_dtype(encoder)), samples[name], MAX_WINDOWS)
+                frames = _frames(name, self.encoders[name], features[name], samples[name], MAX_WINDOWS)
                 tokens, lengths = stream.tokens(frames)
                 result.append((tokens[-1], lengths))
         return result
@@ -259,9 +264,9 @@ class PalForConditionalGeneration(PreTrainedModel, GenerationMixin):
         modules = [self.encoders, self.streams, *(module for rule in self._rules.values() for module in rule.modules())]
         return fingerprint(modules, [self.config.audio_config, self.config.adapter])
 
-    def _by_encoder(self, value: Features) -> dict[str, Tensor]:
+    def _by_encoder(self, value: Any) -> dict[str, Any]:
         names = list(self.encoders)
-        if isinstance(value, Tensor):
+        if isinstance(value, Tensor | Frames):
             if len(names) > 1:
                 raise PalError(f"this model has encoders {names}: pass a dict by encoder name, as the processor does")
             return {names[0]: value.to(self.marker.device)}
@@ -269,7 +274,8 @@ class PalForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     def _dummy(self) -> LiveAudio:
         """A hidden clip of one sample, so that a batch without audio still touches every trainable part."""
-        features, samples = {}, {}
+        features: dict[str, Tensor | Frames] = {}
+        samples = {}
         for name, config in self._audio.encoders.items():
             features[name] = config.front_end()(np.zeros(1, dtype=np.float32)).to(self.marker.device)
             samples[name] = torch.ones(1, dtype=torch.int64, device=self.marker.device)
@@ -319,7 +325,7 @@ class PalForConditionalGeneration(PreTrainedModel, GenerationMixin):
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         input_features: Features | None = None,
-        audio_num_samples: Features | None = None,
+        audio_num_samples: Lengths | None = None,
         audio_memory: AudioMemory | AttachedAudio | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
@@ -400,7 +406,7 @@ class PalForConditionalGeneration(PreTrainedModel, GenerationMixin):
         input_ids: Tensor,
         attention_mask: Tensor | None,
         input_features: Features | None,
-        audio_num_samples: Features | None,
+        audio_num_samples: Lengths | None,
         audio: AudioMemory | AttachedAudio | LiveAudio | None,
         past_key_values: Any = None,
     ) -> AttachedAudio | None:
@@ -437,7 +443,7 @@ class PalForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self,
         input_ids: Tensor | None = None,
         input_features: Features | None = None,
-        audio_num_samples: Features | None = None,
+        audio_num_samples: Lengths | None = None,
         audio_memory: AudioMemory | AttachedAudio | None = None,
         **kwargs: Any,
     ) -> Any:
@@ -494,6 +500,22 @@ def _audio_of(cache: Any) -> AttachedAudio | None:
     """The audio that a text cache was made with; what follows it is checked."""
     audio = getattr(cache, "pal_audio", None)
     return None if audio is None else replace(audio, trusted=False)
+
+
+def _frames(name: str, encoder: AudioEncoder, clips: Tensor | Frames, samples_C: Tensor, max_windows: int | None) -> Frames:
+    """An encoder's frames of clips: computed from features, or those that were computed before, checked."""
+    if isinstance(clips, Tensor):
+        return encoder(clips.to(compute_dtype(encoder)), samples_C, max_windows)
+    config = encoder.config
+    if torch.is_grad_enabled() and not config.frozen:
+        raise PalError(f"encoder {name!r} is not frozen, so ready frames would leave it untrained; write frozen: true")
+    lengths = [config.output_lengths(num_samples) for num_samples in samples_C.tolist()]
+    shape = (len(lengths), max(lengths, default=0), config.frame_size)
+    num_layers = 1 if isinstance(config.encoder_layers, list) else len(config.layer_indices)
+    found = [tuple(layer.shape) for layer in clips.layers]
+    if found != [shape] * num_layers or clips.lengths.tolist() != lengths:
+        raise PalError(f"ready frames of encoder {name!r} have shapes {found}; these clips ask for {num_layers} of {shape}")
+    return clips
 
 
 class _VocabularyOnly(LogitsProcessorList):

@@ -6,7 +6,7 @@
 Shapes: B rows, L text tokens, C clips, W encoder windows.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any
@@ -18,6 +18,7 @@ from transformers import BatchFeature, PreTrainedTokenizerBase
 from transformers.processing_utils import ProcessorMixin
 
 from pal_audio.audio import load_audio
+from pal_audio.encoders.base import Frames, join_frames
 from pal_audio.errors import PalError
 from pal_audio.model.configuration import MARKER_TOKEN, SLOT_TOKEN, AudioConfig
 
@@ -27,9 +28,11 @@ Conversation = list[Message]
 
 @dataclass
 class ClipFeatures:
-    """One clip as the encoders want it: by encoder name, windows (W, ...) and samples at that encoder's rate."""
+    """One clip as the encoders want it: by encoder name, windows (W, ...) and samples at that encoder's rate.
 
-    features: dict[str, Tensor]
+    Where a frozen encoder's frames are known already, they stand in the place of the windows."""
+
+    features: Mapping[str, Tensor | Frames]
     num_samples: dict[str, int]
 
 
@@ -95,7 +98,8 @@ class PalProcessor(ProcessorMixin):
                 )
             options["source_rate_hz"] = sampling_rate
         waves: dict[int, np.ndarray] = {}
-        features, num_samples = {}, {}
+        features: dict[str, Tensor | Frames] = {}
+        num_samples = {}
         for name, config in self._audio.encoders.items():
             rate_hz = config.sampling_rate_hz
             if rate_hz not in waves:
@@ -115,7 +119,7 @@ class PalProcessor(ProcessorMixin):
 
     def collate_clips(self, clips: Sequence[ClipFeatures]) -> dict[str, Any]:
         """`input_features` and `audio_num_samples` of clips in reading order; dicts where there are several encoders."""
-        features = {name: _join_windows([clip.features[name] for clip in clips]) for name in self.front_ends}
+        features = {name: _join_clips([clip.features[name] for clip in clips]) for name in self.front_ends}
         samples = {name: torch.tensor([clip.num_samples[name] for clip in clips]) for name in self.front_ends}
         if len(self.front_ends) == 1:
             name = next(iter(self.front_ends))
@@ -360,9 +364,13 @@ def _as_list(audio: Any) -> list[Any]:
     return list(audio) if isinstance(audio, list | tuple) and not is_pair else [audio]
 
 
-def _join_windows(clips: list[Tensor]) -> Tensor:
-    """Windows of all clips one after another, padded with zeros to the longest window."""
-    return torch.nn.utils.rnn.pad_sequence([window for clip in clips for window in clip], batch_first=True)
+def _join_clips(clips: list[Tensor | Frames]) -> Tensor | Frames:
+    """Windows of all clips one after another, padded with zeros to the longest window; or the frames of all clips."""
+    ready = [clip for clip in clips if isinstance(clip, Frames)]
+    windows = [window for clip in clips if isinstance(clip, Tensor) for window in clip]
+    if ready and windows:
+        raise PalError("some clips of this batch hold frames and others features; give all of them in one form")
+    return join_frames(ready) if ready else torch.nn.utils.rnn.pad_sequence(windows, batch_first=True)
 
 
 def _pad(rows: list[tuple[list[int], list[int]]], longest: int, side: str, pad_id: int) -> dict[str, Any]:

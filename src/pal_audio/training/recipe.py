@@ -84,6 +84,7 @@ class Recipe(StrictConfig):
 
     Attributes:
         adapter: on the LLM. It is there from the first stage, as the identity; a stage that names `llm.adapter` trains it.
+        frame_cache: a folder of `pal encode`, read instead of sound; every encoder must be frozen.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
@@ -92,6 +93,7 @@ class Recipe(StrictConfig):
     model: ModelSpec
     adapter: AdapterConfig | None = None
     data: Data
+    frame_cache: Path | None = None
     stages: list[Stage] = Field(min_length=1)
 
     @model_validator(mode="after")

@@ -23,6 +23,7 @@ from rich.table import Table
 import pal_audio
 from pal_audio.data.collation import Collator
 from pal_audio.data.folder import LOCK, locked
+from pal_audio.data.frame_cache import FrameCache, check_cache
 from pal_audio.data.manifest import Example, write_text
 from pal_audio.data.prepare import Prepared, check_places, prepare
 from pal_audio.errors import PalError
@@ -65,6 +66,8 @@ def train(
         recipe.adapter.check()
     folder = Path(out) if out is not None else Path("runs") / recipe.name
     check_spec(recipe.model)
+    if recipe.frame_cache is not None:
+        check_cache(recipe.frame_cache, recipe.model.audio_config().encoders)
     identity = _identity(recipe)
     if folder.exists() and not folder.is_dir():
         raise PalError(f"{folder} is a file; give a folder")
@@ -82,7 +85,8 @@ def train(
             bar.update(task, completed=1, total=1)
         torch.manual_seed(recipe.seed)
         model, processor = build_model(recipe.model, _texts(data.train()), recipe.adapter)
-        collator = Collator(processor)
+        ready = None if recipe.frame_cache is None else FrameCache(recipe.frame_cache, model.encoders)
+        collator = Collator(processor, frames=ready)
         _print_plan(console, recipe, model, data)
         _warm_up(console, collator, [*data.train(), *data.test])
         for index, stage in enumerate(recipe.stages):
@@ -158,9 +162,9 @@ def _print_plan(console: Console, recipe: Recipe, model: PalForConditionalGenera
 
 
 def _warm_up(console: Console, collator: Collator, examples: list[Example]) -> None:
-    """Features of every clip, once, with a bar: otherwise the first epoch would seem to hang."""
+    """Features of every clip, once, with a bar: otherwise the first epoch would seem to hang. With a cache: each is in it."""
     with _bar(console) as bar:
-        for example in bar.track(examples, description="features"):
+        for example in bar.track(examples, description="features" if collator.frames is None else "frames of the cache"):
             collator.num_samples(example)
 
 

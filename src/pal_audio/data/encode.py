@@ -1,0 +1,198 @@
+"""`pal encode`: frozen encoders once over every clip of some manifests, into a frame cache (see `frame_cache`).
+
+A shard is written whole (temporary name, sync, rename) and never changed, so a killed run loses at most one shard's work; the
+same command goes on with the clips that no shard holds.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from pal_audio.audio import load_audio
+from pal_audio.data.folder import LOCK, locked, write_bytes
+from pal_audio.data.frame_cache import (
+    DTYPES,
+    MAX_SHARD_BYTES,
+    CacheIndex,
+    DtypeName,
+    EncoderIdentity,
+    Entry,
+    FrameCache,
+    check_frozen,
+    checksum,
+    entry_key,
+    hash_file,
+    read_entries,
+    read_index,
+    shards,
+)
+from pal_audio.data.manifest import AudioPart, write_text
+from pal_audio.encoders.base import AudioEncoder, Frames, FrontEnd
+from pal_audio.errors import PalError
+
+SHARD_BYTES = 2**28
+SHARD_ENTRIES = 20_000  # bounds the header, which safetensors limits
+BATCH_CLIPS = 8
+MAX_WINDOWS = 16
+
+Encoders = Mapping[str, AudioEncoder] | nn.ModuleDict
+Progress = Callable[[int, int], None]
+
+
+def encode(
+    parts: Iterable[AudioPart],
+    encoders: Encoders,
+    out: Path,
+    dtype: DtypeName = "float32",
+    progress: Progress | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> int:
+    """Store the frames of clips; those that are there are kept.
+
+    Args:
+        parts: clips with absolute paths; repetitions count once.
+        encoders: frozen ones, by name, float32, on the device that is to compute.
+        out: a new folder, or a cache of the same dtype.
+        dtype: that frames are stored in; they are computed in float32.
+        progress: called with entries done and entries in all.
+        shard_bytes: a shard is closed when its frames reach this size.
+
+    Returns:
+        The number of new entries.
+
+    Raises:
+        PalError: an encoder is not frozen; `out` is something else, is being written, or the disk is full; a clip cannot be read.
+    """
+    check_frozen({name: encoder.config for name, encoder in encoders.items()})
+    if out.exists() and not out.is_dir():
+        raise PalError(f"{out} is a file; give a folder")
+    out.mkdir(parents=True, exist_ok=True)
+    with locked(out):
+        identities = {name: EncoderIdentity.of(encoder) for name, encoder in encoders.items()}
+        _enter(out, identities, dtype)
+        held = {key for shard in shards(out) for key in read_entries(shard)}
+        clips = _distinct(parts)
+        hashes = {path: hash_file(path) for path in dict.fromkeys(part.path for part in clips)}
+        todo: dict[str, dict[str, AudioPart]] = {}
+        for name, identity in identities.items():
+            keyed = {entry_key(hashes[part.path], part, identity.id, dtype): part for part in clips}
+            todo[name] = {key: part for key, part in keyed.items() if key not in held}
+        total = sum(len(wanted) for wanted in todo.values())
+        writer = _ShardWriter(out, shard_bytes)
+        done = 0
+        for name, wanted in todo.items():
+            front_end = encoders[name].config.front_end()
+            items = list(wanted.items())
+            for start in range(0, len(items), BATCH_CLIPS):
+                chunk = items[start : start + BATCH_CLIPS]
+                frames, samples = compute(encoders[name], front_end, [part for _, part in chunk])
+                for row, (key, part) in enumerate(chunk):
+                    length = int(frames.lengths[row])
+                    writer.add(key, [_stored(layer[row, :length], dtype, part) for layer in frames.layers], samples[row])
+                done += len(chunk)
+                if progress is not None:
+                    progress(done, total)
+        writer.close()
+    return total
+
+
+@torch.no_grad()
+def compute(encoder: AudioEncoder, front_end: FrontEnd, parts: list[AudioPart]) -> tuple[Frames, list[int]]:
+    """Frames of clips, on the CPU, and the samples of each at the encoder's rate."""
+    rate_hz = encoder.config.sampling_rate_hz
+    waves = [load_audio(part.path, rate_hz, start_s=part.start_s, end_s=part.end_s) for part in parts]
+    windows = [window for wav_S in waves for window in front_end(wav_S)]
+    device = next(encoder.parameters()).device
+    samples = [len(wav_S) for wav_S in waves]
+    features = nn.utils.rnn.pad_sequence(windows, batch_first=True).to(device)
+    return encoder(features, torch.tensor(samples, device=device), MAX_WINDOWS).to("cpu"), samples
+
+
+def verify(parts: Iterable[AudioPart], encoders: Encoders, out: Path, num: int) -> tuple[int, float]:
+    """Encode `num` randomly chosen clips again, one by one.
+
+    Returns:
+        How many were compared, and the largest absolute difference between a stored value and a live one.
+
+    Raises:
+        PalError: an entry is missing or damaged.
+    """
+    cache = FrameCache(out, encoders)
+    clips = _distinct(parts)
+    chosen = np.random.default_rng().permutation(len(clips))[:num]
+    largest = 0.0
+    front_ends = {name: encoder.config.front_end() for name, encoder in encoders.items()}
+    for number in chosen:
+        stored = cache.read(clips[int(number)])
+        for name, encoder in encoders.items():
+            live, _ = compute(encoder, front_ends[name], [clips[int(number)]])
+            for ours, theirs in zip(stored[name].layers, live.layers, strict=True):
+                largest = max(largest, float((ours.float() - theirs.float()).abs().max()))
+    return len(chosen), largest
+
+
+class _ShardWriter:
+    """Collects entries and writes a shard when they are enough."""
+
+    def __init__(self, out: Path, shard_bytes: int) -> None:
+        self.out, self.shard_bytes = out, shard_bytes
+        self._clear()
+
+    def _clear(self) -> None:
+        self.tensors: dict[str, Tensor] = {}
+        self.entries: dict[str, Entry] = {}
+        self.num_bytes = 0
+
+    def add(self, key: str, layers: list[Tensor], num_samples: int) -> None:
+        self.tensors |= {f"{key}.{number}": layer_TD for number, layer_TD in enumerate(layers)}
+        self.entries[key] = Entry(num_samples=num_samples, checksums=[checksum(layer_TD) for layer_TD in layers])
+        self.num_bytes += sum(layer_TD.nbytes for layer_TD in layers)
+        if self.num_bytes >= self.shard_bytes or len(self.entries) >= SHARD_ENTRIES:
+            self.close()
+
+    def close(self) -> None:
+        if not self.entries:
+            return
+        content = save(self.tensors, {"entries": json.dumps({key: entry.model_dump() for key, entry in self.entries.items()})})
+        if len(content) > MAX_SHARD_BYTES:
+            size = f"one clip's frames take {self.num_bytes} bytes"
+            raise PalError(f"{size}, over the limit of a shard; cut the clip, or --dtype bfloat16")
+        written = shards(self.out)
+        number = int(written[-1].stem) + 1 if written else 0
+        try:
+            write_bytes(self.out / f"{number:06d}.safetensors", content)
+        except OSError as error:
+            why = f"{error.strerror}, {shutil.disk_usage(self.out).free} bytes are free"
+            raise PalError(f"{self.out}: a shard cannot be written ({why}); those before it are whole, run it again") from error
+        self._clear()
+
+
+def _enter(out: Path, identities: dict[str, EncoderIdentity], dtype: DtypeName) -> None:
+    """Note the encoders in `cache.json`, and drop what a kill left behind."""
+    foreign = [item.name for item in out.iterdir() if item.name not in (LOCK, "cache.json") and not item.name.endswith(".tmp")]
+    if foreign and not (out / "cache.json").is_file():
+        raise PalError(f"{out} holds something that is no frame cache; choose another folder")
+    index = read_index(out) if (out / "cache.json").is_file() else CacheIndex(dtype=dtype)
+    if index.dtype != dtype:
+        raise PalError(f"{out} holds {index.dtype} frames; ask for --dtype {index.dtype}, or choose another folder")
+    for leftover in (*out.glob(".*.safetensors.tmp"), *out.glob(".cache.json.tmp")):
+        leftover.unlink()
+    index.encoders += [identity for identity in identities.values() if identity not in index.encoders]
+    write_text(out / "cache.json", index.model_dump_json(indent=2) + "\n")
+
+
+def _stored(frames_TD: Tensor, dtype: str, part: AudioPart) -> Tensor:
+    stored_TD = frames_TD.to(DTYPES[dtype]).contiguous().clone()
+    if not torch.isfinite(stored_TD).all():
+        raise PalError(f"{part.path}: its frames do not fit {dtype}; use --dtype float32 or bfloat16")
+    return stored_TD
+
+
+def _distinct(parts: Iterable[AudioPart]) -> list[AudioPart]:
+    return list({(part.path, part.start_s or 0.0, part.end_s): part for part in parts}.values())
