@@ -35,7 +35,7 @@ $(READY): pyproject.toml constraints.txt
 	    echo "$(VENV) is there but does not work: it is made again"; "$(PYTHON)" -m venv --clear $(VENV); fi
 	@test -e $(VENV) || "$(PYTHON)" -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check $(if $(TORCH_INDEX),--index-url "$(TORCH_INDEX)") $(TORCH)
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[eval,plot,dev]'
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[eval,plot,train,dev]'
 	@touch $(READY)
 
 demo: setup train-demo

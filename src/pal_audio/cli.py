@@ -14,7 +14,7 @@ from typer.main import get_command
 
 import pal_audio
 from pal_audio.commands import ask, data, encode, export, info, recipes, train
-from pal_audio.errors import PalError
+from pal_audio.errors import PalError, Stopped
 
 USER_ERROR = 2
 OUR_ERROR = 1
@@ -56,7 +56,7 @@ def _pal(
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs `pal` and returns its exit status: 0, 2 for the user's mistake, 1 for ours, 130 when interrupted."""
+    """Runs `pal` and returns its exit status: 0, 2 for the user's mistake, 1 for ours, 128 plus its number for a signal."""
     arguments, debug = _take_debug(sys.argv[1:] if argv is None else argv)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
@@ -68,6 +68,9 @@ def main(argv: list[str] | None = None) -> int:
         return status if isinstance(status, int) else 0
     except KeyboardInterrupt:
         return INTERRUPTED
+    except Stopped as stop:
+        print(f"pal: {one_line(str(stop))}", file=sys.stderr)
+        return stop.status
     except BrokenPipeError:
         _forget_stdout()
         return PIPE_CLOSED

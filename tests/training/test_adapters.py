@@ -88,9 +88,9 @@ def test_an_interrupted_run_resumes_to_the_same_bits(recipe: Path, tmp_path: Pat
     report = run_module._report
     for stage, step in (("first", 3), ("second", 4)):
 
-        def stop(bar: Any, task: Any, log: Any, index: int, name: str, record: Any, at: tuple[str, int] = (stage, step)) -> None:
-            report(bar, task, log, index, name, record)
-            if (name, record.step) == at:
+        def stop(*arguments: Any, at: tuple[str, int] = (stage, step)) -> None:
+            report(*arguments)
+            if (arguments[-2], arguments[-1].step) == at:
                 raise KeyboardInterrupt
 
         monkeypatch.setattr(run_module, "_report", stop)

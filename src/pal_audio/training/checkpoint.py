@@ -2,36 +2,84 @@
 
     OUT/checkpoints/00000500/   model.safetensors  optimizer.safetensors  state.json  manifest.json (sizes and SHA-256)
 
-Written under a temporary name, synced, then renamed. Random numbers need no place in it: every step seeds its own.
+Written under a temporary name, synced, renamed, and read once more before an older one goes. Random numbers need no place
+in it: every step seeds its own.
 """
 
+import errno
 import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from pal_audio.errors import PalError
+
 _KEEP = 2
 _BLOCK = 1 << 20
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def save_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> Path:
     """Write a checkpoint named by `state["step"]`, and drop all but the newest two.
+
+    An older one is kept where neither of the two is what its manifest says.
 
     Args:
         folder: OUT/checkpoints.
         model: all its parameters and buffers are kept.
         optimizer: its moments are kept; learning rates follow from the step.
         state: JSON-able; must hold `step`.
+
+    Raises:
+        PalError: the disk is full. The checkpoints from before are untouched, and nothing of this one stays.
     """
     final = folder / f"{state['step']:08d}"
     temporary = folder / f".{final.name}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
+    with full_disk_named(folder):
+        _clear_temporary(folder)
+        try:
+            _write(temporary, model, optimizer, state)
+            shutil.rmtree(final, ignore_errors=True)  # there only where it was damaged, so that the run went on before it
+            os.replace(temporary, final)
+        finally:
+            _clear_temporary(folder)
+        _sync(folder)
+    verified = newest_checkpoint(folder)
+    for old in _all(folder)[:-_KEEP]:
+        if old != verified:
+            shutil.rmtree(old)
+    return final
+
+
+@contextmanager
+def full_disk_named(folder: Path) -> Iterator[None]:
+    """Make one clear line of what the system and safetensors say when the disk of `folder` is full."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        # safetensors has no errno, only the text of it.
+        if getattr(error, "errno", None) not in _FULL and not any(f"(os error {number})" in str(error) for number in _FULL):
+            raise
+        advice = "make room, then go on with --resume; the last whole checkpoint is kept"
+        raise PalError(f"{folder}: the disk is full ({advice})") from error
+
+
+def _clear_temporary(folder: Path) -> None:
+    """Remove what a kill in the middle of a save has left."""
+    for left in folder.glob(".*.tmp"):
+        shutil.rmtree(left)
+
+
+def _write(temporary: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     temporary.mkdir(parents=True)
     save_file(_own_tensors(model.state_dict()), temporary / "model.safetensors")
     save_file(_optimizer_tensors(optimizer), temporary / "optimizer.safetensors")
@@ -41,12 +89,6 @@ def save_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
     for file in temporary.iterdir():
         _sync(file)
     _sync(temporary)
-    shutil.rmtree(final, ignore_errors=True)
-    os.replace(temporary, final)
-    _sync(folder)
-    for old in _all(folder)[:-_KEEP]:
-        shutil.rmtree(old)
-    return final
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
@@ -66,7 +108,9 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
             prefix = f"{number}."
             moments = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
             optimizer.state[parameter] = {
-                key: tensor if key == "step" else tensor.to(parameter.device) for key, tensor in moments.items()
+                # In the parameter's strides (channels last in convolutions): the fused step walks all of them by address.
+                key: tensor if key == "step" else torch.empty_like(parameter).copy_(tensor)
+                for key, tensor in moments.items()
             }
             number += 1
     state: dict[str, Any] = json.loads((path / "state.json").read_text(encoding="utf-8"))

@@ -31,6 +31,7 @@ class Record:
     step: int
     loss: float
     gradient_norm: float
+    learning_rates: dict[str, float]
     seconds: float
 
 
@@ -61,8 +62,9 @@ class StageRun:
         examples: Sequence[Example],
         resume: bool,
         on_step: Callable[[Record], None] | None = None,
+        stopping: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Train to the stage's end; the model is changed in place.
+        """Train to the stage's end, or until asked to stop; the model is changed in place.
 
         Args:
             model: on the CPU; it is moved to the accelerator's device.
@@ -70,6 +72,7 @@ class StageRun:
             examples: training examples.
             resume: go on from the newest whole checkpoint, if there is one.
             on_step: called with each step's record.
+            stopping: asked after each step; where it says yes, that step is saved and the stage is left.
         """
         stage, num_steps = self.stage, self.stage.num_steps(len(examples))
         accelerator = Accelerator(mixed_precision="bf16" if self.precision == "bfloat16" else "no")
@@ -84,8 +87,9 @@ class StageRun:
         for step in range(first, num_steps):
             started = time.perf_counter()
             torch.manual_seed(step_seed(self.seed, self.index, step))
+            factor = schedule(stage, step, num_steps)
             for group in optimizer.param_groups:
-                group["lr"] = group["initial_lr"] * schedule(stage, step, num_steps)
+                group["lr"] = group["initial_lr"] * factor
             inputs = collator.training_batch([examples[number] for number in order.batch(step)])
             inputs = {key: value.to(accelerator.device) for key, value in inputs.items()}
             loss = wrapped(**inputs, use_cache=False).loss
@@ -93,14 +97,18 @@ class StageRun:
             norm = accelerator.clip_grad_norm_(trained, stage.max_grad_norm)
             wrapped_optimizer.step()
             wrapped_optimizer.zero_grad(set_to_none=True)
-            record = Record(step + 1, float(loss.detach()), float(norm), time.perf_counter() - started)  # type: ignore[arg-type]
+            rates = {part: rate * factor for part, rate in stage.train.items()}
+            record = Record(step + 1, float(loss.detach()), float(norm), rates, time.perf_counter() - started)  # type: ignore[arg-type]
             if not math.isfinite(record.loss):
                 raise RuntimeError(f"stage {stage.name!r}: the loss is {record.loss} at step {step + 1}; lower the learning rate")
             self.records.append(record)
             if on_step is not None:
                 on_step(record)
-            if (step + 1) % stage.save_every == 0 or step + 1 == num_steps:
+            last = stopping() or step + 1 == num_steps
+            if last or (step + 1) % stage.save_every == 0:
                 save_checkpoint(self.folder, model, optimizer, {"step": step + 1, "identity": self.identity})
+            if last:
+                break
         model.eval()
 
     def resumable_step(self) -> int:

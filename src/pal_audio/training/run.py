@@ -3,12 +3,14 @@
 OUT/recipe.json     the resolved recipe, versions       OUT/log.jsonl        one line a step
 OUT/data/           composed sound and manifests        OUT/scores.json      held-out accuracy, with sound and muted
 OUT/checkpoints-K/  of stage K                          OUT/answers.jsonl    every held-out answer beside the truth
-OUT/final/          model and processor                 OUT/finished.json    written last
+OUT/final/          model and processor                 OUT/report.md        plan, scores, curves.png, ten answers
+OUT/tensorboard/    event files, where it is installed  OUT/finished.json    written last
 """
 
 import hashlib
 import json
 import platform
+import shlex
 import shutil
 from functools import partial
 from importlib.metadata import version
@@ -26,13 +28,17 @@ from pal_audio.data.folder import LOCK, locked
 from pal_audio.data.frame_cache import FrameCache, check_cache
 from pal_audio.data.manifest import Example, write_text
 from pal_audio.data.prepare import Prepared, check_places, prepare
-from pal_audio.errors import PalError
+from pal_audio.errors import PalError, Stopped
 from pal_audio.model import PalForConditionalGeneration, build_model, describe
 from pal_audio.model.building import check_spec
 from pal_audio.model.export import save_folder
+from pal_audio.training.checkpoint import full_disk_named
+from pal_audio.training.interrupt import stop_request
 from pal_audio.training.loop import Record, StageRun
 from pal_audio.training.recipe import Recipe, load_recipe
+from pal_audio.training.report import write_report
 from pal_audio.training.scores import accuracy, answer_all
+from pal_audio.training.tensorboard import EventFiles, plan_line
 
 
 def train(
@@ -57,7 +63,8 @@ def train(
         The run's folder; the model is in its `final/`.
 
     Raises:
-        PalError: the recipe is wrong, or the folder is in use, not empty, or of another recipe.
+        PalError: the recipe is wrong, or the folder is in use, not empty, or of another recipe, or its disk is full.
+        Stopped: SIGINT or SIGTERM came while it trained; all steps are saved.
     """
     console = console or Console(stderr=True)
     recipe = load_recipe(recipe_path, overrides)
@@ -72,7 +79,7 @@ def train(
     if folder.exists() and not folder.is_dir():
         raise PalError(f"{folder} is a file; give a folder")
     folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder):
+    with full_disk_named(folder), locked(folder):
         _prepare_folder(folder, identity, resume, overwrite)
         if (folder / "finished.json").is_file():
             console.print(f"{folder}: finished already")
@@ -87,39 +94,58 @@ def train(
         model, processor = build_model(recipe.model, _texts(data.train()), recipe.adapter)
         ready = None if recipe.frame_cache is None else FrameCache(recipe.frame_cache, model.encoders)
         collator = Collator(processor, frames=ready)
-        _print_plan(console, recipe, model, data)
+        plan = _plan(folder, recipe, model, data)
+        for line in plan:
+            console.print(line, markup=False)
         _warm_up(console, collator, [*data.train(), *data.test])
-        for index, stage in enumerate(recipe.stages):
-            train_set = data.train(stage.sources)
-            run = StageRun(stage, index, recipe.seed, folder / f"checkpoints-{index}", identity, recipe.precision)
-            with _bar(console) as bar, _open_log(folder / "log.jsonl", index, run.resumable_step() if resume else 0) as log:
-                task = bar.add_task(f"train {stage.name}", total=stage.num_steps(len(train_set)))
-                report = partial(_report, bar, task, log, index, stage.name)
-                run.run(model, collator, train_set, resume, report)
+        with stop_request() as stop:
+            for index, stage in enumerate(recipe.stages):
+                train_set = data.train(stage.sources)
+                run = StageRun(stage, index, recipe.seed, folder / f"checkpoints-{index}", identity, recipe.precision)
+                step = run.resumable_step() if resume else 0
+                with (
+                    _bar(console) as bar,
+                    _open_log(folder / "log.jsonl", index, step) as log,
+                    EventFiles(folder, index, step) as events,
+                ):
+                    task = bar.add_task(f"train {stage.name}", total=stage.num_steps(len(train_set)))
+                    report = partial(_report, bar, task, log, events, index, stage.name)
+                    run.run(model, collator, train_set, resume, report, stop.made)
+                if stop.signal is not None:
+                    where = f"stage {stage.name!r}, step {run.resumable_step()}"
+                    again = _again(recipe_path, overrides, folder)
+                    raise Stopped(f"stopped by {stop.signal.name} and saved at {where}; go on with: {again}", stop.signal)
         _score(console, folder, model, collator, data)
         save_folder(model, processor, folder / "final")
+        write_report(folder, plan)
         write_text(folder / "finished.json", json.dumps({"identity": identity}) + "\n")
     console.print(f"model: {folder / 'final'}")
     return folder
 
 
+def _again(recipe_path: str | Path, overrides: list[str] | None, folder: Path) -> str:
+    """The command that goes on with a stopped run."""
+    settings = [word for override in overrides or [] for word in ("--set", override)]
+    return shlex.join(["pal", "train", str(recipe_path), *settings, "--out", str(folder), "--resume"])
+
+
 def _open_log(path: Path, index: int, step: int) -> TextIO:
-    """The log of a run that goes on after `step` of stage `index`: what comes later in it will be done again."""
+    """The log of a run that goes on after `step` of stage `index`: what came later in that stage will be done again."""
     kept = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
         try:
             row = json.loads(line)
         except ValueError:  # cut in the middle by a kill
             break
-        if (row["index"], row["step"]) > (index, step):
-            break
-        kept.append(line + "\n")
+        if row["index"] != index or row["step"] <= step:
+            kept.append(line + "\n")
     write_text(path, "".join(kept))
     return path.open("a", encoding="utf-8", buffering=1)
 
 
-def _report(bar: Progress, task: TaskID, log: TextIO, index: int, stage: str, record: Record) -> None:
+def _report(bar: Progress, task: TaskID, log: TextIO, events: EventFiles, index: int, stage: str, record: Record) -> None:
     log.write(json.dumps({"index": index, "stage": stage, **vars(record)}) + "\n")
+    events.write(record)
     bar.update(task, completed=record.step, description=f"train {stage}, loss {record.loss:.3f}")
 
 
@@ -149,16 +175,18 @@ def _score(console: Console, folder: Path, model: PalForConditionalGeneration, c
     console.print(table)
 
 
-def _print_plan(console: Console, recipe: Recipe, model: PalForConditionalGeneration, data: Prepared) -> None:
+def _plan(folder: Path, recipe: Recipe, model: PalForConditionalGeneration, data: Prepared) -> list[str]:
+    """What is about to be done, in lines for the console and the report."""
     parts = describe(model)["parameters"]
-    console.print(f"model: {', '.join(f'{name} {count:,}' for name, count in parts.items())} parameters")
-    console.print(f"data: {len(data.train())} examples to train on, {len(data.test)} held out")
+    lines = [f"model: {', '.join(f'{name} {count:,}' for name, count in parts.items())} parameters"]
+    lines.append(f"data: {len(data.train())} examples to train on, {len(data.test)} held out")
     if recipe.adapter is not None:
-        console.print(f"adapter: {recipe.adapter.type} of rank {recipe.adapter.r} on {recipe.adapter.target}")
+        lines.append(f"adapter: {recipe.adapter.type} of rank {recipe.adapter.r} on {recipe.adapter.target}")
     for stage in recipe.stages:
         rates = ", ".join(f"{part} {rate:g}" for part, rate in stage.train.items())
         num_steps = stage.num_steps(len(data.train(stage.sources)))
-        console.print(f"stage {stage.name}: {num_steps} steps of {stage.batch_size}; learning rates: {rates}")
+        lines.append(f"stage {stage.name}: {num_steps} steps of {stage.batch_size}; learning rates: {rates}")
+    return [*lines, plan_line(folder)]
 
 
 def _warm_up(console: Console, collator: Collator, examples: list[Example]) -> None:

@@ -1,0 +1,102 @@
+"""The report of a finished run: OUT/report.md and OUT/curves.png, from what lies in the run's folder."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pal_audio.data.manifest import write_text
+
+_CURVES = "curves.png"
+_NUM_ANSWERS = 10
+_NOT_DRAWN = "The curves were not drawn: matplotlib is not installed; `pip install 'pal-audio[plot]'` brings it."
+
+
+def write_report(folder: Path, plan: Sequence[str]) -> Path:
+    """Write report.md, and curves.png where matplotlib is installed.
+
+    Args:
+        folder: of a run with recipe.json, log.jsonl, scores.json and answers.jsonl.
+        plan: the lines that the run printed before it began.
+    """
+    described = json.loads((folder / "recipe.json").read_text(encoding="utf-8"))
+    scores = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
+    answers, records = _rows(folder / "answers.jsonl"), _rows(folder / "log.jsonl")
+    picture = f"![loss, learning rate and gradient norm]({_CURVES})" if draw_curves(records, folder / _CURVES) else _NOT_DRAWN
+    num_shown = min(_NUM_ANSWERS, len(answers))
+    shown = [answers[number * len(answers) // num_shown] for number in range(num_shown)]
+    blocks = [
+        f"# {_cell(described['recipe']['name'])}",
+        "## Plan",
+        "\n".join(f"- {_cell(line)}" for line in plan),
+        "## Scores",
+        f"Of {scores['num']} held-out questions. Muted: silence instead of sound. Best guess: without listening.",
+        _table(("task", "right", "muted", "best guess"), [_score_row(task, scores) for task in scores["accuracy"]]),
+        "## Curves",
+        picture,
+        f"## {len(shown)} answers",
+        "Evenly spaced over the held-out questions.",
+        _table(
+            ("question", "truth", "answer", "right"),
+            [(row["question"], row["truth"], row["answer"], "yes" if row["right"] else "no") for row in shown],
+        ),
+        "## Versions",
+        _table(("package", "version"), list(described["versions"].items())),
+    ]
+    write_text(folder / "report.md", "\n\n".join(blocks) + "\n")
+    return folder / "report.md"
+
+
+def draw_curves(records: Sequence[dict[str, Any]], path: Path) -> bool:
+    """Draw loss, learning rates and gradient norm, a column a stage.
+
+    Args:
+        records: rows of log.jsonl.
+        path: of the picture.
+
+    Returns:
+        False, and nothing drawn, where matplotlib is not installed.
+    """
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        return False
+    from matplotlib.figure import Figure
+
+    stages = sorted({row["index"] for row in records})
+    figure = Figure(figsize=(4 * len(stages), 7), layout="constrained")
+    axes = figure.subplots(3, len(stages), squeeze=False)
+    for column, index in enumerate(stages):
+        rows = [row for row in records if row["index"] == index]
+        steps = [row["step"] for row in rows]
+        loss, rate, norm = axes[:, column]
+        loss.set_title(rows[0]["stage"], parse_math=False)
+        loss.plot(steps, [row["loss"] for row in rows])
+        for part in rows[0]["learning_rates"]:
+            rate.plot(steps, [row["learning_rates"][part] for row in rows], label=part)
+        rate.legend()
+        norm.plot(steps, [row["gradient_norm"] for row in rows])
+        norm.set_xlabel("step")
+    for axis, name in zip(axes[:, 0], ("loss", "learning rate", "gradient norm"), strict=True):
+        axis.set_ylabel(name)
+    figure.savefig(path, dpi=100)
+    return True
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def _score_row(task: str, scores: dict[str, Any]) -> tuple[str, ...]:
+    guess = scores["chance"] if task == "all" else scores["chance_by_task"][task]
+    return (task, *(f"{share:.1%}" for share in (scores["accuracy"][task], scores["muted"][task], guess)))
+
+
+def _table(names: tuple[str, ...], rows: Sequence[Sequence[str]]) -> str:
+    lines = [names, ("---",) * len(names), *rows]
+    return "\n".join(f"| {' | '.join(_cell(cell) for cell in line)} |" for line in lines)
+
+
+def _cell(text: str) -> str:
+    """On one line, and never the end of a table's cell."""
+    return " ".join(text.split()).replace("|", "\\|")
