@@ -47,10 +47,10 @@ def save_folder(model: PalForConditionalGeneration, processor: PalProcessor, tar
         model.save_pretrained(temporary)
     processor.save_pretrained(temporary)
     for path in (*sorted(temporary.rglob("*")), temporary):
-        _sync(path)
+        sync(path)
     shutil.rmtree(target, ignore_errors=True)
     os.replace(temporary, target)
-    _sync(target.parent)
+    sync(target.parent)
 
 
 def _check_target(source: Path, target: Path, overwrite: bool) -> None:
@@ -78,7 +78,8 @@ def _without_bars() -> Iterator[None]:
             bars.enable_progress_bar()
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Make a file, or the names in a folder, survive a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, GenerationMixin, LogitsProcessor, LogitsProcessorList, PreTrainedModel
+from transformers import AutoModelForCausalLM, GenerationMixin, LogitsProcessorList, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from pal_audio import encoders
@@ -36,6 +36,7 @@ from pal_audio.integration.memory import AttachedAudio, AudioMemory, ClipTokens,
 from pal_audio.integration.proof import prove
 from pal_audio.model.adapters import add_adapter, merge_adapter
 from pal_audio.model.configuration import PalConfig
+from pal_audio.model.logits import VocabularyOnly
 from pal_audio.model.streams import Stream, join_slots
 
 MAX_WINDOWS = 16  # encoder windows in one pass without gradients: bounds memory on long clips
@@ -201,15 +202,11 @@ class PalForConditionalGeneration(PreTrainedModel, GenerationMixin):
         Raises:
             PalError: frames are not of this encoder's shape, or of one that is not frozen while gradients are on.
         """
-        features, samples = self._by_encoder(input_features), self._by_encoder(audio_num_samples)
-        frames = {}
-        for name, encoder in self.encoders.items():
-            frames[name] = _frames(name, encoder, features[name], samples[name], max_windows)
-        num_clips = len(next(iter(samples.values())))
+        per_stream = self._stream_tokens(input_features, audio_num_samples, max_windows)
+        num_clips = len(per_stream[0][1])
         device = self.marker.device
         slots, keys, inputs, widths = [], [], [], []
-        for stream in self.streams:
-            tokens, lengths = stream.tokens(frames[stream.config.encoder])
+        for stream, (tokens, lengths) in zip(self.streams, per_stream, strict=True):
             if stream.projectors is None:
                 slots.append((tokens[0], lengths))
             else:
@@ -237,15 +234,19 @@ class PalForConditionalGeneration(PreTrainedModel, GenerationMixin):
     @torch.no_grad()
     def get_audio_features(self, input_features: Features, audio_num_samples: Lengths) -> list[tuple[Tensor, Tensor]]:
         """Audio tokens of each stream before the integration: (tokens CAD, lengths (C,)) in the order of the streams."""
-        features, samples = self._by_encoder(input_features), self._by_encoder(audio_num_samples)
-        result = []
         with self._in_eval_mode():
-            for stream in self.streams:
-                name = stream.config.encoder
-                frames = _frames(name, self.encoders[name], features[name], samples[name], MAX_WINDOWS)
-                tokens, lengths = stream.tokens(frames)
-                result.append((tokens[-1], lengths))
-        return result
+            per_stream = self._stream_tokens(input_features, audio_num_samples, MAX_WINDOWS)
+        return [(tokens[-1], lengths) for tokens, lengths in per_stream]
+
+    def _stream_tokens(
+        self, input_features: Features, audio_num_samples: Lengths, max_windows: int | None
+    ) -> list[tuple[list[Tensor], Tensor]]:
+        """Tokens and lengths of every stream; each encoder runs once, however many streams read it."""
+        features, samples = self._by_encoder(input_features), self._by_encoder(audio_num_samples)
+        frames = {
+            name: _frames(name, encoder, features[name], samples[name], max_windows) for name, encoder in self.encoders.items()
+        }
+        return [stream.tokens(frames[stream.config.encoder]) for stream in self.streams]
 
     @contextmanager
     def _in_eval_mode(self) -> Iterator[None]:
@@ -493,7 +494,7 @@ class PalForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return audio.position_ids(ids, torch.ones_like(ids) if mask is None else mask)
 
     def _get_logits_processor(self, *args: Any, **kwargs: Any) -> LogitsProcessorList:
-        return _VocabularyOnly(super()._get_logits_processor(*args, **kwargs), self._audio_ids)
+        return VocabularyOnly(super()._get_logits_processor(*args, **kwargs), self._audio_ids)
 
 
 def _audio_of(cache: Any) -> AttachedAudio | None:
@@ -516,20 +517,3 @@ def _frames(name: str, encoder: AudioEncoder, clips: Tensor | Frames, samples_C:
     if found != [shape] * num_layers or clips.lengths.tolist() != lengths:
         raise PalError(f"ready frames of encoder {name!r} have shapes {found}; these clips ask for {num_layers} of {shape}")
     return clips
-
-
-class _VocabularyOnly(LogitsProcessorList):
-    """Keeps marker and slot ids away from logits: they may lie outside the vocabulary, and are never an answer."""
-
-    def __init__(self, processors: list[LogitsProcessor], audio_ids: tuple[int, int]) -> None:
-        super().__init__(processors)
-        self.audio_ids = audio_ids
-
-    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
-        inside = [token for token in self.audio_ids if token < scores.shape[-1]]
-        if inside:
-            scores = scores.clone()
-            scores[:, inside] = -torch.inf
-        is_audio = (input_ids == self.audio_ids[0]) | (input_ids == self.audio_ids[1])
-        first_text = (~is_audio).int().argmax(1, keepdim=True)
-        return super().__call__(torch.where(is_audio, input_ids.gather(1, first_text), input_ids), scores, **kwargs)

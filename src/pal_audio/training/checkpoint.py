@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pal_audio.errors import PalError
+from pal_audio.model.export import sync
 
 _KEEP = 2
 _BLOCK = 1 << 20
@@ -52,7 +53,7 @@ def save_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
             os.replace(temporary, final)
         finally:
             _clear_temporary(folder)
-        _sync(folder)
+        sync(folder)
     verified = newest_checkpoint(folder)
     for old in _all(folder)[:-_KEEP]:
         if old != verified:
@@ -87,8 +88,8 @@ def _write(temporary: Path, model: nn.Module, optimizer: torch.optim.Optimizer, 
     listed = {file.name: {"bytes": file.stat().st_size, "sha256": _sha256(file)} for file in sorted(temporary.iterdir())}
     (temporary / "manifest.json").write_text(json.dumps(listed, indent=2), encoding="utf-8")
     for file in temporary.iterdir():
-        _sync(file)
-    _sync(temporary)
+        sync(file)
+    sync(temporary)
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
@@ -160,11 +161,3 @@ def _sha256(file: Path) -> str:
         while block := stream.read(_BLOCK):
             digest.update(block)
     return digest.hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
