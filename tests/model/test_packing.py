@@ -14,7 +14,7 @@ ANSWER = [{"role": "assistant", "content": "a dog barks twice"}]
 CONVERSATIONS = [
     message(CLIPS[0]) + ANSWER,
     message(CLIPS[2], CLIPS[1], question="a dog barks twice") + ANSWER,
-    message(CLIPS[1], system=None) + [{"role": "assistant", "content": "a bell"}],
+    [*message(CLIPS[1], system=None), {"role": "assistant", "content": "a bell"}],
     message(question="how many sounds come before the siren?") + ANSWER,
 ]
 
@@ -108,7 +108,7 @@ def test_what_cannot_be_packed_is_refused() -> None:
 def test_a_layer_of_an_unknown_kind_is_refused() -> None:
     model, processor = tiny_model("qwen2", "plits")
     model.language_model.config.layer_types[1] = "chunked_attention"
-    with pytest.raises(PalError, match="'chunked_attention' .qwen2. are not known to packing"):
+    with pytest.raises(PalError, match=r"'chunked_attention' .qwen2. are not known to packing"):
         model(**training_batch(processor, CONVERSATIONS[:2]), packed=True)
 
 

@@ -163,7 +163,7 @@ class PalForConditionalGeneration(PreTrainedModel, GenerationMixin):
             self.language_model.gradient_checkpointing_disable()
 
     def _install_attention(self, inner: str) -> None:
-        """Hook the LLM's attention where a stream enters by LAL, or once a batch was packed; else it keeps its stock attention."""
+        """Hook the LLM's attention where a stream enters by LAL or a batch was packed; else it keeps its stock attention."""
         install(self.language_model, inner, self._hooked)
 
     def prove_llm(self) -> None:

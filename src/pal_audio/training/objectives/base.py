@@ -25,10 +25,10 @@ class Objective(ABC):
 
     module: nn.Module
 
-    def begin(self) -> None:
+    def begin(self) -> None:  # noqa: B027
         """Called before the stage's first step, `end` after its last; nothing by default."""
 
-    def end(self) -> None:
+    def end(self) -> None:  # noqa: B027
         """See `begin`."""
 
     @abstractmethod
