@@ -1,0 +1,120 @@
+"""Rows as people read them: a table, and a picture of cost against audio length."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from pal_audio.bench.store import Row
+
+GIB = 2**30
+COLOURS = {"text": "#777777", "plits": "#c0392b", "lal": "#1f77b4", "pal": "#2e8b57"}
+
+
+def header_lines(header: Row) -> list[str]:
+    """Hardware, versions, command and date of a call."""
+    machine = header["hardware"]
+    versions = ", ".join(f"{name} {machine[name]}" for name in ("torch", "cuda", "transformers", "python", "pal_audio", "commit"))
+    lines = [f"{machine['device']}; {versions}", f"{header['date']}  {header['command']}"]
+    if "rates" in header:
+        rates = header["rates"]
+        lines.append(
+            f"measured here: {rates['matrix_flops'] / 1e12:.2f} TFLOP/s (bf16 matrix product), "
+            f"{rates['bandwidth_bytes'] / 1e9:.0f} GB/s (copy)"
+        )
+    return lines
+
+
+def milliseconds(value: float | None) -> str:
+    return "-" if value is None else f"{value * 1e3:.3g}"
+
+
+def gib(value: float | None) -> str:
+    return "not measured" if value is None else f"{value / GIB:.2f}"
+
+
+def times(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}x"
+
+
+def print_train(groups: Sequence[Sequence[Row]], console: Console) -> None:
+    """One table of all groups; ratios are to the PLITS and text rows of the same group."""
+    table = Table("case", "step ms (p10-p90)", "tok/s", "TFLOP/s", "of rate", "peak GiB", "weights", "grads", "optim.", "rest",
+                  "speed/PLITS", "rest/PLITS", "speed/text")  # fmt: skip
+    for group in groups:
+        for row in group:
+            title = row["title"]
+            if row["error"]:
+                table.add_row(title, row["error"])
+                continue
+            ratios = row["ratios"]
+            spread = f"{milliseconds(row['times']['p10_s'])}-{milliseconds(row['times']['p90_s'])}"
+            table.add_row(
+                title,
+                f"{milliseconds(row['step_s'])} ({spread})",
+                f"{row['tokens_per_s']:.0f}",
+                f"{row['achieved_flops'] / 1e12:.3g}",
+                f"{row['matrix_share']:.0%}",
+                *(gib(row[f"{part}_bytes"]) for part in ("peak", "weights", "gradients", "optimizer", "rest")),
+                times(ratios["step_plits"]),
+                times(ratios["rest_plits"]),
+                times(ratios["step_text"]),
+            )
+        table.add_section()
+    console.print(table)
+
+
+def picture(groups: Sequence[Sequence[Row]], path: Path, time: str, memory: str, what: str) -> bool:
+    """Cost against audio length, every integration in one picture: time and memory side by side.
+
+    Args:
+        groups: rows with ratios.
+        path: a PNG.
+        time, memory: names of the row's values.
+        what: of the time axis.
+
+    Returns:
+        False where matplotlib is missing, or where no row has a number.
+    """
+    try:
+        import matplotlib as mpl
+    except ImportError:
+        return False
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    lines: dict[str, dict[int, Row]] = {}
+    lengths = sorted({row["case"]["audio_tokens"] for group in groups for row in group if row["case"]["audio_tokens"]})
+    for group in groups:
+        length = max(row["case"]["audio_tokens"] for row in group)
+        for row in group:
+            label = label_of(row)
+            if not row["error"]:
+                lines.setdefault(label, {})[length] = row
+    if not lines or not lengths:
+        return False
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4), constrained_layout=True)
+    for axis, name, unit, scale in ((axes[0], time, f"{what}, ms", 1e3), (axes[1], memory, "peak memory, GiB", 1 / GIB)):
+        for label, rows in sorted(lines.items()):
+            points = [(length, row[name] * scale) for length, row in sorted(rows.items()) if row.get(name)]
+            if points:
+                axis.plot(*zip(*points, strict=True), marker="o", label=label, color=COLOURS.get(label))
+        axis.set(xlabel="audio tokens of a clip", ylabel=unit)
+        axis.grid(alpha=0.3)
+        if not axis.lines:
+            axis.text(0.5, 0.5, "not measured", ha="center", transform=axis.transAxes)
+        axis.set_ylim(bottom=0)
+    axes[0].legend()
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+    return True
+
+
+def label_of(row: Row) -> str:
+    """What tells lines of a picture apart: integration, batch and what LAL is made of, where they are not the default."""
+    case = row["case"]
+    own = [case["integration"]]
+    if case["integration"] in ("lal", "pal") and (case["projector"], case["layers"]) != ("per_layer", "all"):
+        own += [case["projector"], case["layers"]]
+    return " ".join(own)
