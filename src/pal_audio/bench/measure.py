@@ -95,7 +95,7 @@ def clean(device: torch.device) -> None:
         torch.cuda.empty_cache()
 
 
-def matrix_rate(device: torch.device, dtype: torch.dtype = torch.bfloat16) -> float:
+def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
     """FLOP/s of one large matrix product in this dtype, the median of several."""
     size, num = (8192, 20) if device.type == "cuda" else (512, 5)
     left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from pal_audio import encoders
@@ -60,7 +61,8 @@ def build(case: Case, device: torch.device) -> PalForConditionalGeneration:
     config = PalConfig(text_config, preset(arm, encoder.config, **options), vocabulary, vocabulary + 1)
     torch.manual_seed(0)
     with device:
-        model = PalForConditionalGeneration(config)  # in float32, in which the LLM is proved
+        language_model = AutoModelForCausalLM.from_config(text_config)
+    model = PalForConditionalGeneration(config, language_model).to(device)  # in float32, in which the LLM is proved
     for parameter in model.parameters():  # buffers keep float32, as in a loaded checkpoint: rotary frequencies
         parameter.data = parameter.data.to(DTYPES[case.setup.precision])
     if case.integration == "text":

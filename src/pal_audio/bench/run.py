@@ -68,7 +68,8 @@ def run(
     def one(case: Case) -> Row:
         on_case(case.title())
         if not rates:
-            rates.update(matrix_flops=measure.matrix_rate(device), bandwidth_bytes=measure.bandwidth(device))
+            dtype = torch.float32 if case.setup.precision == "float32" else torch.bfloat16
+            rates.update(matrix_flops=measure.matrix_rate(device, dtype), bandwidth_bytes=measure.bandwidth(device))
             header["rates"] = rates
         return guarded(lambda: measure_case(case, device, dict(rates)), device)
 

@@ -20,7 +20,7 @@ def header_lines(header: Row) -> list[str]:
     if "rates" in header:
         rates = header["rates"]
         lines.append(
-            f"measured here: {rates['matrix_flops'] / 1e12:.2f} TFLOP/s (bf16 matrix product), "
+            f"measured here: {rates['matrix_flops'] / 1e12:.2f} TFLOP/s (matrix product of the rows' precision), "
             f"{rates['bandwidth_bytes'] / 1e9:.0f} GB/s (copy)"
         )
     return lines
