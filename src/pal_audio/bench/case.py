@@ -1,6 +1,6 @@
 """What one row of a benchmark is about: its settings, its key, and the group that it is compared in.
 
-    Sweep (lists) ──► groups of Cases: one set of settings, every integration ──► rows
+Sweep (lists) ──► groups of Cases: one set of settings, every integration ──► rows
 """
 
 import hashlib

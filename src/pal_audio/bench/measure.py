@@ -120,7 +120,9 @@ def hardware(device: torch.device) -> dict[str, Any]:
 
     is_cuda = device.type == "cuda"
     return {
-        "device": torch.cuda.get_device_name(device) if is_cuda else f"cpu, {torch.get_num_threads()} threads, {platform.machine()}",
+        "device": torch.cuda.get_device_name(device)
+        if is_cuda
+        else f"cpu, {torch.get_num_threads()} threads, {platform.machine()}",
         "memory_bytes": torch.cuda.get_device_properties(device).total_memory if is_cuda else None,
         "cuda": torch.version.cuda if is_cuda else None,
         "torch": torch.__version__,

@@ -1,6 +1,6 @@
 """The model and the batch of a case, with random weights and random inputs.
 
-    input row:  system (24) | marker | PLITS slots, if any | question | answer; the last half of the text is supervised
+input row:  system (24) | marker | PLITS slots, if any | question | answer; the last half of the text is supervised
 """
 
 from collections.abc import Callable

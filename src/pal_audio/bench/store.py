@@ -1,7 +1,7 @@
 """Rows of a benchmark on disk, and their ratios to the other rows of their group.
 
-    OUT/rows.jsonl     every measured row, appended as it is done: what a sweep resumes from
-    OUT/results.json   header and the rows of the last call's groups, with ratios; OUT/results.csv the same flat
+OUT/rows.jsonl     every measured row, appended as it is done: what a sweep resumes from
+OUT/results.json   header and the rows of the last call's groups, with ratios; OUT/results.csv the same flat
 """
 
 import csv

@@ -65,6 +65,30 @@ def print_train(groups: Sequence[Sequence[Row]], console: Console) -> None:
     console.print(table)
 
 
+def print_infer(groups: Sequence[Sequence[Row]], console: Console) -> None:
+    """One table of all groups; ratios are to the PLITS and text rows of the same group."""
+    table = Table("case", "first token ms", "with ready memory", "ms a token", "of byte bound", "tok/s", "above weights GiB",
+                  "decoding", "memory GiB", "text cache", "ready speed/text", "decode speed/text", "decoding/PLITS")  # fmt: skip
+    for group in groups:
+        for row in group:
+            if row["error"]:
+                table.add_row(row["title"], row["error"])
+                continue
+            ratios = row["ratios"]
+            table.add_row(
+                row["title"],
+                milliseconds(row["first_token_s"]),
+                milliseconds(row["ready_first_token_s"]),
+                milliseconds(row["token_s"]),
+                f"{row['byte_bound_s'] / row['token_s']:.0%}",
+                f"{row['tokens_per_s']:.0f}",
+                *(gib(row[name]) for name in ("rest_bytes", "resident_rest_bytes", "memory_bytes", "kv_bytes")),
+                *(times(ratios[name]) for name in ("ready_first_token_text", "token_text", "resident_rest_plits")),
+            )
+        table.add_section()
+    console.print(table)
+
+
 def picture(groups: Sequence[Sequence[Row]], path: Path, time: str, memory: str, what: str) -> bool:
     """Cost against audio length, every integration in one picture: time and memory side by side.
 

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Measures and predicts time and memory.", epilog="Example: pal bench train --audio-tokens 512,1024")
 
 SweepOption = Annotated[Path | None, typer.Option(help="YAML with the settings; options on the command line change it.")]
-OutOption = Annotated[Path | None, typer.Option(help="Folder for rows, results and picture. Rows in it are kept, not measured again.")]
+OutOption = Annotated[
+    Path | None, typer.Option(help="Folder for rows, results and picture. Rows in it are kept, not measured again.")
+]
 DeviceOption = Annotated[str | None, typer.Option(help="cpu or cuda; a GPU where there is one.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 LlmOption = Annotated[str | None, typer.Option(help="Shape by name, such as llama-3.2-1b or qwen2.5-7b.")]
@@ -42,10 +44,12 @@ def train(
     text_tokens: ListOption = None,
     batch: ListOption = None,
     projector: ListOption = None,
-    layers: Annotated[str | None, typer.Option(help="Semicolon-separated: all, from:k, every:n.")] = None,
+    layers: Annotated[str | None, typer.Option(help="Comma-separated: all, from:k, every:n.")] = None,
     precision: PrecisionOption = None,
     compile_: Annotated[str | None, typer.Option("--compile", help="none, decoder or step.")] = None,
-    checkpointing: Annotated[bool | None, typer.Option("--checkpointing/--no-checkpointing", help="Compute layers twice.")] = None,
+    checkpointing: Annotated[
+        bool | None, typer.Option("--checkpointing/--no-checkpointing", help="Compute layers twice.")
+    ] = None,
     packed: Annotated[bool | None, typer.Option("--packed/--no-packed", help="The batch as one row without padding.")] = None,
     frozen_llm: Annotated[bool | None, typer.Option("--frozen-llm/--no-frozen-llm", help="The LLM does not learn.")] = None,
     settings: SetOption = None,
@@ -59,7 +63,7 @@ def train(
     setup = {"llm": llm, "encoder": encoder, "precision": precision, "compile": compile_, "checkpointing": checkpointing,
              "packed": packed, "frozen_llm": frozen_llm}  # fmt: skip
     lists = {"integrations": integrations, "audio_tokens": audio_tokens, "text_tokens": text_tokens, "batch": batch,
-             "projector": projector, "layers": layers and layers.replace(";", ",")}  # fmt: skip
+             "projector": projector, "layers": layers}  # fmt: skip
     plan = read_sweep(sweep, setup, lists, settings)
     from pal_audio.bench import table
     from pal_audio.bench.run import find_device, run
@@ -73,6 +77,50 @@ def train(
     if out is not None:
         table.picture(rows, out / "train.png", "step_s", "peak_bytes", "training step")
     _show(header, rows, as_json, table.print_train)
+
+
+@app.command("infer", epilog="Example: pal bench infer --llm tiny-llama --encoder tiny-frames --audio-tokens 32 --batch 1,4")
+def infer(
+    sweep: SweepOption = None,
+    llm: LlmOption = None,
+    encoder: EncoderOption = None,
+    integrations: IntegrationsOption = None,
+    audio_tokens: ListOption = None,
+    text_tokens: ListOption = None,
+    batch: ListOption = None,
+    precision: PrecisionOption = None,
+    settings: SetOption = None,
+    new_tokens: Annotated[int, typer.Option(min=1, help="Tokens decoded after the first.")] = 32,
+    one_clip: Annotated[bool, typer.Option("--one-clip", help="All rows ask about one clip.")] = False,
+    chunk_tokens: Annotated[int, typer.Option(min=0, help="Encode clips in chunks of so many audio tokens; 0: at once.")] = 0,
+    decode: Annotated[str, typer.Option(help="Way to decode: generate.")] = "generate",
+    repeats: Annotated[int, typer.Option(min=1, help="Measured calls of each kind.")] = 5,
+    warmup: Annotated[int, typer.Option(min=1, help="Calls before them.")] = 2,
+    device: DeviceOption = None,
+    out: OutOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measures the first token, decoding and memory of text, PLITS, LAL and PAL side by side."""
+    setup = {"llm": llm, "encoder": encoder, "precision": precision}
+    lists = {"integrations": integrations, "audio_tokens": audio_tokens, "text_tokens": text_tokens, "batch": batch}
+    plan = read_sweep(sweep, setup, lists, settings)
+    from pal_audio.bench import shapes, table
+    from pal_audio.bench.infer import DECODERS, measure_case
+    from pal_audio.bench.run import find_device, run
+
+    shapes.find(decode, DECODERS, "decode")
+    if chunk_tokens and not shapes.ENCODERS[plan.setup.encoder].given:
+        raise PalError("--chunk-tokens: chunks are of given frames; take the encoder frames")
+    if chunk_tokens and "pal" in plan.integrations:
+        raise PalError("--chunk-tokens: PAL's summary reads whole clips; name --integrations lal")
+    groups = plan.groups({"new_tokens": new_tokens, "clips": int(one_clip), "decode": decode, "chunk_tokens": chunk_tokens})
+    header, rows = run(
+        "infer", groups, lambda case, where, rates: measure_case(case, where, repeats, warmup, rates), find_device(device), out,
+        _command(), _progress,
+    )  # fmt: skip
+    if out is not None:
+        table.picture(rows, out / "infer.png", "first_token_s", "rest_bytes", "first token")
+    _show(header, rows, as_json, table.print_infer)
 
 
 def _show(header: "Row", rows: "list[list[Row]]", as_json: bool, printer: Any) -> None:
@@ -93,9 +141,7 @@ def _show(header: "Row", rows: "list[list[Row]]", as_json: bool, printer: Any) -
         raise RuntimeError(f"{len(failed)} cases failed, the first is {failed[0]['title']}: {failed[0]['error']}")
 
 
-def read_sweep(
-    path: Path | None, setup: dict[str, Any], lists: dict[str, str | None], settings: Sequence[str] | None
-) -> "Sweep":
+def read_sweep(path: Path | None, setup: dict[str, Any], lists: dict[str, str | None], settings: Sequence[str] | None) -> "Sweep":
     """The sweep of a file, changed by options.
 
     Raises:
