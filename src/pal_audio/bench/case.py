@@ -81,7 +81,7 @@ class Case(StrictConfig):
     projector: str = "per_layer"
     layers: str = "all"
     summary: int = Field(16, ge=1)
-    extra: dict[str, Any] = {}
+    extra: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _canonical(self) -> "Case":
@@ -161,13 +161,13 @@ class Sweep(StrictConfig):
     """Lists of settings; every combination is a group. A YAML file has the same keys."""
 
     setup: Setup = Setup()
-    integrations: list[Integration] = ["text", "plits", "lal", "pal"]
-    batch: list[int] = [16]
-    audio_tokens: list[int] = [1024]
-    text_tokens: list[int] = [64]
-    projector: list[str] = ["per_layer"]
-    layers: list[str] = ["all"]
-    summary: list[int] = [16]
+    integrations: list[Integration] = Field(["text", "plits", "lal", "pal"], min_length=1)
+    batch: list[int] = Field([16], min_length=1)
+    audio_tokens: list[int] = Field([1024], min_length=1)
+    text_tokens: list[int] = Field([64], min_length=1)
+    projector: list[str] = Field(["per_layer"], min_length=1)
+    layers: list[str] = Field(["all"], min_length=1)
+    summary: list[int] = Field([16], min_length=1)
 
     def groups(self, extra: dict[str, Any] | None = None) -> list[list[Case]]:
         """Cases to be compared with each other; `COMPARED` are always among them."""

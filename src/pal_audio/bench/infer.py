@@ -39,7 +39,7 @@ def measure_case(case: Case, device: torch.device, repeats: int, warmup: int, ra
         repeats, warmup: measured calls of each kind, and calls before them.
         rates: see `train.measure_case`.
     """
-    extra = DEFAULTS | case.extra
+    extra: dict[str, Any] = DEFAULTS | case.extra
     model = models.build(case, device).eval()
     if case.setup.compile != "none":
         mode = None if case.setup.compile_mode == "default" else case.setup.compile_mode

@@ -84,8 +84,9 @@ def guarded(measure_one: Callable[[], Row], device: torch.device) -> Row:
     A case that does not fit is a result. Any other failure is kept in its row too, so that a long sweep goes on; such rows
     are measured again by the next call.
     """
+    row: Row = {"error": None}
     try:
-        row = {"error": None} | measure_one()
+        row |= measure_one()
     except (RuntimeError, ValueError, TypeError) as error:
         what = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         is_memory = isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error).lower()

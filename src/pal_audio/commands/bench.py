@@ -20,7 +20,7 @@ app = typer.Typer(help="Measures and predicts time and memory.", epilog="Example
 
 SweepOption = Annotated[Path | None, typer.Option(help="YAML with the settings; options on the command line change it.")]
 OutOption = Annotated[
-    Path | None, typer.Option(help="Folder for rows, results and picture. Rows in it are kept, not measured again.")
+    Path | None, typer.Option(help="Folder for rows, results and picture. What it holds is not measured again.")
 ]
 DeviceOption = Annotated[str | None, typer.Option(help="cpu or cuda; a GPU where there is one.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
