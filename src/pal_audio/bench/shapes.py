@@ -64,6 +64,8 @@ class Encoder:
     given: bool = False
 
 
+WHISPER_DEFAULTS = _whisper(384, 4, 6)
+"""transformers' defaults (Whisper-tiny), for an inline configuration that leaves fields out."""
 _WHISPERS = {
     "whisper-base": _whisper(512, 6, 8),
     "whisper-small": _whisper(768, 12, 12),
@@ -120,7 +122,9 @@ def encoder_cost(encoder: Encoder, num_frames: int) -> EncoderCost:
     """Parameters of an encoder, and its operations on a clip of `num_frames` frames."""
     if encoder.given:
         return EncoderCost()
-    return _whisper_cost(encoder.config["config"], num_frames) if encoder.config["type"] == "whisper" else _conv_cost(num_frames)
+    if encoder.config["type"] == "whisper":
+        return _whisper_cost(encoder.config["config"], num_frames)
+    return _conv_cost(encoder.config, num_frames)
 
 
 def _whisper_cost(config: dict[str, Any], num_frames: int) -> EncoderCost:
@@ -134,11 +138,11 @@ def _whisper_cost(config: dict[str, Any], num_frames: int) -> EncoderCost:
     return EncoderCost(parameters, math.ceil(num_frames / positions) * window)
 
 
-def _conv_cost(num_frames: int) -> EncoderCost:
-    """Of the `conv` encoder as its defaults are; frames of the last window are padded where there are several."""
+def _conv_cost(fields: dict[str, Any], num_frames: int) -> EncoderCost:
+    """Of a `conv` encoder; frames of the last window are padded where there are several."""
     from pal_audio.encoders.conv import ConvEncoderConfig
 
-    config = ConvEncoderConfig()
+    config = ConvEncoderConfig(**fields)
     window_frames = config.window_frames(config.window_samples)
     windows, frames = math.ceil(num_frames / window_frames), min(num_frames, window_frames)
     length, bins, products, parameters, before = frames * math.prod(config.time_strides), config.num_mels, 0, 0, 1

@@ -142,3 +142,45 @@ def label_of(row: Row) -> str:
     if case["integration"] in ("lal", "pal") and (case["projector"], case["layers"]) != ("per_layer", "all"):
         own += [case["projector"], case["layers"]]
     return " ".join(own)
+
+
+def print_plan(rows: Sequence[Row], console: Console) -> None:
+    """Integrations side by side."""
+    table = Table("", *(row["integration"] for row in rows))
+    gigabytes = {"peak_bytes": "peak in training", "rest_bytes": "of it above weights, gradients, optimizer",
+                 "inference_bytes": "peak in inference", "kv_bytes": "text cache", "memory_bytes": "audio memory"}  # fmt: skip
+    table.add_row("parameters (trained), millions", *(f"{r['parameters'] / 1e6:.1f} ({r['trained'] / 1e6:.1f})" for r in rows))
+    table.add_row("TFLOP of a training step", *(f"{r['step_flops'] / 1e12:.4g}" for r in rows))
+    for part in rows[0]["forward_flops"]:
+        table.add_row(f"  forward: {part}", *(f"{r['forward_flops'][part] / 1e12:.4g}" for r in rows))
+    for name, title in gigabytes.items():
+        table.add_row(f"{title}, GiB", *(f"{r[name] / GIB:.3g}" for r in rows))
+    table.add_row("training step, ms", *(milliseconds(r["step_s"]) for r in rows))
+    table.add_row("  floor", *(milliseconds(r["floor_s"]) for r in rows))
+    table.add_row("largest batch that fits", *(str(r["largest_batch"]) for r in rows))
+    console.print(table)
+    console.print(f"constants: {rows[0]['constants']}", markup=False, highlight=False)
+
+
+def print_check(checked: Sequence[Row], summary: Row, console: Console) -> None:
+    """Predicted against measured; rows that the constants were fitted on are marked and not counted."""
+    table = Table("case", "way", "peak GiB", "predicted", "error", "step ms", "predicted", "error", "")
+    for row in checked:
+        table.add_row(
+            row["title"], row["way"], gib(row["peak_bytes"]), gib(row["predicted_bytes"]), _percent(row["memory_error"]),
+            milliseconds(row["step_s"]), milliseconds(row["predicted_s"]), _percent(row["time_error"]),
+            "fitted" if row["fitted"] else "",
+        )  # fmt: skip
+    console.print(table)
+    for name, what in (("memory_error", "memory"), ("time_error", "time")):
+        console.print(
+            f"{what}: {summary[f'{name}_within']} of {summary[f'{name}_of']} rows within the goal, "
+            f"largest error {_percent(summary[f'{name}_max'])}",
+            markup=False,
+        )
+    for provenance in sorted({row["constants"] for row in checked}):
+        console.print(f"constants: {provenance}", markup=False, highlight=False)
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:+.0%}"

@@ -123,6 +123,76 @@ def infer(
     _show(header, rows, as_json, table.print_infer)
 
 
+@app.command("plan", epilog="Example: pal bench plan --llm llama-3.2-1b --audio-tokens 750 --batch 16 --card 24gb")
+def plan(
+    recipe: Annotated[str | None, typer.Argument(metavar="[RECIPE]", help="A recipe; otherwise say --llm.")] = None,
+    stage: Annotated[int, typer.Option(min=0, help="Of the recipe, from 0.")] = 0,
+    seconds: Annotated[float, typer.Option(min=0.01, help="Length of a clip, of a recipe's.")] = 30.0,
+    llm: LlmOption = None,
+    encoder: EncoderOption = None,
+    audio_tokens: Annotated[int | None, typer.Option(min=1, help="Of a clip; 25 a second without a recipe.")] = None,
+    text_tokens: Annotated[int, typer.Option(min=4, help="Of a row.")] = 64,
+    batch: Annotated[int | None, typer.Option(min=1, help="Rows.")] = None,
+    projector: Annotated[str | None, typer.Option(help="per_layer, shared or low_rank:R.")] = None,
+    precision: PrecisionOption = None,
+    compile_: Annotated[str | None, typer.Option("--compile", help="none, decoder or step.")] = None,
+    settings: SetOption = None,
+    card: Annotated[str, typer.Option(help="h200, h100, a100-80, a100-40 or 24gb.")] = "h200",
+    check: Annotated[list[Path] | None, typer.Option(help="results.json of `pal bench train`, to compare with.")] = None,
+    fit: Annotated[list[Path] | None, typer.Option(help="results.json to fit the constants on; prints them.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Predicts operations, memory and time of all integrations side by side, and the largest batch that fits a card."""
+    from rich.console import Console
+
+    from pal_audio.bench import estimate, shapes, table
+    from pal_audio.bench import plan as planning
+    from pal_audio.bench.store import read_results
+
+    console = Console(width=None if sys.stdout.isatty() else 200)
+    if fit or check:
+        if fit and check:
+            raise PalError("--fit and --check exclude each other: fit on some rows, then check on others")
+        rows = [row for path in fit or check or [] for row in read_results(path)]
+        if fit:
+            for name, constants in planning.fit(rows, rows[0]["hardware"]["device"] if rows else "").items():
+                print(f"    {name!r}: {constants!r},")
+            return
+        checked = planning.check(rows)
+        outcome = planning.summary(checked)
+        if as_json:
+            print(json.dumps({"summary": outcome, "rows": checked}))
+        else:
+            table.print_check(checked, outcome, console)
+        return
+    device = shapes.find(card, estimate.CARDS, "card")
+    if recipe is not None:
+        from pal_audio.commands import recipes
+        from pal_audio.training.recipe import load_recipe
+
+        stray = {"--llm": llm, "--encoder": encoder, "--projector": projector, "--precision": precision, "--compile": compile_}
+        for option, value in stray.items():
+            if value is not None:
+                raise PalError(f"{option}: the recipe says it; use --set KEY=VALUE, as in `pal train`")
+        found = load_recipe(recipes.find(recipe), settings)
+        planned = planning.from_recipe(found, stage, batch, text_tokens, seconds, audio_tokens)
+    else:
+        setup = {"llm": llm, "encoder": encoder, "precision": precision, "compile": compile_}
+        sweep = read_sweep(None, setup, {"projector": projector}, settings)
+        case = sweep.groups()[0][-1].model_dump()
+        sizes = {"audio_tokens": audio_tokens or round(25 * seconds), "text_tokens": text_tokens, "batch": batch or 16}
+        from pal_audio.bench.case import Case
+
+        planned = planning.from_case(Case.model_validate(case | sizes))
+    predicted = planning.rows(planned, device)
+    if as_json:
+        print(json.dumps({"card": card, "notes": planned.notes, "rows": predicted}))
+        return
+    table.print_plan(predicted, console)
+    for note in planned.notes:
+        console.print(note, markup=False)
+
+
 def _show(header: "Row", rows: "list[list[Row]]", as_json: bool, printer: Any) -> None:
     from rich.console import Console
 
