@@ -47,7 +47,7 @@ class Constants:
 
 
 CONSTANTS: dict[str, Constants] = {}
-"""By way to compute ("eager bf16", "compiled bf16", ...), as `pal bench plan --fit` prints them; what is missing is not fitted."""
+"""By way to compute ("eager bf16", "compiled bf16", ...), as `pal bench plan --fit` prints them; others are not fitted."""
 
 FLOOR = Constants(linear_cost=1.0, attention_cost=1.0, traffic=1.0, launch_s=0.0, provenance="floor")
 

@@ -1,5 +1,6 @@
 """Clocks, memory and the machine: what every benchmark reads its numbers from."""
 
+import datetime
 import gc
 import platform
 import statistics
@@ -110,6 +111,11 @@ def bandwidth(device: torch.device) -> float:
     target = torch.empty_like(source)
     target.copy_(source)
     return 2 * source.numel() / timed(lambda: target.copy_(source), 10, device).median_s
+
+
+def now() -> str:
+    """Date and time in UTC, to the second."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def hardware(device: torch.device) -> dict[str, Any]:

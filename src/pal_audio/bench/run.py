@@ -1,6 +1,5 @@
 """A whole call of `pal bench train` or `infer`: the machine's rates, the rows, the files."""
 
-import datetime
 import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -58,7 +57,7 @@ def run(
     header: Row = {
         "verb": verb,
         "run": uuid.uuid4().hex[:12],
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "date": measure.now(),
         "command": command,
         "hardware": measure.hardware(device),
     }
