@@ -154,15 +154,16 @@ def _training(model: nn.Module, case: Case, inputs: dict[str, Any], device: torc
 
 
 @torch.no_grad()
-def _generation(model: nn.Module, inputs: dict[str, Any], new_tokens: int, device: torch.device) -> float:
-    """Seconds a token, as `infer.decode_by_generate` takes them."""
+def _generation(model: nn.Module, inputs: dict[str, Any], new_tokens: int, device: torch.device) -> float | None:
+    """Seconds a token, or None, as `infer.decode_by_generate` takes them."""
 
     def generate(num: int) -> None:
         model.generate(**inputs, max_new_tokens=num, min_new_tokens=num, do_sample=False, pad_token_id=0)
 
     generate(2)
     long = measure.timed(partial(generate, 1 + new_tokens), 3, device).median_s
-    return max(long - measure.timed(partial(generate, 1), 3, device).median_s, 1e-9) / new_tokens
+    short = measure.timed(partial(generate, 1), 3, device).median_s
+    return (long - short) / new_tokens if long > short else None
 
 
 def measure_ours(case: Case, device: torch.device, steps: int, warmup: int, new_tokens: int, rates: dict[str, float]) -> Row:

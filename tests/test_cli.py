@@ -199,7 +199,8 @@ def test_every_help_has_an_example(path: tuple[str, ...]) -> None:
 def test_only_verbs_that_work_are_named() -> None:
     verbs = {" ".join(path) for path in commands(get_command(cli.app))} - {""}
     data, recipe = {"data", "data mix", "data import", "data check"}, {"recipes", "recipes list", "recipes show", "recipes copy"}
-    assert verbs == {"ask", "train", "encode", "info", "export"} | data | recipe
+    bench = {"bench", "bench train", "bench infer", "bench plan"}
+    assert verbs == {"ask", "train", "encode", "info", "export"} | data | recipe | bench
 
 
 def test_version_and_bare_pal(capsys: pytest.CaptureFixture[str]) -> None:

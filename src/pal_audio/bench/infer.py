@@ -76,7 +76,7 @@ def measure_case(case: Case, device: torch.device, repeats: int, warmup: int, ra
         "encode_s": None if encode_times is None else encode_times.median_s,
         "times": {"first_token": asdict(whole), "ready_first_token": asdict(ready)},
         "token_s": token_s,
-        "tokens_per_s": case.batch / token_s,
+        "tokens_per_s": case.batch / token_s if token_s else None,
         "memory_bytes": held,
         "kv_bytes": kv,
         "resident_rest_bytes": None if resident_peak is None else resident_peak - weights,
@@ -165,8 +165,11 @@ def decode_by_generate(
     new_tokens: int,
     device: torch.device,
     repeats: int,
-) -> float:
-    """Seconds for one token of every row in greedy `generate`: what `new_tokens` more cost than one, over their number."""
+) -> float | None:
+    """Seconds for one token of every row in greedy `generate`: what `new_tokens` more cost than one, over their number.
+
+    None where the clock's noise is larger than that.
+    """
 
     def generate(num: int) -> None:
         model.generate(**text, audio_memory=memory, max_new_tokens=num, min_new_tokens=num, do_sample=False, pad_token_id=0)
@@ -174,11 +177,11 @@ def decode_by_generate(
     generate(2)
     long = measure.timed(partial(generate, 1 + new_tokens), repeats, device).median_s
     short = measure.timed(partial(generate, 1), repeats, device).median_s
-    return max(long - short, 1e-9) / new_tokens
+    return (long - short) / new_tokens if long > short else None
 
 
-DECODERS: dict[str, Callable[..., float]] = {"generate": decode_by_generate}
-"""Ways to decode: (model, text, memory, new_tokens, device, repeats) -> seconds a token."""
+DECODERS: dict[str, Callable[..., float | None]] = {"generate": decode_by_generate}
+"""Ways to decode: (model, text, memory, new_tokens, device, repeats) -> seconds a token, or None."""
 
 
 def cache_bytes(cache: Any) -> int:

@@ -80,8 +80,8 @@ def print_infer(groups: Sequence[Sequence[Row]], console: Console) -> None:
                 milliseconds(row["first_token_s"]),
                 milliseconds(row["ready_first_token_s"]),
                 milliseconds(row["token_s"]),
-                f"{row['byte_bound_s'] / row['token_s']:.0%}",
-                f"{row['tokens_per_s']:.0f}",
+                f"{row['byte_bound_s'] / row['token_s']:.0%}" if row["token_s"] else "-",
+                f"{row['tokens_per_s']:.0f}" if row["token_s"] else "-",
                 *(gib(row[name]) for name in ("rest_bytes", "resident_rest_bytes", "memory_bytes", "kv_bytes")),
                 *(times(ratios[name]) for name in ("ready_first_token_text", "token_text", "resident_rest_plits")),
             )
