@@ -82,7 +82,13 @@ def test_repeated_heads_take_the_ratio_of_heads() -> None:
 
 @pytest.mark.parametrize(
     ("name", "millions"),
-    [("llama-3.2-1b", 1235.8), ("llama-3.2-3b", 3212.7), ("qwen2.5-0.5b", 494.0), ("qwen2.5-1.5b", 1543.7), ("qwen2.5-7b", 7615.6)],
+    [
+        ("llama-3.2-1b", 1235.8),
+        ("llama-3.2-3b", 3212.7),
+        ("qwen2.5-0.5b", 494.0),
+        ("qwen2.5-1.5b", 1543.7),
+        ("qwen2.5-7b", 7615.6),
+    ],
 )
 def test_shapes_have_the_published_number_of_parameters(name: str, millions: float) -> None:
     """As the models' pages state them: 1.24, 3.21, 0.49, 1.54 and 7.61 billion."""

@@ -64,7 +64,9 @@ def test_a_sweep_goes_on_where_it_stopped(tmp_path: Path) -> None:
 def test_other_settings_and_other_machines_are_other_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     call(Fake(), tmp_path, audio_tokens=[2])
     other = Fake()
-    running.run("train", Sweep(setup=SETUP.model_copy(update={"packed": True}), audio_tokens=[2]).groups(), other, CPU, tmp_path, "")
+    running.run(
+        "train", Sweep(setup=SETUP.model_copy(update={"packed": True}), audio_tokens=[2]).groups(), other, CPU, tmp_path, ""
+    )
     assert len(other.asked) == 4
     machine = running.measure.hardware(CPU)
     monkeypatch.setattr(running.measure, "hardware", lambda device: machine | {"torch": "9.9"})

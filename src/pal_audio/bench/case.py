@@ -8,10 +8,10 @@ import itertools
 import json
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, TypeAdapter, model_validator
 
 from pal_audio.bench import shapes
-from pal_audio.config import StrictConfig
+from pal_audio.config import StrictConfig, parse_config
 from pal_audio.errors import PalError
 from pal_audio.integration import cost
 from pal_audio.integration.config import LalConfig, parse_layers
@@ -119,7 +119,7 @@ class Case(StrictConfig):
     @property
     def system(self) -> int:
         """Tokens before the marker."""
-        return min(SYSTEM_TOKENS, self.text_tokens // 4)
+        return min(SYSTEM_TOKENS, self.text_tokens - self.supervised - 2)
 
     @property
     def lal_config(self) -> LalConfig:
@@ -177,11 +177,8 @@ class Sweep(StrictConfig):
             self.batch, self.audio_tokens, self.text_tokens, self.projector, self.layers, self.summary
         ):
             sizes = {"batch": batch, "audio_tokens": audio, "text_tokens": text, "projector": projector, "layers": layers}
-            cases = [
-                Case(setup=self.setup, integration=name, summary=summary, extra=extra or {}, **sizes)  # type: ignore[arg-type]
-                for name in names
-            ]
-            groups.append(cases)
+            values = {"setup": self.setup, "summary": summary, "extra": extra or {}, **sizes}
+            groups.append([parse_config(TypeAdapter(Case), {"integration": name, **values}, "bench") for name in names])
         return groups
 
 
