@@ -53,7 +53,7 @@ case $name in
     infer-long) # 10 minutes and 1 hour; 25 tokens a second
         infer "$name" --batch 1 --audio-tokens 15000,90000 --integrations lal --chunk-tokens 15000 --set setup.positions=zero --repeats 2 --warmup 1 --new-tokens 16 ;;
     infer-6-hours)
-        infer "$name" --batch 1 --audio-tokens 540000 --integrations lal --chunk-tokens 15000 --set setup.positions=zero --repeats 1 --warmup 1 --new-tokens 4 ;;
+        infer "$name" --batch 1 --audio-tokens 540000 --integrations lal --chunk-tokens 15000 --set setup.positions=zero --repeats 1 --warmup 1 --new-tokens 4 --decode loop ;;
     peers) "$PYTHON" benchmarks/peers.py --llm "$LLM" --batch 16 --audio-tokens 750 --out "$OUT/$name" ;;
     *) echo "efficiency.sh: no command $name" >&2; exit 2 ;;
 esac

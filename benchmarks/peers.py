@@ -72,7 +72,8 @@ def build(peer: Peer, case: Case, device: torch.device) -> nn.Module:
     text = CONFIG_MAPPING[fields.pop("model_type")](**fields, **ids)
     config_class = CONFIG_MAPPING[peer.name]
     audio = config_class().audio_config.to_dict() | _encoder_fields(encoder["config"])
-    config = config_class(text_config=text, audio_config=audio, audio_token_id=vocabulary - 1)
+    config = config_class(text_config=text, audio_config=audio)
+    config.audio_token_id = vocabulary - 1
     torch.manual_seed(0)
     with device:
         model = getattr(transformers, peer.model_class)(config)

@@ -147,6 +147,29 @@ def test_a_memory_of_chunks_or_of_one_clip_for_all_rows_gives_the_same_logits() 
             torch.testing.assert_close(together, expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("arm", ["text", "plits", "lal", "pal"])
+def test_the_loop_decodes_as_generate_does(arm: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    setup = Setup(llm="tiny-llama", encoder="tiny-frames", precision="float32")
+    case = Case(setup=setup, integration=arm, batch=2, audio_tokens=8, text_tokens=12, summary=2)
+    model = models.build(case, torch.device("cpu")).eval()
+    inputs = models.make_batch(case, model).inputs
+    text = {name: inputs.pop(name) for name in ("input_ids", "attention_mask")}
+    memory = infer.make_memory(case, model, inputs, 0)
+    expected = model.generate(**text, audio_memory=memory, max_new_tokens=6, min_new_tokens=6, do_sample=False, pad_token_id=0)
+    seen: list[torch.Tensor] = []
+    forward = model.forward
+
+    def watched(**inputs: object) -> object:
+        outputs = forward(**inputs)
+        seen.append(outputs.logits[:, -1].argmax(-1))
+        return outputs
+
+    monkeypatch.setattr(model, "forward", watched)
+    with torch.no_grad():
+        assert infer.decode_by_loop(model, text, memory, 4, torch.device("cpu"), 1) > 0
+    assert torch.equal(torch.stack(seen, dim=1), expected[:, -6:])
+
+
 def test_no_picture_of_nothing(tmp_path: Path) -> None:
     assert not table.picture([], tmp_path / "none.png", "step_s", "peak_bytes", "step")
 

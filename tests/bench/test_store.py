@@ -17,6 +17,16 @@ CPU = torch.device("cpu")
 TIMES = {"text": 1.0, "plits": 8.0, "lal": 2.0, "pal": 3.0}
 
 
+@pytest.fixture(autouse=True)
+def quick_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that is known without being measured."""
+    machine = running.measure.hardware(CPU)
+    monkeypatch.setattr(running.measure, "hardware", lambda device: machine)
+    monkeypatch.setattr(running.measure, "matrix_rate", lambda device, dtype: 1e9)
+    monkeypatch.setattr(running.measure, "bandwidth", lambda device: 1e9)
+    monkeypatch.setattr(running.measure, "clean", lambda device: None)
+
+
 class Fake:
     """Measures nothing and remembers what it was asked."""
 

@@ -180,7 +180,37 @@ def decode_by_generate(
     return (long - short) / new_tokens if long > short else None
 
 
-DECODERS: dict[str, Callable[..., float | None]] = {"generate": decode_by_generate}
+def decode_by_loop(
+    model: PalForConditionalGeneration,
+    text: Text,
+    memory: AudioMemory | None,
+    new_tokens: int,
+    device: torch.device,
+    repeats: int,
+) -> float:
+    """Seconds for one token of every row in a bare greedy loop behind one prefill: the median of its steps."""
+    attached = None
+    if memory is not None:
+        attached = replace(model.attach(memory, text["input_ids"], text["attention_mask"]), trusted=True)
+    outputs = model(**text, audio_memory=attached, use_cache=True, logits_to_keep=1)
+    state = {"cache": outputs.past_key_values, "next": outputs.logits[:, -1:].argmax(-1), "mask": text["attention_mask"]}
+
+    def step() -> None:
+        state["mask"] = torch.nn.functional.pad(state["mask"], (0, 1), value=1)
+        outputs = model(
+            input_ids=state["next"],
+            attention_mask=state["mask"],
+            past_key_values=state["cache"],
+            audio_memory=attached,
+            use_cache=True,
+        )
+        state["next"] = outputs.logits[:, -1:].argmax(-1)
+
+    step()
+    return measure.timed(step, new_tokens, device).median_s
+
+
+DECODERS: dict[str, Callable[..., float | None]] = {"generate": decode_by_generate, "loop": decode_by_loop}
 """Ways to decode: (model, text, memory, new_tokens, device, repeats) -> seconds a token, or None."""
 
 

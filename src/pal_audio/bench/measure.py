@@ -98,7 +98,7 @@ def clean(device: torch.device) -> None:
 
 def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
     """FLOP/s of one large matrix product in this dtype, the median of several."""
-    size, num = (8192, 20) if device.type == "cuda" else (512, 5)
+    size, num = (8192, 20) if device.type == "cuda" else (256, 5)
     left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     for _ in range(3):
         left @ right
