@@ -44,6 +44,11 @@ def test_train_writes_table_rows_and_picture(tmp_path: Path, capsys: pytest.Capt
         # Adam's two moments, and a counter of steps for each tensor
         assert 2 * row["gradients_bytes"] <= row["optimizer_bytes"] <= 2 * row["gradients_bytes"] + 4000
         assert row["ratios"]["step_plits"] > 0
+        assert 0 < row["floor_s"] < row["step_s"]
+    text, plits, lal, _ = groups[0]
+    assert lal["ratios"]["flops_plits"] == plits["flops"] / lal["flops"] > 1 > lal["ratios"]["flops_text"]
+    assert text["ratios"]["flops_text"] == 1
+    for row in (text, plits, lal):
         assert 4 < row["first_loss"] < 8, "near the logarithm of the vocabulary"
     assert (tmp_path / "train.png").stat().st_size > 10_000
     assert (tmp_path / "results.csv").is_file()

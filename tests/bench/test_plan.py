@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pal_audio import cli
-from pal_audio.bench import estimate, models, plan, shapes
+from pal_audio.bench import estimate, fit, models, shapes
 from pal_audio.bench.case import Case, Setup
 from pal_audio.bench.estimate import CARDS, Card, Constants, Way
 from pal_audio.integration import cost
@@ -79,23 +79,23 @@ def test_a_fit_finds_what_made_the_rows_and_its_own_rows_do_not_count(monkeypatc
     truth = Constants(
         text_kept=0.6, audio_kept=0.8, logit_bytes=10.0, linear_cost=1.3, attention_cost=3.0, traffic=4.0, launch_s=2e-4
     )
-    fitted = plan.fit(rows_of(truth), "a card")["eager bf16"]
+    fitted = fit.fit(rows_of(truth), "a card")["eager bf16"]
     assert fitted.fitted_on == ("llama-3.2-1b",)
     assert "9 rows of llama-3.2-1b" in fitted.provenance
     for name in ("linear_cost", "attention_cost", "traffic", "launch_s"):
         assert getattr(fitted, name) == pytest.approx(getattr(truth, name), rel=0.05), name
-    assert plan.summary(plan.check(rows_of(truth, "qwen2.5-1.5b")))["time_error_within"] < 9, "the rule of thumb is not this card"
+    assert fit.summary(fit.check(rows_of(truth, "qwen2.5-1.5b")))["time_error_within"] < 9, "the rule of thumb is not this card"
     monkeypatch.setitem(estimate.CONSTANTS, "eager bf16", fitted)
-    own, other = plan.check(rows_of(truth)), plan.check(rows_of(truth, "qwen2.5-1.5b"))
+    own, other = fit.check(rows_of(truth)), fit.check(rows_of(truth, "qwen2.5-1.5b"))
     assert all(row["fitted"] for row in own)
-    assert plan.summary(own)["counted"] == 0
-    outcome = plan.summary(other)
+    assert fit.summary(own)["counted"] == 0
+    outcome = fit.summary(other)
     assert outcome["counted"] == outcome["memory_error_within"] == outcome["time_error_within"] == 9
     assert outcome["memory_error_max"] < 0.15
 
 
 def test_coefficients_are_not_negative() -> None:
-    found = plan.nonnegative([(1.0, 1.0), (2.0, 2.5), (4.0, 3.0)], [1.0, 2.0, 4.1], [1.0, 1.0, 1.0])
+    found = fit.nonnegative([(1.0, 1.0), (2.0, 2.5), (4.0, 3.0)], [1.0, 2.0, 4.1], [1.0, 1.0, 1.0])
     assert found[0] == pytest.approx(1.02, abs=0.03)
     assert found[1] == 0
 

@@ -122,9 +122,10 @@ class Store:
 
 
 def with_ratios(group: list[Row]) -> list[Row]:
-    """Rows with `ratios`: for PLITS and text, that row's value over this one's (time) and this one's over that one's (bytes).
+    """Rows with `ratios` to PLITS and text: the other's value over this one's (time, operations), or this one's over its (bytes).
 
-    A speed-up above 1 is faster than the other; a memory ratio below 1 is smaller. None where a row has no number.
+    A speed-up above 1 is faster than the other, that of the operations is its bound; a memory ratio below 1 is smaller. None
+    where a row has no number.
     """
     by_name = {row["case"]["integration"]: row for row in group}
     result = []
@@ -134,7 +135,7 @@ def with_ratios(group: list[Row]) -> list[Row]:
             base = by_name[other]
             for name in row["compared"]:
                 mine, theirs = row.get(name), base.get(name)
-                if name.endswith("_s"):
+                if not name.endswith("_bytes"):
                     mine, theirs = theirs, mine
                 ratios[f"{name.removesuffix('_s').removesuffix('_bytes')}_{other}"] = mine / theirs if mine and theirs else None
         result.append(row | {"ratios": ratios})

@@ -40,8 +40,8 @@ def times(value: float | None) -> str:
 
 def print_train(groups: Sequence[Sequence[Row]], console: Console) -> None:
     """One table of all groups; ratios are to the PLITS and text rows of the same group."""
-    table = Table("case", "step ms (p10-p90)", "tok/s", "TFLOP/s", "of rate", "peak GiB", "weights", "grads", "optim.", "rest",
-                  "speed/PLITS", "rest/PLITS", "speed/text")  # fmt: skip
+    table = Table("case", "step ms (p10-p90)", "tok/s", "TFLOP/s", "of rate", "of floor", "peak GiB", "weights", "grads",
+                  "optim.", "rest", "speed/PLITS (bound)", "rest/PLITS", "speed/text (bound)")  # fmt: skip
     for group in groups:
         for row in group:
             title = row["title"]
@@ -56,10 +56,11 @@ def print_train(groups: Sequence[Sequence[Row]], console: Console) -> None:
                 f"{row['tokens_per_s']:.0f}",
                 f"{row['achieved_flops'] / 1e12:.3g}",
                 f"{row['matrix_share']:.0%}",
+                f"{row['floor_s'] / row['step_s']:.0%}",
                 *(gib(row[f"{part}_bytes"]) for part in ("peak", "weights", "gradients", "optimizer", "rest")),
-                times(ratios["step_plits"]),
+                f"{times(ratios['step_plits'])} ({times(ratios['flops_plits'])})",
                 times(ratios["rest_plits"]),
-                times(ratios["step_text"]),
+                f"{times(ratios['step_text'])} ({times(ratios['flops_text'])})",
             )
         table.add_section()
     console.print(table)

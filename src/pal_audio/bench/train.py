@@ -12,11 +12,12 @@ from torch import Tensor
 
 from pal_audio.bench import measure, models
 from pal_audio.bench.case import Case
+from pal_audio.bench.estimate import FLOOR, Card, Way, step_seconds
 from pal_audio.bench.store import Row
 from pal_audio.integration import cost
 from pal_audio.model import PalForConditionalGeneration
 
-COMPARED_VALUES = ["step_s", "peak_bytes", "rest_bytes"]
+COMPARED_VALUES = ["step_s", "flops", "peak_bytes", "rest_bytes"]
 LEARNING_RATE = 1e-6  # small: random weights must not run away in many steps over one batch
 
 
@@ -51,7 +52,9 @@ def measure_case(case: Case, device: torch.device, steps: int, warmup: int, rate
     measure.reset_peak(device)
     times = measure.timed(step, steps, device)
     row = memory_row(measure.peak_bytes(device), measure.weights_bytes(model), gradients, measure.optimizer_bytes(optimizer))
-    flops = cost.step_flops(case.llm, case.work())
+    work, way = case.work(), Way(case.setup.precision, case.setup.compile != "none")
+    flops = cost.step_flops(case.llm, work)
+    card = Card(rates["matrix_flops"], rates["bandwidth_bytes"], float("inf"))
     return row | {
         "compared": COMPARED_VALUES,
         "step_s": times.median_s,
@@ -60,6 +63,7 @@ def measure_case(case: Case, device: torch.device, steps: int, warmup: int, rate
         "flops": flops,
         "achieved_flops": flops / times.median_s,
         "matrix_share": flops / times.median_s / rates["matrix_flops"],
+        "floor_s": step_seconds(case.llm, work, way, card, FLOOR),
         "rates": rates,
         "first_loss": float(loss.detach()),
     }

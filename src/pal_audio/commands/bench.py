@@ -146,6 +146,7 @@ def plan(
     from rich.console import Console
 
     from pal_audio.bench import estimate, shapes, table
+    from pal_audio.bench import fit as fitting
     from pal_audio.bench import plan as planning
     from pal_audio.bench.store import read_results
 
@@ -155,11 +156,11 @@ def plan(
             raise PalError("--fit and --check exclude each other: fit on some rows, then check on others")
         rows = [row for path in fit or check or [] for row in read_results(path)]
         if fit:
-            for name, constants in planning.fit(rows, rows[0]["hardware"]["device"] if rows else "").items():
+            for name, constants in fitting.fit(rows, rows[0]["hardware"]["device"] if rows else "").items():
                 print(f"    {name!r}: {constants!r},")
             return
-        checked = planning.check(rows)
-        outcome = planning.summary(checked)
+        checked = fitting.check(rows)
+        outcome = fitting.summary(checked)
         if as_json:
             print(json.dumps({"summary": outcome, "rows": checked}))
         else:
