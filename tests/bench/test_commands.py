@@ -189,7 +189,7 @@ def test_no_picture_of_nothing(tmp_path: Path) -> None:
         (["train", "--projector", "low_rank:0"], "low_rank:R"),
         (["train", "--device", "tpu"], "tpu"),
         (["train", "--sweep", "none.yaml"], "none.yaml: No such file"),
-        (["train", "--integrations", "lall"], "integrations"),
+        (["train", "--integrations", "lall"], "integration 'lall' is unknown; did you mean 'lal'?"),
         (["infer", "--decode", "fast"], "decode 'fast' is unknown"),
         (["infer", "--chunk-tokens", "4", "--encoder", "conv"], "given frames"),
         (["infer", "--chunk-tokens", "4"], "name --integrations lal"),
