@@ -3,8 +3,8 @@
     hear ── features (or cached frames) ── listen ── encode_audio ── memory ─┬─ generate: greedy
                                                                              └─ rank: prompt once, choices on its cache
 
-Ranking runs the prompts once, keeps their cache, and continues it by the choices, rows of one question side by side. The score
-of a choice is the mean log-probability of its tokens, those that the chat template writes around an answer (end of turn) included.
+Ranking runs the prompts once, keeps their cache, and continues it by the choices. The score of a choice is the mean
+log-probability of its tokens, those that the chat template writes around an answer (end of turn) included.
 
 Shapes: B prompts, N rows (pairs of prompt and choice), L tokens.
 """
@@ -54,7 +54,9 @@ class ModelAnswerer:
         tokenizer = processor.tokenizer
         words = json.dumps([sorted(tokenizer.get_vocab().items()), processor.chat_template or tokenizer.chat_template])
         parts = [_portable(model.config.to_dict()), _portable(model.generation_config.to_dict())]
-        self.fingerprint = fingerprint([model], [*parts, hashlib.sha256(words.encode()).hexdigest()])
+        self.fingerprint = fingerprint(
+            [model], [*parts, hashlib.sha256(words.encode()).hexdigest(), None if frames is None else frames.dtype]
+        )
         self._silences: dict[tuple[int, ...], ClipFeatures] = {}
 
     # ---- sound ----------------------------------------------------------------------------------------------------

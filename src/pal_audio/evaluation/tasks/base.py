@@ -46,6 +46,7 @@ class Task:
         prompt: the question; None = each item's own.
         max_new_tokens: of a generated answer.
         takes_file: ROOT may be one file.
+        normaliser: of transcripts; "english" writes number words as digits, so strings of digits are not for it.
         version: to be raised when the same files would give other items or another judgement.
     """
 
@@ -59,6 +60,7 @@ class Task:
     prompt: str | None = None
     max_new_tokens: int = 32
     takes_file: bool = False
+    normaliser: str = "basic"
     version: int = 1
 
     def prompt_of(self, method: Method) -> str | None:

@@ -36,7 +36,7 @@ def _from_manifest(place: Place) -> list[Item]:
 TASKS = (
     Task("librispeech", "transcribe", LIBRISPEECH.needs, LIBRISPEECH.archives,
          lambda place: importer_items(LIBRISPEECH, place.root, place.split, _librispeech), ("test", "val"), prompt=_PROMPT,
-         max_new_tokens=256),
+         max_new_tokens=256, normaliser="english"),
     Task("transcription", "transcribe", "a manifest (.jsonl) whose answers are transcripts", "your own", _from_manifest, (ALL,),
          max_new_tokens=256, takes_file=True),
 )  # fmt: skip
