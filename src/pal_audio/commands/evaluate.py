@@ -185,16 +185,22 @@ def compare(
         verdict = "no clear difference" if row["interval"][0] <= 0 <= row["interval"][1] else "a difference"
         values = " against ".join(shown(row["score"], row[name]) for name in ("first", "second"))
         by = shown(row["compared_by"], row["difference"])
+        if not row["same_prompt"]:
+            verdict += " (the prompts differ)"
         print(f"{row['task']} by {row['method']}, {row['num']} items: {row['score']} {values}; "
               f"the first is better by {by} ({low} to {high}), p = {row['p_value']:.4f}: {verdict}")  # fmt: skip
 
 
 def _scored(out: Path, embedder: "TextEmbedder | None", as_json: bool) -> None:
     with contextlib.redirect_stdout(sys.stderr):
+        from pal_audio.evaluation.official import write_official
         from pal_audio.evaluation.report import write_report
+        from pal_audio.evaluation.scoring import read_evaluation
         from pal_audio.evaluation.scoring import score as run_score
 
-        scores = run_score(out, embedder)
+        evaluation = read_evaluation(out)
+        write_official(evaluation)
+        scores = run_score(evaluation, embedder)
         report = write_report(out)
     if as_json:
         print(json.dumps(scores, ensure_ascii=False))

@@ -35,6 +35,6 @@ def score_captions(folder: Path, python: Path, metrics: Sequence[str], timeout_s
         texts = [answer.answers.get("generate", "") for answer in answers]
         references = [item.truth for item in items]
         scores = score_with_aac_metrics(python, texts, references, list(metrics), timeout_s)
-        found[task.name] = {"by": f"aac-metrics ({python})", "scores": scores}
+        found[task.name] = {"by": f"aac-metrics {scores.version}", "scores": scores.corpus}
     write_text(folder / EXTERNAL, json.dumps(found, indent=2) + "\n")
     return folder / EXTERNAL

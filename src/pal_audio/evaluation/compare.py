@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pal_audio.errors import PalError
+from pal_audio.evaluation.items import Item, portable
 from pal_audio.evaluation.metrics.matching import TextEmbedder
 from pal_audio.evaluation.metrics.statistics import paired_difference
 from pal_audio.evaluation.scoring import read_evaluation
+from pal_audio.evaluation.store import TaskInfo
 
 
 def compare(first: Path, second: Path, embedder: TextEmbedder | None = None) -> list[dict[str, Any]]:
@@ -26,11 +29,11 @@ def compare(first: Path, second: Path, embedder: TextEmbedder | None = None) -> 
     rows, others = [], []
     for task in a.info.tasks:
         other = tasks_b.get(task.name)
-        if other is None or _asked(task) != _asked(other) or a.items[task.name] != b.items[task.name]:
+        if other is None or _asked(task) != _asked(other) or not _same_items(a.items[task.name], b.items[task.name]):
             others.append(task.name)
             continue
         for method in (method for method in task.methods if method in other.methods):
-            if not a.judgeable(task) or task.prompts[method] != other.prompts[method]:
+            if not a.judgeable(task):
                 continue
             ours = a.judged(task, method, "real", embedder)
             theirs = b.judged(other, method, "real", embedder)
@@ -44,6 +47,7 @@ def compare(first: Path, second: Path, embedder: TextEmbedder | None = None) -> 
                 {
                     "task": task.name,
                     "method": method,
+                    "same_prompt": task.prompts[method] == other.prompts[method],
                     "num": len(a.judgeable(task)),
                     "score": ours.headline,
                     "first": ours.score,
@@ -60,5 +64,9 @@ def compare(first: Path, second: Path, embedder: TextEmbedder | None = None) -> 
     return rows
 
 
-def _asked(task: Any) -> tuple[str, int]:
+def _asked(task: TaskInfo) -> tuple[str, int]:
     return task.split, task.version
+
+
+def _same_items(first: Sequence[Item], second: Sequence[Item]) -> bool:
+    return [portable(item) for item in first] == [portable(item) for item in second]

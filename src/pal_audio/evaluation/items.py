@@ -29,7 +29,7 @@ class Item(StrictConfig):
         messages: the prompt as a manifest holds it, its text that of `generate` and `rank`.
         clips: of each audio part of the messages in order, the stretches of sound that are joined to it; nearly always one.
         truth: the answer, all labels of a multi-label item, all references of a caption; empty where it is not known.
-        choices: what may be answered; of a classification all its labels.
+        choices: what may be answered; of a classification all its labels, the same list for each item.
         source: the recording that it stands on; the bootstrap draws these, since questions about one clip are not independent.
         groups: what scores are broken down by, as {"difficulty": "easy"}.
         fault: why it cannot be asked ("" = it can); it stays in the denominator.
@@ -73,15 +73,16 @@ def hash_items(items: Sequence[Item], settings: dict[str, Any]) -> str:
     """
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for item in items:
-        digest.update(json.dumps(_portable(item), sort_keys=True).encode())
+        digest.update(json.dumps(portable(item), sort_keys=True).encode())
     return digest.hexdigest()
 
 
-def _portable(item: Item) -> dict[str, Any]:
-    values = item.model_dump(mode="json", exclude={"messages", "clips", "source"})
+def portable(item: Item) -> dict[str, Any]:
+    """An item without the folder that its sound lies in: two items are the same question if these are equal."""
+    values = item.model_dump(mode="json", exclude={"messages", "clips", "source", "fault"})
     clips = [[[_tail(part.path), part.start_s, part.end_s] for part in clip] for clip in item.clips]
     texts = [[message.role, message.text] for message in item.messages]
-    return values | {"clips": clips, "messages": texts, "source": _tail(item.source)}
+    return values | {"clips": clips, "messages": texts, "source": _tail(item.source), "fault": bool(item.fault)}
 
 
 def _tail(path: str) -> str:

@@ -34,7 +34,8 @@ from pal_audio.evaluation.store import Answer, TaskInfo
 from pal_audio.evaluation.tasks import TASKS
 from pal_audio.training.scores import normalise
 
-MAP_RESAMPLES = 100  # mAP is slow to compute; means take `statistics`' own number
+RESAMPLES = 2000
+MAP_RESAMPLES = 100  # mAP is slow to compute
 PARSERS: dict[tuple[str, Method], str] = {
     ("classify", "rank"): "the label of highest mean log-probability per token, end of turn included",
     ("classify", "generate"): "parsers.parse_label: the one label that the answer names",
@@ -76,7 +77,7 @@ class Judged:
     others: dict[str, float] = field(default_factory=dict)
     num_unparsable: int = 0
     predictions: list[str | None] = field(default_factory=list)
-    resamples: int = 2000
+    resamples: int = RESAMPLES
     paired: NDArray[np.float64] | None = None
     paired_name: str = ""
 

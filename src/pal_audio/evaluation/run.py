@@ -185,7 +185,8 @@ def _info(task: Task, items: list[Item], num_in_set: int, request: Request) -> T
         "max_new_tokens": task.max_new_tokens,
         "conditions": [name for name in conditions if name not in left_out],
     }
-    rest = {"conditions_left_out": left_out, "num_items": len(items), "num_in_set": num_in_set}
+    labels = items[0].choices if task.kind in ("classify", "tags") else []
+    rest = {"conditions_left_out": left_out, "num_items": len(items), "num_in_set": num_in_set, "labels": labels}
     return TaskInfo.model_validate({**settings, **rest, "hash": hash_items(items, settings)})
 
 

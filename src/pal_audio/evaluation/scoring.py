@@ -20,7 +20,7 @@ import numpy as np
 from pal_audio.data.manifest import write_text
 from pal_audio.errors import PalError
 from pal_audio.evaluation.items import Item, Method
-from pal_audio.evaluation.judging import PARSERS, Judged, judge, normaliser_of
+from pal_audio.evaluation.judging import PARSERS, RESAMPLES, Judged, judge, normaliser_of
 from pal_audio.evaluation.metrics import classification
 from pal_audio.evaluation.metrics.matching import BagOfWordsEmbedder, TextEmbedder
 from pal_audio.evaluation.metrics.statistics import Interval, bootstrap_interval, paired_difference
@@ -87,22 +87,20 @@ def embedder_for(task: TaskInfo, items: Sequence[Item], method: Method, embedder
     return embedder or BagOfWordsEmbedder(items[0].choices)
 
 
-def score(folder: Path, embedder: TextEmbedder | None = None) -> dict[str, Any]:
+def score(evaluation: Evaluation, embedder: TextEmbedder | None = None) -> dict[str, Any]:
     """Score an evaluation and write `scores.json`.
 
     Args:
-        folder: OUT.
         embedder: for the method `match`; None = bag of words.
 
     Raises:
-        PalError: it is not finished, or a package is missing.
+        PalError: a package is missing, or a score is not defined on so few items.
     """
-    evaluation = read_evaluation(folder)
     info = evaluation.info
     described = info.model_dump(mode="json", exclude={"tasks", "format"})
     tasks = {task.name: _task_scores(evaluation, task, embedder) for task in info.tasks}
     result = {**described, "tasks": tasks}
-    write_text(folder / SCORES, json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(evaluation.folder / SCORES, json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     return result
 
 
@@ -112,7 +110,7 @@ def _task_scores(evaluation: Evaluation, task: TaskInfo, embedder: TextEmbedder 
     known = evaluation.judgeable(task)
     sources = evaluation.sources(task)
     found: dict[str, Any] = {
-        **task.model_dump(mode="json", exclude={"methods", "prompts", "name"}),
+        **task.model_dump(mode="json", exclude={"methods", "prompts", "name", "labels"}),
         "num_judged": len(known),
         "num_sources": len(set(sources)),
         "left_out": [{"id": answer.id, "reason": answer.fault} for answer in real if answer.fault],
@@ -166,9 +164,9 @@ def _method_scores(
 def _against(real: Judged, other: Judged, sources: list[str]) -> dict[str, Any]:
     """How much better the real sound does than another condition; positive is better for error rates too."""
     if real.paired is not None and other.paired is not None:
-        found = paired_difference(real.paired, other.paired, sources)
+        found = paired_difference(real.paired, other.paired, sources, num=RESAMPLES)
     else:
-        found = paired_difference(real.values, other.values, sources, real.statistic)
+        found = paired_difference(real.values, other.values, sources, real.statistic, RESAMPLES)
     sign = 1 if real.higher_is_better else -1
     low, high = sorted((sign * found.interval.low, sign * found.interval.high))
     return {
@@ -195,7 +193,7 @@ def _breakdown(items: list[Item], real: Judged, sources: list[str]) -> dict[str,
         for name in sorted(groups):
             numbers = groups[name]
             values, clusters = real.values[numbers], [sources[number] for number in numbers]
-            interval = bootstrap_interval(values, clusters, real.statistic)
+            interval = bootstrap_interval(values, clusters, real.statistic, real.resamples)
             found[key][name] = {"num": len(numbers), "score": float(real.statistic(values)), "interval": _interval(interval)}
     return found
 

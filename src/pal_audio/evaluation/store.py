@@ -29,7 +29,7 @@ from pal_audio.evaluation.items import Item, Kind, Method
 
 FORMAT = 1
 RUN, ITEMS, ANSWERS = "run.json", "items.jsonl", "answers.jsonl"
-MADE = (RUN, ITEMS, ANSWERS, "scores.json", "report.md", "external.json")
+MADE = (RUN, ITEMS, ANSWERS, "scores.json", "report.md", "external.json", "mmau.json", "mmar.json")
 
 
 class TaskInfo(StrictConfig):
@@ -46,6 +46,7 @@ class TaskInfo(StrictConfig):
     conditions_left_out: dict[str, str] = Field(default_factory=dict)
     num_items: int
     num_in_set: int
+    labels: list[str] = Field(default_factory=list)  # of a classification; they are the choices of each of its items
     hash: str
 
 
@@ -111,17 +112,21 @@ def begin(folder: Path, info: RunInfo, items: dict[str, list[Item]], resume: boo
     if (folder / RUN).is_file() and resume:
         refuse_another(folder, read_run(folder), info)
         return
-    if there and not overwrite:
+    if there and not overwrite and not (resume and there == [ITEMS]):
         mend = "go on with --resume, or replace it with --overwrite" if RUN in there else "choose a new folder"
         raise PalError(f"OUT {folder} is not empty ({there[0]}, ...); {mend}")
-    if there and RUN not in there:
+    if there not in ([], [ITEMS]) and RUN not in there:  # items alone: a start that was killed
         raise PalError(f"OUT {folder} holds no evaluation ({there[0]}, ...), so nothing is replaced; choose a new folder")
     folder.mkdir(parents=True, exist_ok=True)
     for name in MADE:
         (folder / name).unlink(missing_ok=True)
     for picture in folder.glob("*.png"):
         picture.unlink()
-    lines = [json.dumps({"task": name, **item.model_dump(mode="json")}) for name, found in items.items() for item in found]
+    lines = [
+        json.dumps({"task": task.name, **item.model_dump(mode="json", exclude={"choices"} if task.labels else None)})
+        for task in info.tasks
+        for item in items[task.name]
+    ]
     write_text(folder / ITEMS, "".join(line + "\n" for line in lines))
     write_text(folder / RUN, info.model_dump_json(indent=2) + "\n")  # last: it says that the items are whole
 
@@ -173,10 +178,11 @@ def read_run(folder: Path) -> RunInfo:
 def read_items(folder: Path, info: RunInfo) -> dict[str, list[Item]]:
     """Items of each task, as they were asked."""
     items: dict[str, list[Item]] = {task.name: [] for task in info.tasks}
+    labels = {task.name: task.labels for task in info.tasks}
     for place, values in _rows(folder / ITEMS):
         try:
             name = values.pop("task")
-            items[name].append(Item.model_validate(values))
+            items[name].append(Item.model_validate(values | ({"choices": labels[name]} if labels[name] else {})))
         except (KeyError, ValidationError) as error:
             raise PalError(f"{place}: no item of this evaluation") from error
     for task in info.tasks:
@@ -261,6 +267,9 @@ def join_shards(folder: Path) -> None:
         raise PalError(f"{folder}: {missing[0]} is missing; run it with --shard {missing[0].split('-')[1]}/{num}")
     for path in folders:
         refuse_another(path, read_run(path), info)
+    whole = info.model_copy(update={"num_shards": 1})
+    if (folder / RUN).is_file():
+        refuse_another(folder, read_run(folder), whole)
     items = read_items(folders[0], info)
     every = batches(info, items)
     parts: list[Iterator[str]] = []
@@ -272,7 +281,7 @@ def join_shards(folder: Path) -> None:
     joined = [next(parts[number % num]) for number, batch in enumerate(every) for _ in batch.keys]
     write_text(folder / ITEMS, (folders[0] / ITEMS).read_text(encoding="utf-8"))
     write_text(folder / ANSWERS, "".join(joined))
-    write_text(folder / RUN, info.model_copy(update={"num_shards": 1}).model_dump_json(indent=2) + "\n")
+    write_text(folder / RUN, whole.model_dump_json(indent=2) + "\n")
 
 
 def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
