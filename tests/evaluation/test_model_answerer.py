@@ -15,7 +15,7 @@ from pal_audio.evaluation.model_answerer import PAUSE_S, ModelAnswerer
 from pal_audio.model import PalProcessor
 from tests.tiny import RATE_HZ, noise, tiny_model
 
-EAR = "encoder"  # what presets call their one encoder
+EAR = "audio"  # what presets call their one encoder
 CHOICES = [["a bell", "a dog barks twice", "siren"], ["a", "how many"], ["a bell"]]
 
 
