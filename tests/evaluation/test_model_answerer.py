@@ -8,12 +8,15 @@ import soundfile
 import torch
 
 from pal_audio.audio import AudioError
+from pal_audio.data.encode import encode
+from pal_audio.data.frame_cache import FrameCache
 from pal_audio.data.importers.base import asked
 from pal_audio.data.manifest import AudioPart, Example
+from pal_audio.encoders.base import Frames
 from pal_audio.errors import PalError
 from pal_audio.evaluation.model_answerer import PAUSE_S, ModelAnswerer
 from pal_audio.model import PalProcessor
-from tests.tiny import RATE_HZ, noise, tiny_model
+from tests.tiny import RATE_HZ, TINY_ENCODER, noise, tiny_model
 
 EAR = "audio"  # what presets call their one encoder
 CHOICES = [["a bell", "a dog barks twice", "siren"], ["a", "how many"], ["a bell"]]
@@ -130,3 +133,25 @@ def test_a_template_that_hides_where_an_answer_begins_cannot_rank(tmp_path: Path
     batch = answerer.listen([[answerer.hear(example.audio)]])
     with pytest.raises(PalError, match="use --method generate"):
         batch.rank([example.prompt], [["a bell"]])
+
+
+def test_cached_frames_give_the_answers_of_live_sound(tmp_path: Path) -> None:
+    model, processor = tiny_model("llama", "pal", encoder={**TINY_ENCODER, "frozen": True})
+    asked_about = examples(tmp_path)[:2]
+    parts = [part for example in asked_about for part in example.audio]
+    encode(parts, dict(model.encoders.items()), tmp_path / "frames", "float32")
+    live = ModelAnswerer(model, processor, "tiny")
+    cached = ModelAnswerer(model, processor, "tiny", FrameCache(tmp_path / "frames", model.encoders))
+    prompts = [example.prompt for example in asked_about]
+    scores = []
+    for answerer in (live, cached):
+        heard = [answerer.hear([part]) for part in parts]
+        batch = answerer.listen([[clip] for clip in heard])
+        silent = answerer.listen([[answerer.silence(clip)] for clip in heard])
+        scores.append([*batch.rank(prompts, CHOICES[:2]), *silent.rank(prompts, CHOICES[:2])])
+    for ours, theirs in zip(*scores, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=2e-5)
+    assert isinstance(cached.hear([parts[0]]).features[EAR], Frames)
+    Path(parts[0].path).unlink()
+    with pytest.raises(AudioError, match="no such file"):
+        cached.hear([parts[0]])

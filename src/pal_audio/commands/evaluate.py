@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from pal_audio.data.frame_cache import FrameCache
     from pal_audio.evaluation.metrics.matching import TextEmbedder
 
-EXAMPLE = "Example: pal eval runs/quickstart --tasks esc10,fsdd --data DATA --split esc10=val out"
+_REST = "runs/quickstart out --tasks esc10,fsdd --data DATA --split esc10=val"
+EXAMPLE = f"Example: pal eval {_REST}"
 
 
 class _RunUnlessNamed(TyperGroup):
@@ -34,7 +35,6 @@ app = typer.Typer(
     cls=_RunUnlessNamed,
     help="Scores a model on tasks. `pal eval MODEL ...` is short for `pal eval run MODEL ...`.",
     epilog=EXAMPLE,
-    no_args_is_help=True,
 )
 
 
@@ -52,7 +52,7 @@ def _print_tasks(wanted: bool) -> None:
     raise typer.Exit
 
 
-@app.command("run", epilog=EXAMPLE)
+@app.command("run", epilog=f"Example: pal eval run {_REST}")
 def run(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Folder of a model or of a run.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="New or empty folder for answers, scores and report.")],

@@ -1,6 +1,7 @@
 """Answers in the form that a benchmark's own script or server reads: OUT/mmau.json, OUT/mmar.json.
 
 Every item is in the file, answered or not: the official scripts skip an item without the key and leave it out of the denominator.
+What is written is the bare text of the choice that was named, or nothing, which those scripts call wrong.
 MMAU's script reads `model_output`, its README says `model_prediction`; both are written. MMAR's reads `answer_prediction`.
 """
 
