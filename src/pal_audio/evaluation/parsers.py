@@ -23,8 +23,9 @@ Source: our choice. (One published harness takes a random letter where it finds 
 
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from pal_audio.errors import PalError
 
@@ -55,6 +56,21 @@ class _Mention:
     start: int
     end: int
     index: int
+
+
+@dataclass(frozen=True)
+class _Choices:
+    """What answers are compared with.
+
+    Args:
+        first: index of the first choice of each text.
+        patterns: what finds a choice's text inside an answer, with its index.
+        are_letters: some choice is a letter, and not its own.
+    """
+
+    first: dict[str, int]
+    patterns: tuple[tuple[re.Pattern[str], int], ...]
+    are_letters: bool
 
 
 def letter_of(index: int) -> str:
@@ -108,28 +124,34 @@ def bare_choice(answer: str, choices: Sequence[str]) -> str:
 
 
 def _parse(answer: str, choices: Sequence[str], with_letters: bool) -> int | None:
+    known = _read(tuple(choices))
+    said = _plain(answer)
+    for candidate in (said, _stated(said)):
+        if _bare(candidate) in known.first:
+            return known.first[_bare(candidate)]
+        lettered = _LETTERED.match(candidate) if with_letters else None
+        if lettered and known.first.get(_bare(candidate[lettered.end() :])) == _index_of(lettered["letter"]):
+            return _index_of(lettered["letter"])
+    said = _stated(said)
+    mentions = _texts(said, known)
+    if with_letters:
+        letters = list(_letters(said, len(choices)))
+        if letters and known.are_letters:
+            return None
+        mentions += [letter for letter in letters if not any(_inside(letter, text) for text in mentions)]
+    denied = {mention.index for mention in mentions if _is_denied(said, mention)}
+    named = {mention.index for mention in mentions if not _is_denied(said, mention)}
+    return named.pop() if len(named) == 1 and not named & (denied | {-1}) else None
+
+
+@lru_cache(maxsize=256)
+def _read(choices: tuple[str, ...]) -> _Choices:
     texts = [_plain(text) for text in _without_letters(choices)]
     first = {_bare(text): index for index, text in reversed(list(enumerate(texts))) if text}
     if not first:
         raise PalError(f"an answer cannot be parsed: none of its {len(texts)} choices has a text")
-    said = _plain(answer)
-    for candidate in (said, _stated(said)):
-        if _bare(candidate) in first:
-            return first[_bare(candidate)]
-        lettered = _LETTERED.match(candidate) if with_letters else None
-        if lettered and first.get(_bare(candidate[lettered.end() :])) == _index_of(lettered["letter"]):
-            return _index_of(lettered["letter"])
-    said = _stated(said)
-    mentions = _texts(said, first)
-    if with_letters:
-        letters = [letter for letter in _letters(said, len(texts)) if not any(_inside(letter, text) for text in mentions)]
-        own_order = all(text == letter_of(index).lower() for text, index in first.items() if re.fullmatch("[a-z]", text))
-        if not own_order and next(_letters(said, len(texts)), None) is not None:
-            return None
-        mentions += letters
-    denied = {mention.index for mention in mentions if _is_denied(said, mention)}
-    named = {mention.index for mention in mentions if not _is_denied(said, mention)}
-    return named.pop() if len(named) == 1 and not named & (denied | {-1}) else None
+    are_letters = any(re.fullmatch("[a-z]", text) and index != _index_of(text) for text, index in first.items())
+    return _Choices(first, tuple((pattern, first[text]) for text, pattern in _patterns(first)), are_letters)
 
 
 def _plain(text: str) -> str:
@@ -145,7 +167,7 @@ def _bare(text: str) -> str:
 def _without_letters(choices: Sequence[str]) -> list[str]:
     """The texts without the letters in front, where every choice has its own."""
     found = [re.match(r"\s*[(\[]?([A-Z]{1,2})[)\].:]+\s+(?=\S)", choice) for choice in choices]
-    if all(mark is not None and mark[1] == letter_of(index) for index, mark in enumerate(found)):
+    if all(mark is not None and _index_of(mark[1].lower()) == index for index, mark in enumerate(found)):
         return [choice[mark.end() :] for choice, mark in zip(choices, found, strict=True) if mark is not None]
     return list(choices)
 
@@ -170,24 +192,25 @@ def _index_of(letter: str) -> int:
     return int(letter, 36) - 10 if len(letter) == 1 else (int(letter[0], 36) - 9) * 26 + int(letter[1], 36) - 10
 
 
-def _texts(said: str, first: dict[str, int]) -> list[_Mention]:
-    words = {text: re.findall(r"\w+", text) for text in first}
-    contents = {text: tuple(word for word in words[text] if word not in _ARTICLES) for text in first}
-    found = []
-    for text, index in first.items():
-        others = [contents[other] for other in first if other != text]
-        if not contents[text] or contents[text] in others or _SIGN.search(text):
+def _patterns(texts: Iterable[str]) -> Iterator[tuple[str, re.Pattern[str]]]:
+    """Each text with what finds it in an answer."""
+    words = {text: tuple(re.findall(r"\w+", text)) for text in texts}
+    contents = {text: tuple(word for word in words[text] if word not in _ARTICLES) for text in words}
+    for text, shown in contents.items():
+        others = [contents[other] for other in words if other != text]
+        if not shown or shown in others or _SIGN.search(text):
             pattern = r"\s+".join(map(re.escape, text.split()))
         else:
             # "minor" alone must not name "A minor" where there is "C minor" too.
-            shown = contents[text]
-            if words[text][0] in _ARTICLES and any(other[-len(shown) :] == shown for other in others):
-                shown = tuple(words[text])
-            pattern = r"\W+(?:(?:a|an|the)\W+)*".join(map(re.escape, shown))
+            article_counts = words[text][0] in _ARTICLES and any(other[-len(shown) :] == shown for other in others)
+            pattern = r"\W+(?:(?:a|an|the)\W+)*".join(map(re.escape, words[text] if article_counts else shown))
         if text[0].isdigit():
             pattern = r"(?<!\A-)(?<!\s-)" + pattern
-        pattern = rf"(?<!\w)(?<!\d[.,:/]){pattern}(?![\w#♯♭])(?![.,:/]\d)"
-        found += [_Mention(*match.span(), index) for match in re.finditer(pattern, said)]
+        yield text, re.compile(rf"(?<!\w)(?<!\d[.,:/]){pattern}(?![\w#♯♭])(?![.,:/]\d)")
+
+
+def _texts(said: str, known: _Choices) -> list[_Mention]:
+    found = [_Mention(*match.span(), index) for pattern, index in known.patterns for match in pattern.finditer(said)]
     return [mention for mention in found if not any(_inside(mention, other) for other in found)]
 
 

@@ -9,7 +9,7 @@ import re
 import string
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ from pal_audio.errors import PalError
 
 EMPTY_SCORE = -1.0  # the least that a cosine can be: an answer without text ranks below every other
 
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")  # without one, an empty tokenizer would be made up
 _PREFIX = "sound of "
 _WITHOUT_MEANING = frozenset(
     "a an and are as at be by for from in into is it its of on or s sound sounds the then there to while with".split()
@@ -147,18 +148,22 @@ class MeanPoolingEmbedder:
         self, folder: Path, device: str = "cpu", batch_size: int = 32, max_tokens: int = 512, remove_punctuation: bool = False
     ) -> None:
         folder = Path(folder)
-        if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
-            raise PalError(
-                f"{folder} is no text-embedding model: a folder with config.json, a tokenizer and *.safetensors is needed"
-            )
+        for needed in (("config.json",), ("*.safetensors",), _TOKENIZER_FILES):
+            if not any(file.is_file() for pattern in needed for file in folder.glob(pattern)):
+                raise PalError(f"{folder} is no text-embedding model: it has no {' or '.join(needed)}")
+        from safetensors import SafetensorError
         from transformers import AutoModel, AutoTokenizer
 
+        options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
         try:
-            self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-            self._model = AutoModel.from_pretrained(folder, local_files_only=True, trust_remote_code=False, use_safetensors=True)
-        except (OSError, ValueError, KeyError) as error:
+            self._tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+            self._model, report = AutoModel.from_pretrained(folder, use_safetensors=True, output_loading_info=True, **options)
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
             reason = str(error).strip().partition("\n")[0]
             raise PalError(f"{folder} cannot be loaded as a text-embedding model: {reason}") from error
+        missing = sorted(name for name in report["missing_keys"] if "pooler" not in name)  # the mean does not go through it
+        if missing:
+            raise PalError(f"{folder} lacks {len(missing)} weights of a text-embedding model, such as {missing[0]}")
         self._model = self._model.float().eval().to(device)
         limits = (
             max_tokens,
