@@ -37,6 +37,9 @@ class Planted:
                 planted.said.setdefault(clip_key(clip), {})[item.question] = answer
         return planted
 
+    def rendered(self, prompt: Sequence[Message]) -> str:
+        return "".join(f"[{message.role}] {message.text}\n" for message in prompt)
+
     def hear(self, clip: Sequence[AudioPart]) -> str:
         for part in clip:
             load_audio(part.path, 16_000, start_s=part.start_s, end_s=part.end_s)

@@ -67,6 +67,15 @@ def test_a_batch_is_its_items_one_by_one(arm: str, tmp_path: Path) -> None:
         np.testing.assert_allclose(alone.rank([prompts[number]], [CHOICES[number]])[0], scores[number], atol=2e-5)
 
 
+def test_the_rendered_prompt_is_what_is_tokenised(tmp_path: Path) -> None:
+    answerer = ModelAnswerer(*tiny_model("llama", "lal"), "tiny")
+    example = examples(tmp_path)[0]
+    text = answerer.rendered(example.prompt)
+    assert text == "<|user|><|audio|>what sound is this?<|end|><|assistant|>"
+    batch = answerer.listen([[answerer.hear(example.audio)]])
+    assert answerer.processor.tokenizer.decode(batch._inputs([example.prompt])["input_ids"][0]) == text
+
+
 def test_two_questions_about_a_clip_share_it(tmp_path: Path) -> None:
     answerer = ModelAnswerer(*tiny_model("llama", "pal"), "tiny")
     first, second, _ = examples(tmp_path)

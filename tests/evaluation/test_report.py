@@ -42,6 +42,7 @@ def test_the_report_says_what_a_reader_must_know(tmp_path: Path) -> None:
         "| csv | generate | 11 | accuracy | 72.7%",
         "11 items, 11 source clips, a part of the 12 of this split",
         "prompt: `What sound is this?`",
+        r'the first item as the model reads it: `"[user] What sound is this?\n"`',
         "read by: parsers.parse_label",
         "prompt: each item's own question",
         "the official string rule of MMAU and MMAR",

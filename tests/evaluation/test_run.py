@@ -58,21 +58,24 @@ def test_a_batch_that_was_cut_between_lines_is_asked_again(planned: Planned, tmp
 
 
 def test_shards_together_are_the_whole(planned: Planned, tmp_path: Path) -> None:
-    ask(planted(planned), planned, tmp_path / "whole", batch_size=5)
+    ask(planted(planned), planned, tmp_path / "whole", batch_size=5, device="cuda")
     for index in (2, 0):
-        ask(planted(planned), planned, tmp_path / "parts", batch_size=5, shard=(index, 3))
+        ask(planted(planned), planned, tmp_path / "parts", batch_size=5, shard=(index, 3), device=f"cuda:{index}")
     with pytest.raises(PalError, match=r"shard-1-of-3 is missing; run it with --shard 1/3"):
         store.join_shards(tmp_path / "parts")
     with pytest.raises(KeyboardInterrupt):
-        ask(planted(planned, stop_after=2), planned, tmp_path / "parts", batch_size=5, shard=(1, 3))
+        ask(planted(planned, stop_after=2), planned, tmp_path / "parts", batch_size=5, shard=(1, 3), device="cuda:1")
     with pytest.raises(PalError, match=r"unfinished; go on with it by --shard 1/3 --resume"):
         store.join_shards(tmp_path / "parts")
-    ask(planted(planned), planned, tmp_path / "parts", batch_size=5, shard=(1, 3), resume=True)
+    ask(planted(planned), planned, tmp_path / "parts", batch_size=5, shard=(1, 3), device="cuda:1", resume=True)
     store.join_shards(tmp_path / "parts")
     assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
     other = planted(planned, fingerprint="another")
-    ask(other, planned, tmp_path / "parts", batch_size=5, shard=(1, 3), overwrite=True)
+    ask(other, planned, tmp_path / "parts", batch_size=5, shard=(1, 3), device="cuda:1", overwrite=True)
     with pytest.raises(PalError, match="holds an evaluation of another model"):
+        store.join_shards(tmp_path / "parts")
+    ask(planted(planned), planned, tmp_path / "parts", batch_size=5, shard=(0, 2))
+    with pytest.raises(PalError, match=r"shard-0-of-2 and shard-0-of-3 are not of one evaluation"):
         store.join_shards(tmp_path / "parts")
 
 

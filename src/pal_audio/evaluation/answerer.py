@@ -6,21 +6,9 @@ Sound is heard first, apart from the question, so that a clip that cannot be rea
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Protocol
 
 from pal_audio.data.manifest import AudioPart, Message
-
-HeardT = TypeVar("HeardT")
-
-
-@dataclass(frozen=True)
-class Question(Generic[HeardT]):
-    """A prompt with what is heard in the places of its audio parts, and what may be answered (for `rank`)."""
-
-    messages: list[Message]
-    heard: list[HeardT]
-    choices: list[str]
 
 
 class Batch(Protocol):
@@ -45,6 +33,10 @@ class Answerer(Protocol):
 
     name: str
     fingerprint: str
+
+    def rendered(self, prompt: Sequence[Message]) -> str:
+        """A prompt as the model reads it, with a marker where sound stands: for the report."""
+        ...
 
     def hear(self, clip: Sequence[AudioPart]) -> Any:
         """Read the stretches of a clip, joined.

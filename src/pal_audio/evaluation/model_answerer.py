@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -58,6 +59,12 @@ class ModelAnswerer:
             [model], [*parts, hashlib.sha256(words.encode()).hexdigest(), None if frames is None else frames.dtype]
         )
         self._silences: dict[tuple[int, ...], ClipFeatures] = {}
+
+    def rendered(self, prompt: Sequence[Message]) -> str:
+        silent = ClipFeatures({}, {})
+        conversation = [_filled(message, itertools.repeat(silent)) for message in prompt]
+        text: str = self.processor.apply_chat_template(conversation, add_generation_prompt=True, tokenize=False)
+        return text
 
     # ---- sound ----------------------------------------------------------------------------------------------------
 

@@ -42,7 +42,7 @@ def write_report(folder: Path) -> Path:
     if scores["left_out"]:
         blocks += ["## Tasks left out", _list([f"{name}: {reason}" for name, reason in scores["left_out"].items()])]
     for name, task in scores["tasks"].items():
-        blocks += _task(name, task, external.get(name, {}), (pictures or {}).get(name, []))
+        blocks += _task(name, task, external.get(name, {}), (pictures or {}).get(name, []), scores["rendered"][name])
     if pictures is None:
         blocks.append(_NOT_DRAWN)
     write_text(folder / REPORT, "\n\n".join(blocks) + "\n")
@@ -80,7 +80,7 @@ def _summary(scores: dict[str, Any]) -> list[tuple[str, ...]]:
     return rows
 
 
-def _task(name: str, task: dict[str, Any], external: dict[str, Any], pictures: list[str]) -> list[str]:
+def _task(name: str, task: dict[str, Any], external: dict[str, Any], pictures: list[str], rendered: dict[str, str]) -> list[str]:
     num = f"{task['num_items']} items, {task['num_sources']} source clips"
     if task["num_items"] < task["num_in_set"]:
         num += f", a part of the {task['num_in_set']} of this split"
@@ -97,7 +97,7 @@ def _task(name: str, task: dict[str, Any], external: dict[str, Any], pictures: l
         more = [f"... and {len(left_out) - _NUM_LEFT_OUT} more; see answers.jsonl"] if len(left_out) > _NUM_LEFT_OUT else []
         blocks += ["Left out:", _list([f"{item['id']}: {item['reason']}" for item in left_out[:_NUM_LEFT_OUT]] + more)]
     for method, found in task["methods"].items():
-        blocks += _method(method, found)
+        blocks += _method(method, found, rendered[method])
     scored = [f"{metric}: {value:.4g}" for metric, value in external.get("scores", {}).items()]
     if scored:
         blocks += [f"By {external['by']}:", _list(scored)]
@@ -107,10 +107,11 @@ def _task(name: str, task: dict[str, Any], external: dict[str, Any], pictures: l
     return blocks + [f"![{Path(picture).stem}]({picture})" for picture in pictures]
 
 
-def _method(method: str, found: dict[str, Any]) -> list[str]:
+def _method(method: str, found: dict[str, Any], rendered: str) -> list[str]:
     prompt = found["prompt"]
     facts = [
         "prompt: " + ("each item's own question" if prompt is None else f"`{_cell(prompt)}`"),
+        f"the first item as the model reads it: `{_cell(json.dumps(rendered, ensure_ascii=False)).replace('`', chr(39))}`",
         f"read by: {found['parser']}",
     ]
     if "embedder" in found:

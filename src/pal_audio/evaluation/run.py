@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -76,6 +77,9 @@ def plan(request: Request) -> Planned:
             planned.left_out[task.name] = str(error)
             continue
         chosen = _limited(items, request.limit)
+        if task.kind == "caption" and len(chosen) < 2:
+            planned.left_out[task.name] = f"{task.name}: CIDEr-D takes its word weights from the set, so two items are needed"
+            continue
         planned.infos.append(_info(task, chosen, len(items), request))
         planned.items[task.name] = chosen
     if not planned.infos:
@@ -121,11 +125,17 @@ def ask(
         pal_version=pal_audio.__version__,
         model=answerer.name,
         fingerprint=answerer.fingerprint,
-        device=device,
+        device=device.partition(":")[0],  # shards have a number each
         batch_size=batch_size,
         num_shards=num_shards,
         tasks=planned.infos,
         left_out=planned.left_out,
+        rendered={
+            task.name: {
+                method: answerer.rendered(planned.items[task.name][0].asked(task.prompts[method])) for method in task.methods
+            }
+            for task in planned.infos
+        },
     )
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
@@ -133,17 +143,17 @@ def ask(
         own = store.batches(info, planned.items)[index::num_shards]
         path = folder / store.ANSWERS
         num_done = store.resume_point(path, own)
-        sizes = [len(batch.keys) for batch in own]
+        ends = list(itertools.accumulate((len(batch.keys) for batch in own), initial=0))
         asker = Asker(answerer, {name: Donors(items) for name, items in planned.items.items()})
         with stop_request() as stop:
             for number in range(num_done, len(own)):
                 if progress is not None:
-                    progress(sum(sizes[:number]), sum(sizes))
+                    progress(ends[number], ends[-1])
                 store.append(path, asker.ask(own[number]))
                 if stop.signal is not None and number + 1 < len(own):
                     raise Stopped(f"stopped, {number + 1} of {len(own)} batches are saved; go on with --resume", stop.signal)
         if progress is not None:
-            progress(sum(sizes), sum(sizes))
+            progress(ends[-1], ends[-1])
     return folder
 
 

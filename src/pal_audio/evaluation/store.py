@@ -62,6 +62,7 @@ class RunInfo(StrictConfig):
     num_shards: int = 1
     tasks: list[TaskInfo] = Field(min_length=1)
     left_out: dict[str, str] = Field(default_factory=dict)  # tasks that could not be asked
+    rendered: dict[str, dict[Method, str]] = Field(default_factory=dict)  # of each task the first prompt as the model reads it
 
 
 class Answer(StrictConfig):
@@ -262,6 +263,8 @@ def join_shards(folder: Path) -> None:
     info = read_run(found[0])
     num = info.num_shards
     folders = [shard_folder(folder, index, num) for index in range(num)]
+    if stray := [path.name for path in found if path not in folders]:
+        raise PalError(f"{folder}: {found[0].name} and {stray[0]} are not of one evaluation; delete those of the other")
     missing = [path.name for path in folders if not (path / RUN).is_file()]
     if missing:
         raise PalError(f"{folder}: {missing[0]} is missing; run it with --shard {missing[0].split('-')[1]}/{num}")
