@@ -24,7 +24,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for part in tiny_model("llama", "lal"):
         part.save_pretrained(folder / "model")
     sets.csv(folder / "data" / "csv")
-    sets.captions(folder / "data" / "captions")
+    sets.answers(folder / "data" / "answers")
     return folder
 
 
@@ -33,18 +33,18 @@ def in_place(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
 
 
-def arguments(out: str, *more: str, tasks: str = "csv,captions") -> list[str]:
+def arguments(out: str, *more: str, tasks: str = "csv,answers") -> list[str]:
     return ["eval", "model", out, "--tasks", tasks, "--data", "data", "--device", "cpu", "--conditions", "shuffled", *more]
 
 
 def test_a_model_is_scored_whatever_is_missing(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    status = cli.main(arguments("whole", "--json", tasks="csv,captions,esc50"))
+    status = cli.main(arguments("whole", "--json", tasks="csv,answers,esc50"))
     out, err = capsys.readouterr()
     scores = json.loads(out)
     assert status == 2
     assert "pal: error: 1 of the tasks were left out: esc50; the reasons are above" in err
     assert "looked for meta/esc50.csv" in err
-    assert list(scores["tasks"]) == ["csv", "captions"]
+    assert list(scores["tasks"]) == ["csv", "answers"]
     assert "no ESC-50 layout" in scores["left_out"]["esc50"]
     assert [item["id"] for item in scores["tasks"]["csv"]["left_out"]] == ["mine-6", "mine-9"]
     report = (place / "whole" / "report.md").read_text()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -110,8 +111,8 @@ def _task(name: str, task: dict[str, Any], external: dict[str, Any], pictures: l
 def _method(method: str, found: dict[str, Any], rendered: str) -> list[str]:
     prompt = found["prompt"]
     facts = [
-        "prompt: " + ("each item's own question" if prompt is None else f"`{_cell(prompt)}`"),
-        f"the first item as the model reads it: `{_cell(json.dumps(rendered, ensure_ascii=False)).replace('`', chr(39))}`",
+        "prompt: " + ("each item's own question" if prompt is None else _code(prompt)),
+        f"the first item as the model reads it: {_code(json.dumps(rendered, ensure_ascii=False))}",
         f"read by: {found['parser']}",
     ]
     if "embedder" in found:
@@ -157,6 +158,13 @@ def _interval(name: str, interval: Sequence[float] | None) -> str:
 
 def _list(lines: Sequence[str]) -> str:
     return "\n".join(f"- {' '.join(line.split())}" for line in lines)
+
+
+def _code(text: str) -> str:
+    """On one line as code, whatever backticks it holds."""
+    line = " ".join(text.split())
+    fence = "`" * (1 + max((len(run) for run in re.findall("`+", line)), default=0))
+    return f"{fence}{line}{fence}" if len(fence) == 1 else f"{fence} {line} {fence}"
 
 
 def _table(names: tuple[str, ...], rows: Sequence[Sequence[str]]) -> str:
