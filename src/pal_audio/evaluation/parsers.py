@@ -146,7 +146,7 @@ def _parse(answer: str, choices: Sequence[str], with_letters: bool) -> int | Non
     mentions = _texts(said, known)
     if with_letters:
         letters = list(_letters(said, known))
-        if False:
+        if letters and known.are_letters:
             return None
         mentions += [letter for letter in letters if not any(_inside(letter, text) for text in mentions)]
     denied = {mention.index for mention in mentions if _is_denied(said, mention)}
