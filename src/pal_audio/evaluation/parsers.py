@@ -2,7 +2,7 @@
 
 The rules, in this order. Case, kinds of quotes, "_" for a space, asterisks and repeated spaces never matter.
 
-1. The whole answer is a choice's text, quotes and a final full stop aside: that choice, even where it could be read as a
+1. The whole answer is a choice's text, quotes and a final . ! ? aside: that choice, even where it could be read as a
    letter. So is that text after the choice's own letter ("B. text").
 2. What follows the last "answer is" or "answer:" ("choice", "option") is read alone where anything follows; rule 1 holds for it
    too.
@@ -12,7 +12,7 @@ The rules, in this order. Case, kinds of quotes, "_" for a space, asterisks and 
    from "(B)".
 4. Texts name choices: their words in a row, whole words only, articles aside. Inside a longer choice's text a shorter one is
    not named ("dog" in "dog barking"). Signs such as # and the minus of a number must be there, and articles where they alone
-   tell two choices apart.
+   tell two choices apart, or where a choice starts with another letter ("B minor").
 5. What is denied does not count: in a clause (up to . ; : ! ? , a new line or "but"), all that follows not, n't, no, never,
    without, neither, nor, cannot, except, "rather than", "instead of", "other than"; and a text that "is not", "isn't", "is
    wrong" and the like follow. A comma before "or" or "nor" ends no clause.
@@ -30,7 +30,7 @@ from functools import lru_cache
 from pal_audio.errors import PalError
 
 _SAME = str.maketrans({"‘": "'", "’": "'", "“": '"', "”": '"', "_": " ", "*": "", "`": "", "−": "-"})
-_ARTICLES = ("a", "an", "the")
+_ARTICLE = re.compile(r"(?<!\S)(?:a|an|the)(?=\s)")
 _SIGN = re.compile(r"[^\w\s.,;:!?'\"()\[\]/&-]|(?<!\w)-\d")
 _STATED = re.compile(r"\b(?:answer|choice|option)(?:\s+(?:is|would\s+be|should\s+be)\b\s*:?|\s*:)")
 _LETTER = r"(?P<letter>[a-z]{1,2})"
@@ -63,14 +63,23 @@ class _Choices:
     """What answers are compared with.
 
     Args:
+        same_as: for each choice the first one with its text.
         first: index of the first choice of each text.
         patterns: what finds a choice's text inside an answer, with its index.
         are_letters: some choice is a letter, and not its own.
     """
 
+    same_as: tuple[int, ...]
     first: dict[str, int]
     patterns: tuple[tuple[re.Pattern[str], int], ...]
     are_letters: bool
+
+    def of_letter(self, letter: str) -> int | None:
+        """Index of the choice with a letter, -1 where there is none; None for two letters that are a word, as "no"."""
+        index = _index_of(letter)
+        if index < len(self.same_as):
+            return self.same_as[index]
+        return -1 if len(letter) == 1 else None
 
 
 def letter_of(index: int) -> str:
@@ -130,12 +139,13 @@ def _parse(answer: str, choices: Sequence[str], with_letters: bool) -> int | Non
         if _bare(candidate) in known.first:
             return known.first[_bare(candidate)]
         lettered = _LETTERED.match(candidate) if with_letters else None
-        if lettered and known.first.get(_bare(candidate[lettered.end() :])) == _index_of(lettered["letter"]):
-            return _index_of(lettered["letter"])
+        index = known.first.get(_bare(candidate[lettered.end() :])) if lettered else None
+        if lettered and index is not None and known.of_letter(lettered["letter"]) == index:
+            return index
     said = _stated(said)
     mentions = _texts(said, known)
     if with_letters:
-        letters = list(_letters(said, len(choices)))
+        letters = list(_letters(said, known))
         if letters and known.are_letters:
             return None
         mentions += [letter for letter in letters if not any(_inside(letter, text) for text in mentions)]
@@ -151,7 +161,12 @@ def _read(choices: tuple[str, ...]) -> _Choices:
     if not first:
         raise PalError(f"an answer cannot be parsed: none of its {len(texts)} choices has a text")
     are_letters = any(re.fullmatch("[a-z]", text) and index != _index_of(text) for text, index in first.items())
-    return _Choices(first, tuple((pattern, first[text]) for text, pattern in _patterns(first)), are_letters)
+    return _Choices(
+        tuple(first.get(_bare(text), index) for index, text in enumerate(texts)),
+        first,
+        tuple((pattern, first[text]) for text, pattern in _patterns(first)),
+        are_letters,
+    )
 
 
 def _plain(text: str) -> str:
@@ -160,8 +175,8 @@ def _plain(text: str) -> str:
 
 
 def _bare(text: str) -> str:
-    """Without quotes around it and a final full stop; a text of nothing else stays."""
-    return " ".join(text.split()).strip("\"'").rstrip(".").strip("\"' ") or text
+    """Without quotes around it and a final . ! or ?; a text of nothing else stays."""
+    return " ".join(text.split()).strip("\"'").rstrip(".!?").strip("\"' ") or text
 
 
 def _without_letters(choices: Sequence[str]) -> list[str]:
@@ -178,13 +193,11 @@ def _stated(said: str) -> str:
     return next((said[end:].strip() for end in reversed(ends) if said[end:].strip(" .:")), said)
 
 
-def _letters(said: str, num_choices: int) -> Iterator[_Mention]:
+def _letters(said: str, known: _Choices) -> Iterator[_Mention]:
     for found in (found for pattern in _MARKS for found in pattern.finditer(said)):
-        index = _index_of(found["letter"])
-        if index < num_choices:
+        index = known.of_letter(found["letter"])
+        if index is not None:
             yield _Mention(*found.span("letter"), index)
-        elif index < 26:  # "no." is a word
-            yield _Mention(*found.span("letter"), -1)
 
 
 def _index_of(letter: str) -> int:
@@ -195,14 +208,15 @@ def _index_of(letter: str) -> int:
 def _patterns(texts: Iterable[str]) -> Iterator[tuple[str, re.Pattern[str]]]:
     """Each text with what finds it in an answer."""
     words = {text: tuple(re.findall(r"\w+", text)) for text in texts}
-    contents = {text: tuple(word for word in words[text] if word not in _ARTICLES) for text in words}
+    contents = {text: tuple(re.findall(r"\w+", _ARTICLE.sub(" ", text))) for text in words}
+    letters = [text for text in words if re.match(r"[b-z]\b", text)]
     for text, shown in contents.items():
         others = [contents[other] for other in words if other != text]
         if not shown or shown in others or _SIGN.search(text):
             pattern = r"\s+".join(map(re.escape, text.split()))
         else:
-            # "minor" alone must not name "A minor" where there is "C minor" too.
-            article_counts = words[text][0] in _ARTICLES and any(other[-len(shown) :] == shown for other in others)
+            # "B minor" must not name "A minor"; nor "minor", where there is "C minor" too.
+            article_counts = _ARTICLE.match(text) and (letters or any(other[-len(shown) :] == shown for other in others))
             pattern = r"\W+(?:(?:a|an|the)\W+)*".join(map(re.escape, words[text] if article_counts else shown))
         if text[0].isdigit():
             pattern = r"(?<!\A-)(?<!\s-)" + pattern
@@ -220,7 +234,7 @@ def _inside(inner: _Mention, outer: _Mention) -> bool:
 
 
 def _denied_before(said: str, position: int) -> bool:
-    clause = max((found.end() for found in _CLAUSE_END.finditer(said, 0, position)), default=0)
+    clause = max((found.end() for found in _CLAUSE_END.finditer(said) if found.end() <= position), default=0)
     return _DENIAL.search(said, clause, position) is not None
 
 

@@ -1,6 +1,6 @@
 """Writes aac_metrics.json: what aac-metrics answers to the adapter's script.
 
-Usage: python make_aac_metrics.py PYTHON, in this project's environment; PYTHON is that of one with aac-metrics, its downloads and Java.
+Usage: python make_aac_metrics.py PYTHON, in this environment; PYTHON is that of one with aac-metrics, its downloads and Java.
 """
 
 import json

@@ -38,10 +38,10 @@ def test_cider_d_is_that_of_aac_metrics() -> None:
 
 
 def test_cider_d_by_hand() -> None:
-    # Every n-gram is in one of two items and weighs log 2. "dog barks" equals its reference for n = 1 and 2 and has no longer n-gram.
-    # "big cat" against "cat": one word of two is shared, cosine 1/sqrt 2, a length of 1 bigram against 0.
+    # Every n-gram is in one of two items and weighs log 2. "dog barks" equals its reference for n = 1 and 2; none is longer.
+    # "big cat" against "cat": one word of two is shared, cosine 1/sqrt 2, and it is a word longer.
     corpus, per_item = cider_d(["dog barks", "big cat"], [["dog barks"], ["cat"]])
-    second = 10 * math.exp(-1 / 72) / math.sqrt(2) / 4
+    second = 10 * math.exp(-1 / (2 * 6**2)) / math.sqrt(2) / 4
     assert per_item == pytest.approx([5.0, second])
     assert corpus == pytest.approx((5.0 + second) / 2)
 

@@ -96,9 +96,9 @@ def test_unsuitable_vectors_are_refused() -> None:
         def embed(self, texts: Sequence[str]) -> np.ndarray:
             return self.vectors
 
-    for vectors in (np.zeros((2, 4)), np.zeros(3), np.full((3, 4), np.nan)):
+    for vectors in (np.zeros((2, 4)), np.zeros(1), np.full((1, 4), np.nan)):
         with pytest.raises(PalError, match="odd: gave vectors of shape"):
-            label_scores(["dog"], LABELS, Odd(vectors))
+            label_scores(["cat"], ["dog"], Odd(vectors))
 
 
 @pytest.mark.parametrize("labels", [[], ["dog", "Dog"], ["sea waves", "sea_waves"]])

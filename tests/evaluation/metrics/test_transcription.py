@@ -32,7 +32,7 @@ def test_more_insertions_than_words() -> None:
 
 
 def test_cer_by_hand() -> None:
-    result = cer(["abc de"], ["abd de"], "none")
+    result = cer(["abc de"], ["abx de"], "none")
     assert (result.num_errors, result.num_words) == (1, 6)  # the space is a character
 
 

@@ -83,8 +83,8 @@ def cider_d(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> t
     Raises:
         PalError: The lists do not fit, fewer than two items, or an item without a reference.
 
-    Source: Vedantam et al., "CIDEr: Consensus-based Image Description Evaluation", section 4 and "CIDEr-D"; equal to
-    coco-caption's scorer on the same tokens, its length in bigrams included.
+    Source: Vedantam et al., "CIDEr: Consensus-based Image Description Evaluation", sections 4 and 5 (CIDEr-D); equal to
+    coco-caption's scorer on the same tokens.
     """
     tokens, reference_tokens = _tokenised(candidates, references)
     if len(tokens) < 2:
@@ -116,14 +116,12 @@ def _clipped_cosine(candidate: dict[NGram, float], reference: dict[NGram, float]
     norms = math.hypot(*candidate.values()) * math.hypot(*reference.values())
     if not norms:
         return 0.0
-    return (
-        sum(min(weight, reference[ngram]) * reference[ngram] for ngram, weight in candidate.items() if ngram in reference) / norms
-    )
+    shared = candidate.keys() & reference.keys()
+    return math.fsum(min(candidate[ngram], reference[ngram]) * reference[ngram] for ngram in shared) / norms
 
 
 def _length_penalty(candidate: Sequence[str], reference: Sequence[str]) -> float:
-    difference = max(len(candidate) - 1, 0) - max(len(reference) - 1, 0)  # in bigrams, as the published scorer counts
-    return math.exp(-(difference**2) / (2 * SIGMA**2))
+    return math.exp(-((len(candidate) - len(reference)) ** 2) / (2 * SIGMA**2))
 
 
 def bleu(candidates: Sequence[str], references: Sequence[Sequence[str]], max_n: int = 4) -> dict[str, float]:
