@@ -1,15 +1,18 @@
 """An evaluation's folder: batches, shards, resume, what is refused, and what is left out."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pal_audio.data.folder import locked
 from pal_audio.errors import PalError
 from pal_audio.evaluation import store
 from pal_audio.evaluation.run import Planned, Request, ask, plan
 from pal_audio.evaluation.scoring import read_evaluation, score
+from pal_audio.evaluation.shards import join_shards
 from tests.evaluation import sets
 from tests.evaluation.planted import Planted
 
@@ -23,7 +26,9 @@ def planned(tmp_path: Path) -> Planned:
 
 
 def planted(planned: Planned, **fields: Any) -> Planted:
-    return Planted.of([item for items in planned.items.values() for item in items], {}, **fields)
+    """Right about everything but one choice, where it says characters at which text, not files, may be cut into lines."""
+    wrong = {planned.items["choices"][1].id: "odd\u2028\x85\x0bones"} if "choices" in planned.items else {}
+    return Planted.of([item for items in planned.items.values() for item in items], wrong, **fields)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -62,21 +67,23 @@ def test_shards_together_are_the_whole(planned: Planned, tmp_path: Path) -> None
     for index in (2, 0):
         ask(planted(planned), planned, tmp_path / "parts", batch_size=5, shard=(index, 3), device=f"cuda:{index}")
     with pytest.raises(PalError, match=r"shard-1-of-3 is missing; run it with --shard 1/3"):
-        store.join_shards(tmp_path / "parts")
+        join_shards(tmp_path / "parts")
     with pytest.raises(KeyboardInterrupt):
         ask(planted(planned, stop_after=2), planned, tmp_path / "parts", batch_size=5, shard=(1, 3), device="cuda:1")
     with pytest.raises(PalError, match=r"unfinished; go on with it by --shard 1/3 --resume"):
-        store.join_shards(tmp_path / "parts")
+        join_shards(tmp_path / "parts")
     ask(planted(planned), planned, tmp_path / "parts", batch_size=5, shard=(1, 3), device="cuda:1", resume=True)
-    store.join_shards(tmp_path / "parts")
+    with locked(tmp_path / "parts" / "shard-2-of-3"), pytest.raises(PalError, match="being written by another process"):
+        join_shards(tmp_path / "parts")
+    join_shards(tmp_path / "parts")
     assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
     other = planted(planned, fingerprint="another")
     ask(other, planned, tmp_path / "parts", batch_size=5, shard=(1, 3), device="cuda:1", overwrite=True)
     with pytest.raises(PalError, match="holds an evaluation of another model"):
-        store.join_shards(tmp_path / "parts")
+        join_shards(tmp_path / "parts")
     ask(planted(planned), planned, tmp_path / "parts", batch_size=5, shard=(0, 2))
     with pytest.raises(PalError, match=r"shard-0-of-2 and shard-0-of-3 are not of one evaluation"):
-        store.join_shards(tmp_path / "parts")
+        join_shards(tmp_path / "parts")
 
 
 def test_batches_of_another_size_give_the_same_answers(planned: Planned, tmp_path: Path) -> None:
@@ -224,3 +231,16 @@ def test_prompts_are_the_tasks_unless_given(tmp_path: Path) -> None:
     }
     assert second.prompts == {"generate": "Well?"}
     assert json.loads(first.model_dump_json())["prompts"]["generate"] == "What sound is this?"
+
+
+def test_a_missing_package_is_named_before_anything_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "jiwer", None)
+    with pytest.raises(PalError, match=r"jiwer: pip install 'pal-audio\[eval\]'"):
+        plan(Request(["transcription"], {"transcription": sets.transcription(tmp_path / "set")}))
+
+
+def test_one_caption_has_no_word_weights(tmp_path: Path) -> None:
+    roots = {"captions": sets.captions(tmp_path / "captions"), "csv": sets.csv(tmp_path / "csv")}
+    planned = plan(Request(["captions", "csv"], roots, limit=1))
+    assert "two items are needed" in planned.left_out["captions"]
+    assert list(planned.items) == ["csv"]

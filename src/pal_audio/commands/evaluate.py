@@ -151,7 +151,7 @@ def score(
     if with_ not in (None, "aac-metrics"):
         raise PalError(f"--with {with_}: there is aac-metrics")
     with contextlib.redirect_stdout(sys.stderr):
-        from pal_audio.evaluation.store import join_shards
+        from pal_audio.evaluation.shards import join_shards
 
         if not out.is_dir():
             raise PalError(f"OUT {out}: no such folder")
@@ -193,15 +193,17 @@ def compare(
 
 def _scored(out: Path, embedder: "TextEmbedder | None", as_json: bool) -> None:
     with contextlib.redirect_stdout(sys.stderr):
+        from pal_audio.data.folder import locked
         from pal_audio.evaluation.official import write_official
         from pal_audio.evaluation.report import write_report
         from pal_audio.evaluation.scoring import read_evaluation
         from pal_audio.evaluation.scoring import score as run_score
 
         evaluation = read_evaluation(out)
-        write_official(evaluation)
-        scores = run_score(evaluation, embedder)
-        report = write_report(out)
+        with locked(out):
+            write_official(evaluation)
+            scores = run_score(evaluation, embedder)
+            report = write_report(out)
     if as_json:
         print(json.dumps(scores, ensure_ascii=False))
     else:

@@ -16,6 +16,7 @@ from pal_audio.evaluation.asking import Asker
 from pal_audio.evaluation.conditions import CONDITIONS, Condition, Donors
 from pal_audio.evaluation.items import Item, Method, hash_items
 from pal_audio.evaluation.judging import METHODS_OF, check_extras
+from pal_audio.evaluation.shards import shard_folder
 from pal_audio.evaluation.store import RunInfo, TaskInfo
 from pal_audio.evaluation.tasks import Task, known_task
 from pal_audio.evaluation.tasks.base import Place
@@ -120,7 +121,7 @@ def ask(
         Stopped: a signal asked for the end; the batch at hand is saved.
     """
     index, num_shards = shard
-    folder = store.shard_folder(out, index, num_shards)
+    folder = shard_folder(out, index, num_shards)
     info = RunInfo(
         pal_version=pal_audio.__version__,
         model=answerer.name,

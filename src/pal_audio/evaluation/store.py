@@ -3,7 +3,7 @@
     OUT/run.json        model, settings, tasks with their hashes; what another evaluation in the same folder is refused by
     OUT/items.jsonl     every item asked, with its truth: scores are made from here, the data are not needed again
     OUT/answers.jsonl   one line for each item and condition, in order, batch by batch
-    OUT/shard-I-of-N/   the same of one process; `pal eval score OUT` puts the shards together
+    OUT/shard-I-of-N/   the same of one process; see `shards.py`
     OUT/scores.json, OUT/report.md, OUT/*.png
 
 A batch is written whole, synced, before the next is asked. What follows the last whole batch is cut off on resume, and batches
@@ -244,47 +244,6 @@ def append(path: Path, answers: Sequence[Answer]) -> None:
         file.write("".join(answer.line() for answer in answers))
         file.flush()
         os.fsync(file.fileno())
-
-
-def shard_folder(folder: Path, index: int, num: int) -> Path:
-    """Where a process writes: OUT itself where there is one."""
-    return folder if num == 1 else folder / f"shard-{index}-of-{num}"
-
-
-def join_shards(folder: Path) -> None:
-    """Put the shards of a folder together, where there are any, in the order of an undivided evaluation.
-
-    Raises:
-        PalError: one is missing, unfinished, or of another evaluation.
-    """
-    found = sorted(folder.glob("shard-*-of-*"))
-    if not found:
-        return
-    info = read_run(found[0])
-    num = info.num_shards
-    folders = [shard_folder(folder, index, num) for index in range(num)]
-    if stray := [path.name for path in found if path not in folders]:
-        raise PalError(f"{folder}: {found[0].name} and {stray[0]} are not of one evaluation; delete those of the other")
-    missing = [path.name for path in folders if not (path / RUN).is_file()]
-    if missing:
-        raise PalError(f"{folder}: {missing[0]} is missing; run it with --shard {missing[0].split('-')[1]}/{num}")
-    for path in folders:
-        refuse_another(path, read_run(path), info)
-    whole = info.model_copy(update={"num_shards": 1})
-    if (folder / RUN).is_file():
-        refuse_another(folder, read_run(folder), whole)
-    items = read_items(folders[0], info)
-    every = batches(info, items)
-    parts: list[Iterator[str]] = []
-    for index, path in enumerate(folders):
-        own = every[index::num]
-        if resume_point(path / ANSWERS, own) < len(own):
-            raise PalError(f"{path}: unfinished; go on with it by --shard {index}/{num} --resume")
-        parts.append(iter((path / ANSWERS).read_text(encoding="utf-8").splitlines(keepends=True) if own else []))
-    joined = [next(parts[number % num]) for number, batch in enumerate(every) for _ in batch.keys]
-    write_text(folder / ITEMS, (folders[0] / ITEMS).read_text(encoding="utf-8"))
-    write_text(folder / ANSWERS, "".join(joined))
-    write_text(folder / RUN, whole.model_dump_json(indent=2) + "\n")
 
 
 def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
