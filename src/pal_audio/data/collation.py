@@ -30,6 +30,8 @@ class Collator:
         """Features of one clip of a manifest, or its frames."""
         if self.frames is not None:
             return ClipFeatures(self.frames.read(part), self.frames.num_samples(part))
+        if part.content is not None:  # of a stream: it comes again in an epoch, and memory must not grow until then
+            return self.processor.clip({"bytes": part.content, "path": part.path}, start_s=part.start_s, end_s=part.end_s)
         key = (part.path, part.start_s, part.end_s)
         if key not in self._clips:
             clip = self.processor.clip(part.path, start_s=part.start_s, end_s=part.end_s)
