@@ -17,6 +17,7 @@ from pal_audio.config import StrictConfig, one_line
 from pal_audio.data.shard_reader import Shard, ShardReader, open_file
 from pal_audio.errors import PalError
 
+UNFINISHED = ".unfinished"  # lies in a folder while it is being written
 INDEX, FORMAT = "shards.json", 1  # the format is to be raised whenever an older reader would misread a newer shard
 MAX_INDEX_BYTES = 2**26
 
@@ -53,9 +54,15 @@ def find_shards(where: str) -> list[Shard]:
     if not pattern and not folder.endswith(".tar"):
         if not remote and not Path(where).is_dir():
             raise PalError(f"no such folder of shards {where}; `pal data shard` writes one")
+        if not remote and (Path(where) / UNFINISHED).exists():
+            raise PalError(f"{where}: these shards are not finished; run `pal data shard` again with --overwrite")
         index = _read_index(f"{folder}/{INDEX}")
         if index is not None:
-            return [Shard(f"{folder}/{item.name}", item.num_examples, item.bytes, item.sha256) for item in index.shards]
+            shards = [Shard(f"{folder}/{item.name}", item.num_examples, item.bytes, item.sha256) for item in index.shards]
+            for shard in () if remote else shards:  # now, not when its turn comes after a day of training
+                if not Path(shard.path).is_file() or Path(shard.path).stat().st_size != shard.bytes:
+                    raise PalError(f"shard {shard.path}: it is missing, or has not the {shard.bytes} bytes that the index says")
+            return shards
     if not remote and not pattern:
         paths = sorted(str(path) for path in Path(where).glob("*.tar")) if Path(where).is_dir() else [where]
     else:

@@ -18,7 +18,7 @@ from pal_audio.errors import PalError
 
 MAX_TEXT_BYTES = 2**24  # as `pal data check`
 MAX_EXAMPLE_BYTES = 2**28  # a buffer holds many; an hour of 16-bit mono at 32 kHz fits
-_BLOCK = 2**20
+_BLOCK = 2**16
 
 
 @dataclass(frozen=True)
@@ -70,10 +70,10 @@ class ShardReader:
         self._keys: set[str] = set()
         try:
             self._file = open_file(shard.path)
+            self._num_bytes = self._file.seek(0, 2)
         except (OSError, ValueError, ImportError) as error:
             raise self._fault(f"cannot be opened ({' '.join(str(error).split())})") from error
         try:
-            self._num_bytes = self._file.seek(0, 2)
             if shard.bytes not in (None, self._num_bytes):
                 raise self._fault(f"{self._num_bytes} bytes, the index says {shard.bytes}")
             if verify and shard.sha256 is not None and "://" not in shard.path and self._hash() != shard.sha256:

@@ -20,12 +20,12 @@ import numpy as np
 
 from pal_audio.data.folder import LOCK, locked, write_bytes
 from pal_audio.data.manifest import Example
-from pal_audio.data.shard_index import FORMAT, INDEX, ShardEntry, ShardIndex
+from pal_audio.data.shard_index import FORMAT, INDEX, UNFINISHED, ShardEntry, ShardIndex
 from pal_audio.data.shard_reader import MAX_EXAMPLE_BYTES, MAX_TEXT_BYTES
 from pal_audio.data.shard_sample import SOUNDS
 from pal_audio.errors import PalError
 
-_TEMPORARY, _UNFINISHED = ".shard.tmp", ".unfinished"
+_TEMPORARY = ".shard.tmp"
 _OURS = re.compile(r"\d{6,}\.tar|\.shard\.tmp|\.shards\.json\.tmp")
 
 
@@ -57,7 +57,7 @@ def write_shards(
     _check_sounds(examples)
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
-        write_bytes(folder / _UNFINISHED, b"")
+        write_bytes(folder / UNFINISHED, b"")
         (folder / INDEX).unlink(missing_ok=True)  # first: without it the folder is not whole
         for path in list(folder.iterdir()):
             if _OURS.fullmatch(path.name):
@@ -72,7 +72,7 @@ def write_shards(
             done += num
         index = ShardIndex(format=FORMAT, num_examples=len(examples), shards=entries)
         write_bytes(folder / INDEX, (index.model_dump_json(indent=1) + "\n").encode())
-        (folder / _UNFINISHED).unlink()
+        (folder / UNFINISHED).unlink()
     return index
 
 
@@ -80,9 +80,9 @@ def _refuse(folder: Path, overwrite: bool) -> None:
     if folder.exists() and not folder.is_dir():
         raise PalError(f"OUT {folder} is not a folder")
     there = sorted(entry.name for entry in folder.iterdir() if entry.name != LOCK) if folder.is_dir() else []
-    ours = INDEX in there or _UNFINISHED in there
+    ours = INDEX in there or UNFINISHED in there
     if there and not overwrite:
-        state = "holds shards that are not finished" if _UNFINISHED in there else f"is not empty ({there[0]}, ...)"
+        state = "holds shards that are not finished" if UNFINISHED in there else f"is not empty ({there[0]}, ...)"
         raise PalError(f"OUT {folder} {state}; choose a new folder, or replace with --overwrite")
     if not ours and any(name.endswith(".tar") for name in there):
         raise PalError(f"OUT {folder} holds .tar files that `pal data shard` did not write; choose another folder")
