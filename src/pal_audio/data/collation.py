@@ -47,7 +47,10 @@ class Collator:
     def seconds(self, example: Example) -> float:
         """Seconds of an example's clips: what batches are grouped by. Read from headers, or from the cache."""
         if self.frames is None:
-            return sum(header_seconds(part.path, part.start_s, part.end_s) for part in example.audio)
+            return sum(
+                header_seconds(part.path if part.content is None else part.content, part.start_s, part.end_s)
+                for part in example.audio
+            )
         name, encoder = next(iter(self.processor._audio.encoders.items()))
         return sum(self.frames.num_samples(part)[name] for part in example.audio) / encoder.sampling_rate_hz
 

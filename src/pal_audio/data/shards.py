@@ -194,6 +194,18 @@ class ShardStream:
         return start, min(start + size, last), [7, self.seed, epoch, number]
 
 
+@dataclass(frozen=True)
+class StreamBatches:
+    """A stream's batches of one size, as the training loop takes them."""
+
+    stream: ShardStream
+    batch_size: int
+
+    def from_step(self, first: int) -> Iterator[list[Example]]:
+        """The batches of steps `first`, `first + 1`, ..., without an end."""
+        return self.stream.batches(self.batch_size, first)
+
+
 class _Cursors:
     """One open shard a source, read forwards as long as the order goes forwards."""
 
