@@ -13,8 +13,9 @@ import soundfile
 
 from pal_audio.data.manifest import Example, read_manifest
 from pal_audio.data.shard_index import find_shards
+from pal_audio.data.shard_source import ShardSource, weighted
 from pal_audio.data.shard_writing import write_shards
-from pal_audio.data.shards import ShardSource, ShardStream, weighted
+from pal_audio.data.shards import ShardStream
 
 RATE_HZ = 8_000
 

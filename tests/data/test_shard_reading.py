@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pal_audio.data import shard_reader
+from pal_audio.data import shard_index, shard_reader
 from pal_audio.data.shard_index import INDEX, Shard, find_shards
 from pal_audio.data.shard_reader import ShardReader
 from pal_audio.data.shard_sample import Sample
@@ -69,6 +69,7 @@ def test_lines_with_several_clips(tmp_path: Path) -> None:
         ([("1.json", json.dumps(line("1", "2.flac")).encode()), ("2.flac", b"x")], "names the sound '2.flac', which does not"),
         ([("1.json", json.dumps(line("1", "/etc/hostname")).encode())], "names the sound '/etc/hostname', which does not"),
         ([("1.json", json.dumps(line("1", "../1.flac")).encode()), ("1.flac", b"x")], "names the sound '../1.flac', which"),
+        ([("1.json", json.dumps(line("1", "flac")).encode()), ("1.flac", b"x")], "names the sound 'flac', which does not"),
         ([("1.json", json.dumps(line("1", "1.json")).encode())], "names the sound '1.json', which does not"),
         ([("1.txt", b"a bell")], "example '1': a text without its sound"),
         ([("1.flac", b"x")], "example '1': no text"),
@@ -225,6 +226,13 @@ def test_faults_of_an_index(tmp_path: Path, change: dict[str, Any] | str, words:
         find_shards(str(folder))
     assert INDEX in str(caught.value)
     assert len(str(caught.value)) < 500
+
+
+def test_an_index_without_end_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written(tmp_path / "shards", 3)
+    monkeypatch.setattr(shard_index, "MAX_INDEX_BYTES", 100)
+    with pytest.raises(PalError, match=r"shards.json: over the limit of 100 bytes"):
+        find_shards(str(tmp_path / "shards"))
 
 
 def test_places_without_shards(tmp_path: Path) -> None:

@@ -17,8 +17,9 @@ from pal_audio.data import shards
 from pal_audio.data.manifest import Example
 from pal_audio.data.shard_index import find_shards
 from pal_audio.data.shard_reader import ShardReader
+from pal_audio.data.shard_source import weighted
 from pal_audio.data.shard_writing import write_shards
-from pal_audio.data.shards import ShardStream, weighted
+from pal_audio.data.shards import ShardStream
 from pal_audio.errors import PalError
 from tests.data.shard_cases import foreign, ids, line, manifest, source, stream, tar, written
 
@@ -74,6 +75,14 @@ def test_nothing_is_decoded_and_resuming_reads_no_shard_from_its_start(folder: P
     next(stream(source(folder), shuffle_buffer=4).batches(2, 3 * NUM // 2 - 3))
     assert len(opened) <= 2, "the shards of the block, not those before it"
     assert len(contents) == 2 * (4 + 2), "JSON and sound of the block, and of what already went out of it"
+
+
+def test_each_shard_is_hashed_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[str] = []
+    compute = ShardReader._hash
+    monkeypatch.setattr(ShardReader, "_hash", lambda self: [hashed.append(self.shard.path), compute(self)][1])
+    ids(stream(source(folder)).batches(4), 3 * NUM // 4)
+    assert sorted(hashed) == [shard.path for shard in find_shards(str(folder))]
 
 
 class Batches(torch.utils.data.IterableDataset):
@@ -172,6 +181,19 @@ def test_sources_are_weighted_and_spread_over_the_epoch(tmp_path: Path) -> None:
     found = find_shards(str(tmp_path / "b"))
     with pytest.raises(PalError, match="leaves none of 8"):
         weighted(found, 0.01, np.random.default_rng(0))
+
+
+def test_the_checksum_tells_other_shards(tmp_path: Path) -> None:
+    examples = manifest(tmp_path / "sounds", 8)
+    for name, chosen, seed in (("a", examples, 0), ("b", examples, 0), ("c", examples, 1), ("d", examples[1:], 0)):
+        write_shards(chosen, tmp_path / name, 8_000, seed)
+    tar(tmp_path / "e.tar", foreign(3))
+    same, moved, *others = (source(tmp_path / name).checksum for name in ("a", "b", "c", "d", "e.tar"))
+    assert same == moved
+    others += [source(tmp_path / "a", weight=2).checksum, source(tmp_path / "a", question=None).checksum]
+    tar(tmp_path / "e.tar", [*foreign(3), ("0003.mp3", b"x" * 20_000)])
+    others.append(source(tmp_path / "e.tar").checksum)
+    assert len({same, *others}) == 7
 
 
 def test_examples_without_an_answer_are_refused(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ import numpy as np
 from pal_audio.data.manifest import Example, read_manifest
 from pal_audio.data.mix import DataConfig, build, chance, read_mix
 from pal_audio.data.shard_index import find_shards
-from pal_audio.data.shards import ShardSource, ShardStream, weighted
+from pal_audio.data.shard_source import ShardSource, weighted
+from pal_audio.data.shards import ShardStream
 from pal_audio.data.sources import ManifestsConfig, ShardsConfig, SourceConfig
 from pal_audio.errors import PalError
 

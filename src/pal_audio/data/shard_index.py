@@ -71,7 +71,7 @@ def find_shards(where: str) -> list[Shard]:
         raise PalError(f"{where}: no .tar here")
     found = []
     for path in paths:
-        shard = Shard(path, _count(path))
+        shard = _counted(path)
         if shard.num_examples:
             found.append(shard)
         else:
@@ -120,6 +120,6 @@ def _read_index(path: str) -> ShardIndex | None:
     return index
 
 
-def _count(path: str) -> int:
+def _counted(path: str) -> Shard:
     with ShardReader(Shard(path, 0)) as reader:
-        return sum(1 for _ in reader.skip_all())
+        return Shard(path, sum(1 for _ in reader.skip_all()), reader.num_bytes)

@@ -70,12 +70,12 @@ class ShardReader:
         self._keys: set[str] = set()
         try:
             self._file = open_file(shard.path)
-            self._num_bytes = self._file.seek(0, 2)
+            self.num_bytes = self._file.seek(0, 2)
         except (OSError, ValueError, ImportError) as error:
             raise self._fault(f"cannot be opened ({' '.join(str(error).split())})") from error
         try:
-            if shard.bytes not in (None, self._num_bytes):
-                raise self._fault(f"{self._num_bytes} bytes, the index says {shard.bytes}")
+            if shard.bytes not in (None, self.num_bytes):
+                raise self._fault(f"{self.num_bytes} bytes, the index says {shard.bytes}")
             if verify and shard.sha256 is not None and "://" not in shard.path and self._hash() != shard.sha256:
                 raise self._fault("its checksum is not that of the index")
             self._file.seek(0)
@@ -164,7 +164,7 @@ class ShardReader:
             if member is None:
                 self._check_end()
                 return None
-            if member.offset_data + (0 if member.issparse() else member.size) > self._num_bytes:
+            if member.offset_data + (0 if member.issparse() else member.size) > self.num_bytes:
                 raise self._fault(f"cut within {member.name!r}")
             if member.issparse():
                 raise self._fault(f"{member.name!r} is a sparse file; write it without --sparse")
@@ -178,7 +178,7 @@ class ShardReader:
         mark = self._file.read(512)
         while mark and not mark.strip(b"\0"):
             mark = self._file.read(_BLOCK)
-        if mark or self._tar.offset >= self._num_bytes:
+        if mark or self._tar.offset >= self.num_bytes:
             raise self._fault(f"damaged or cut at byte {self._tar.offset}")
 
     def _content(self, member: tarfile.TarInfo) -> bytes:
