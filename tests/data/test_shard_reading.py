@@ -235,6 +235,11 @@ def test_an_index_without_end_is_not_read(tmp_path: Path, monkeypatch: pytest.Mo
         find_shards(str(tmp_path / "shards"))
 
 
+def test_a_folder_may_look_like_a_pattern(tmp_path: Path) -> None:
+    written(tmp_path / "a[1]", 3)
+    assert sum(shard.num_examples for shard in find_shards(str(tmp_path / "a[1]"))) == 3
+
+
 def test_places_without_shards(tmp_path: Path) -> None:
     for where, words in (
         ("none", "no such folder of shards"),

@@ -11,7 +11,7 @@ from pydantic import TypeAdapter
 
 from pal_audio.audio import AudioError
 from pal_audio.config import parse_config
-from pal_audio.data import ShardsConfig, build, prepare
+from pal_audio.data import ShardsConfig, ShardsSourceConfig, build, prepare
 from pal_audio.data.collation import Collator
 from pal_audio.data.encode import encode
 from pal_audio.data.frame_cache import FrameCache
@@ -89,6 +89,14 @@ def test_configuration_faults_are_one_clear_line(tmp_path: Path, changes: dict[s
     with pytest.raises(PalError, match=words) as caught:
         config(tmp_path, **changes)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("shards", "title"),
+    [("x/a", "a"), ("x/a.tar", "a"), ("hf://datasets/u/set/*.tar", "set"), ("a/x-*.tar", "a"), ("*.tar", "*"), ("a/", "a")],
+)
+def test_a_source_is_named_by_its_place(shards: str, title: str) -> None:
+    assert ShardsSourceConfig(shards=shards).title == title
 
 
 def same(left: Mapping[str, Any], right: Mapping[str, Any]) -> bool:

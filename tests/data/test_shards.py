@@ -17,7 +17,7 @@ from pal_audio.data import shards
 from pal_audio.data.manifest import Example
 from pal_audio.data.shard_index import find_shards
 from pal_audio.data.shard_reader import ShardReader
-from pal_audio.data.shard_source import weighted
+from pal_audio.data.shard_source import ShardSource, weighted
 from pal_audio.data.shard_writing import write_shards
 from pal_audio.data.shards import ShardStream
 from pal_audio.errors import PalError
@@ -191,9 +191,11 @@ def test_the_checksum_tells_other_shards(tmp_path: Path) -> None:
     same, moved, *others = (source(tmp_path / name).checksum for name in ("a", "b", "c", "d", "e.tar"))
     assert same == moved
     others += [source(tmp_path / "a", weight=2).checksum, source(tmp_path / "a", question=None).checksum]
-    tar(tmp_path / "e.tar", [*foreign(3), ("0003.mp3", b"x" * 20_000)])
+    tar(tmp_path / "e.tar", [*foreign(3), ("0002.mp3", b"x" * 20_000)])  # as many examples
     others.append(source(tmp_path / "e.tar").checksum)
-    assert len({same, *others}) == 7
+    found = find_shards(str(tmp_path / "a"))
+    others += [ShardSource("a", weighted(found, 1.5, np.random.default_rng(seed))).checksum for seed in range(2)]
+    assert len({same, *others}) == 9
 
 
 def test_examples_without_an_answer_are_refused(tmp_path: Path) -> None:

@@ -49,7 +49,8 @@ def find_shards(where: str) -> list[Shard]:
     Raises:
         PalError: nothing is there, the index is damaged, or a shard that has none is no plain tar.
     """
-    remote, pattern = "://" in where, any(letter in where for letter in "*?[")
+    remote = "://" in where
+    pattern = any(letter in where for letter in "*?[") and (remote or not Path(where).exists())
     folder = where.rstrip("/")
     if not pattern and not folder.endswith(".tar"):
         if not remote and not Path(where).is_dir():

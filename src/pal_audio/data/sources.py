@@ -76,7 +76,8 @@ class ShardsSourceConfig(StrictConfig):
         shards: a folder of `pal data shard`, or a folder, a glob or one file of other WebDataset tars; a path or an address that
             fsspec knows (hf://, s3://, ...).
         weight: as of a manifest.
-        name: what a stage's `sources` calls it; the last word of `shards` without its ending where it is left out.
+        name: what a stage's `sources` calls it; where it is left out, the last part of `shards` that is no pattern, without its
+            ending.
         question: asked in examples that hold a text and sound alone; an error where one is needed and not given.
     """
 
@@ -96,7 +97,8 @@ class ShardsSourceConfig(StrictConfig):
 
     @property
     def title(self) -> str:
-        return self.name or PurePosixPath(self.shards).stem
+        plain = [part for part in PurePosixPath(self.shards).parts if not set(part) & set("*?[")]
+        return self.name or PurePosixPath((plain or [self.shards])[-1]).stem
 
 
 class ShardsConfig(StrictConfig):
