@@ -20,12 +20,11 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from pal_audio import encoders
 from pal_audio.encoders.base import AudioEncoder, Frames
 from pal_audio.errors import PalError
-from pal_audio.integration.attention import INNER_KERNELS, check_consumed
+from pal_audio.integration.attention import check_consumed, install
 from pal_audio.integration.config import LalConfig
 from pal_audio.integration.fingerprint import fingerprint
 from pal_audio.integration.key_values import (
     LayerKeyValues,
-    UnsupportedLlmError,
     compute_dtype,
     embedding_rms,
     find_layers,
@@ -33,6 +32,7 @@ from pal_audio.integration.key_values import (
     max_span,
 )
 from pal_audio.integration.memory import AttachedAudio, AudioMemory, ClipTokens, LiveAudio, attach
+from pal_audio.integration.packing import Packing
 from pal_audio.integration.proof import prove
 from pal_audio.model.adapters import add_adapter, merge_adapter
 from pal_audio.model.configuration import PalConfig
@@ -72,6 +72,8 @@ class PalForConditionalGeneration(PreTrainedModel, GenerationMixin):
         text_config = self.language_model.config.get_text_config()
         self._has_lal = any(isinstance(stream.integration, LalConfig) for stream in audio.streams)
         kernel = self.language_model.config._attn_implementation or "sdpa"
+        self._hooked = self._has_lal
+        self.recompute_audio = False  # keep less for backward; see `LiveAudio`
         # The constructors of wrappers set "sdpa" on every sub-configuration, also where the LLM cannot have it.
         self._install_attention(kernel if self.language_model._supports_sdpa else "eager")
         on_meta = any(parameter.is_meta for parameter in self.language_model.parameters())
@@ -150,32 +152,20 @@ class PalForConditionalGeneration(PreTrainedModel, GenerationMixin):
             raise PalError(
                 "gradient checkpointing with use_reentrant=True loses the graph of audio tokens; use use_reentrant=False"
             )
-        self.language_model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+        if hasattr(self.language_model, "activation_checkpointing_enable"):  # its name in later releases of transformers 5
+            self.language_model.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
+        else:
+            self.language_model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
 
     def gradient_checkpointing_disable(self) -> None:
-        self.language_model.gradient_checkpointing_disable()
+        if hasattr(self.language_model, "activation_checkpointing_disable"):
+            self.language_model.activation_checkpointing_disable()
+        else:
+            self.language_model.gradient_checkpointing_disable()
 
     def _install_attention(self, inner: str) -> None:
-        """Hook the LLM's attention where a stream enters by LAL; an LLM without LAL keeps its stock attention."""
-        llm = self.language_model
-        inner = next((kernel for kernel, ours in INNER_KERNELS.items() if ours == inner), inner)
-        if not self._has_lal:
-            if inner in INNER_KERNELS:  # directly: some families refuse the call although they have the kernel
-                llm.config._attn_implementation = inner
-            else:
-                llm.set_attn_implementation(inner)
-            return
-        if inner not in INNER_KERNELS:
-            raise PalError(f"attn_implementation {inner!r}: with LAL the inner kernel is one of {', '.join(INNER_KERNELS)}")
-        family = llm.config.get_text_config().model_type
-        if not llm._supports_attention_backend:
-            raise UnsupportedLlmError(
-                f"{family}: its attention does not go through transformers' attention interface, so LAL cannot enter it"
-            )
-        if inner == "sdpa" and not llm._supports_sdpa:
-            raise PalError(f"attn_implementation 'sdpa': {family} does not support it (soft-cap or sinks); use 'eager'")
-        llm.config._attn_implementation = INNER_KERNELS[inner]
-        llm.config.get_text_config()._attn_implementation = INNER_KERNELS[inner]
+        """Hook the LLM's attention where a stream enters by LAL or a batch was packed; else it keeps its stock attention."""
+        install(self.language_model, inner, self._hooked)
 
     def prove_llm(self) -> None:
         """Compare our keys and values of each LAL layer with the layer's own; see `integration.proof`."""
@@ -204,7 +194,6 @@ class PalForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """
         per_stream = self._stream_tokens(input_features, audio_num_samples, max_windows)
         num_clips = len(per_stream[0][1])
-        device = self.marker.device
         slots, keys, inputs, widths = [], [], [], []
         for stream, (tokens, lengths) in zip(self.streams, per_stream, strict=True):
             if stream.projectors is None:
@@ -213,12 +202,12 @@ class PalForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 keys.append(lengths)
                 widths.append(tokens[0].shape[1])
                 inputs.append(stream.layer_inputs(tokens))
-        none = torch.zeros(num_clips, dtype=torch.int64, device=device)
+        none = torch.zeros(num_clips, dtype=torch.int64)
         slots_CAD, num_slots_C = join_slots(slots) if slots else (None, none)
         num_keys_SC = torch.stack(keys) if keys else none.new_zeros(0, num_clips)
         every = [lengths for _, lengths in slots] + keys
         clips = ClipTokens(slots_CAD, num_slots_C, num_keys_SC, torch.stack(every).amax(0))
-        return LiveAudio(clips, inputs, self._lal_layers, widths)
+        return LiveAudio(clips, inputs, self._lal_layers, widths, recompute=self.recompute_audio)
 
     @torch.no_grad()
     def encode_audio(self, input_features: Features, audio_num_samples: Lengths) -> AudioMemory:
@@ -242,7 +231,9 @@ class PalForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self, input_features: Features, audio_num_samples: Lengths, max_windows: int | None
     ) -> list[tuple[list[Tensor], Tensor]]:
         """Tokens and lengths of every stream; each encoder runs once, however many streams read it."""
-        features, samples = self._by_encoder(input_features), self._by_encoder(audio_num_samples)
+        device = self.marker.device
+        features = {name: item.to(device, non_blocking=True) for name, item in self._by_encoder(input_features).items()}
+        samples = {name: item.cpu() for name, item in self._by_encoder(audio_num_samples).items()}
         frames = {
             name: _frames(name, encoder, features[name], samples[name], max_windows) for name, encoder in self.encoders.items()
         }
@@ -270,16 +261,16 @@ class PalForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if isinstance(value, Tensor | Frames):
             if len(names) > 1:
                 raise PalError(f"this model has encoders {names}: pass a dict by encoder name, as the processor does")
-            return {names[0]: value.to(self.marker.device)}
-        return {name: value[name].to(self.marker.device) for name in names}
+            value = {names[0]: value}
+        return {name: value[name] for name in names}
 
     def _dummy(self) -> LiveAudio:
         """A hidden clip of one sample, so that a batch without audio still touches every trainable part."""
         features: dict[str, Tensor | Frames] = {}
         samples = {}
         for name, config in self._audio.encoders.items():
-            features[name] = config.front_end()(np.zeros(1, dtype=np.float32)).to(self.marker.device)
-            samples[name] = torch.ones(1, dtype=torch.int64, device=self.marker.device)
+            features[name] = config.front_end()(np.zeros(1, dtype=np.float32))
+            samples[name] = torch.ones(1, dtype=torch.int64)
         live = self.encode(features, samples)
         live.hidden = True
         return live
@@ -305,6 +296,7 @@ class PalForConditionalGeneration(PreTrainedModel, GenerationMixin):
             self._rules,
             self._lal_layers,
             self._audio.positions,
+            self.marker.device,
             self._audio.summary_sees_audio,
             max_span(self.language_model.config.get_text_config()),
         )
@@ -330,20 +322,24 @@ class PalForConditionalGeneration(PreTrainedModel, GenerationMixin):
         audio_memory: AudioMemory | AttachedAudio | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
+        packed: bool = False,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """The LLM's forward over text and audio.
 
         Args:
-            input_ids: (B, L), with marker and slot ids where clips stand.
+            input_ids: (B, L), with marker and slot ids where clips stand. It, the mask and the labels may be on the CPU whatever
+                the model's device: then clips are placed and rows packed without waiting for the accelerator.
             attention_mask: (B, L), or (B, cached + L); all ones if None.
             position_ids: (B, L); made from the clips' spans if None.
             input_features, audio_num_samples: clips, in the order of the markers; see `encode`.
             audio_memory: instead of features: what `encode_audio` or `attach` gave.
             labels: (B, L), -100 = not supervised.
+            packed: take the batch, padded on the right, through the LLM as one row without its padding; no row sees another
+                (`integration.packing`). With labels, logits are computed at supervised positions only and come as (1, n, V).
 
         Raises:
-            PalError: markers and clips do not match.
+            PalError: markers and clips do not match, or a packed batch has a cache or is padded on the left.
             RuntimeError: audio did not reach a LAL layer.
         """
         if input_ids is None:
@@ -356,11 +352,13 @@ class PalForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if input_features is None and audio_memory is None:
             audio_memory = _audio_of(past_key_values)
         context = self._context(input_ids, attention_mask, input_features, audio_num_samples, audio_memory, past_key_values)
-        is_audio = self._is_audio(input_ids)
-        if inputs_embeds is None:
-            inputs_embeds = self.get_input_embeddings()(input_ids.masked_fill(is_audio, 0))
         if labels is not None:
-            labels = labels.masked_fill(is_audio, -100)
+            labels = labels.masked_fill(self._is_audio(input_ids).to(labels.device), -100)
+        packing = self._packing(input_ids, attention_mask, past_key_values) if packed else None
+        supervised = None if packing is None or labels is None else packing.supervised(labels)
+        input_ids, attention_mask, labels = (_moved(item, self.marker.device) for item in (input_ids, attention_mask, labels))
+        if inputs_embeds is None:
+            inputs_embeds = self.get_input_embeddings()(input_ids.masked_fill(self._is_audio(input_ids), 0))
         if context is not None:
             if attention_mask is None:  # a position jump without a mask is read as packing
                 past = past_key_values.get_seq_length() if past_key_values is not None else 0
@@ -370,14 +368,60 @@ class PalForConditionalGeneration(PreTrainedModel, GenerationMixin):
             context.begin(position_ids)
             if context.expected:
                 kwargs["pal_audio"] = context
-        outputs = self.language_model(
-            inputs_embeds=inputs_embeds, attention_mask=attention_mask, position_ids=position_ids,
-            past_key_values=past_key_values, labels=labels, use_cache=use_cache, logits_to_keep=logits_to_keep, **kwargs,
-        )  # fmt: skip
+        if packing is not None:
+            outputs = self._packed(packing, inputs_embeds, position_ids, supervised, **kwargs)
+        else:
+            outputs = self.language_model(
+                inputs_embeds=inputs_embeds, attention_mask=attention_mask, position_ids=position_ids,
+                past_key_values=past_key_values, labels=labels, use_cache=use_cache, logits_to_keep=logits_to_keep, **kwargs,
+            )  # fmt: skip
         if context is not None:
             check_consumed(context)
             if outputs.past_key_values is not None and not torch.compiler.is_compiling():
                 outputs.past_key_values.pal_audio = context  # so that a cache is never continued without its audio
+        return outputs
+
+    def _packing(self, input_ids: Tensor, attention_mask: Any, past_key_values: Any) -> Packing:
+        if past_key_values is not None:
+            raise PalError("packed: there is no packing with a text cache; it is for training and scoring")
+        if attention_mask is not None and attention_mask.ndim != 2:
+            raise PalError("packed: needs a 2D attention mask")
+        if not self._hooked:
+            self._hooked = True
+            self._install_attention(self.language_model.config._attn_implementation)
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        return Packing.of(mask, self.language_model.config.get_text_config())
+
+    def _packed(
+        self,
+        packing: Packing,
+        embeddings_BLD: Tensor,
+        position_ids: Tensor | None,
+        supervised: tuple[Tensor, Tensor] | None,
+        num_items_in_batch: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        """The LLM over a packed row; logits (B, L, V), or with labels (1, n, V) at the n positions before a supervised token."""
+        packing = packing.to(embeddings_BLD.device)
+        if position_ids is None:
+            position_ids = torch.arange(embeddings_BLD.shape[1], device=embeddings_BLD.device).expand(embeddings_BLD.shape[:2])
+        embeddings = packing.pack(embeddings_BLD)
+        if supervised is not None:
+            kwargs["logits_to_keep"] = supervised[0].to(embeddings.device, non_blocking=True)
+        # A 4D mask goes through transformers as it is; our attention makes its own.
+        mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=embeddings.device)
+        outputs = self.language_model(
+            inputs_embeds=embeddings, attention_mask=mask,
+            position_ids=packing.pack(position_ids), pal_packing=packing, **kwargs | {"use_cache": False},
+        )  # fmt: skip
+        packing.check_called(self.language_model.config.get_text_config().num_hidden_layers)
+        if supervised is None:
+            outputs.logits = packing.unpack(outputs.logits)
+        else:
+            targets = supervised[1].to(embeddings.device, non_blocking=True)[None]
+            outputs.loss = self.language_model.loss_function(
+                outputs.logits, targets, outputs.logits.shape[-1], num_items_in_batch=num_items_in_batch, shift_labels=targets
+            )
         return outputs
 
     def _is_audio(self, input_ids: Tensor) -> Tensor:
@@ -495,6 +539,10 @@ class PalForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     def _get_logits_processor(self, *args: Any, **kwargs: Any) -> LogitsProcessorList:
         return VocabularyOnly(super()._get_logits_processor(*args, **kwargs), self._audio_ids)
+
+
+def _moved(tensor: Any, device: torch.device) -> Any:
+    return tensor.to(device, non_blocking=True) if isinstance(tensor, Tensor) else tensor
 
 
 def _audio_of(cache: Any) -> AttachedAudio | None:
