@@ -9,6 +9,7 @@ import numpy as np
 
 from pal_audio.data.manifest import Example, read_manifest
 from pal_audio.data.mix import DataConfig, build, chance, read_mix
+from pal_audio.data.mixing.config import MixConfig
 from pal_audio.data.sources import ManifestsConfig, SourceConfig
 from pal_audio.errors import PalError
 
@@ -35,12 +36,14 @@ class Prepared:
 
 
 def prepare(
-    config: DataConfig | ManifestsConfig, out: str | os.PathLike[str], progress: Callable[[int, int], None] | None = None
+    config: DataConfig | MixConfig | ManifestsConfig,
+    out: str | os.PathLike[str],
+    progress: Callable[[int, int], None] | None = None,
 ) -> Prepared:
     """Compose or read what a recipe's `data:` names.
 
     Args:
-        config: of either type.
+        config: of any type.
         out: where composed scenes go; manifests are read where they are and nothing is written.
         progress: called with what is done and what there is in all.
 
@@ -55,12 +58,14 @@ def prepare(
     return Prepared({"scenes": train}, test, mix.chance, mix.chance_by_task)
 
 
-def check_places(config: DataConfig | ManifestsConfig) -> None:
-    """Say at once, before a run's folder is begun, which manifest or root is not there.
+def check_places(config: DataConfig | MixConfig | ManifestsConfig) -> None:
+    """Say at once, before a run's folder is begun, which manifest, root or source is not there.
 
     Raises:
         PalError: the first that is missing, by its place in the recipe.
     """
+    if isinstance(config, MixConfig):
+        config.check_places()
     if not isinstance(config, ManifestsConfig):
         return
     for place, path in _places(config).items():
