@@ -7,6 +7,8 @@ Shape suffix: S samples. Source: our choice.
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -99,18 +101,25 @@ class Composer:
             for category in scene.background.categories:
                 catalogue.check_labels([category], 1)
 
-    def item(self, split: Split, index: int) -> Composed:
-        """Compose one item, index from 0."""
+    def plans(self, split: Split, index: int) -> Iterator[tuple[str, Plan]]:
+        """Yield an item's task and what it may hold and ask: the first plan is the item's, unless it is too long for its scene."""
         key = [self.config.seed, SPLITS.index(split)]
         number, within = deal([_BLOCKS, *key], index, [self.config.tasks[name].weight for name in self.tasks])
         name = self.tasks[number]
-        task, scene = self.config.tasks[name], self.scenes[name]
+        task = self.config.tasks[name]
         kind = TASK_KINDS[task.kind]
-        rngs = {purpose: np.random.default_rng([purpose, *key, index]) for purpose in (_WHAT, _WHERE, _LEVELS, _BEHIND, _ROOM)}
-        draws = Draws(rngs[_WHAT], self.catalogue, split, task.categories, scene)
-        for _ in range(_TRIES):
-            plan = kind.make(draws, *divmod(within, kind.num_answers(draws)))
-            waves = self._waves(plan, scene, rngs[_WHERE], kind.num_events(scene)[1])
+        rng = np.random.default_rng([_WHAT, *key, index])
+        draws = Draws(rng, self.catalogue, split, task.categories, self.scenes[name])
+        while True:
+            yield name, kind.make(draws, *divmod(within, kind.num_answers(draws)))
+
+    def item(self, split: Split, index: int) -> Composed:
+        """Compose one item, index from 0."""
+        key = [self.config.seed, SPLITS.index(split), index]
+        rngs = {purpose: np.random.default_rng([purpose, *key]) for purpose in (_WHERE, _LEVELS, _BEHIND, _ROOM)}
+        for name, plan in itertools.islice(self.plans(split, index), _TRIES):
+            task, scene = self.config.tasks[name], self.scenes[name]
+            waves = self._waves(plan, scene, rngs[_WHERE], TASK_KINDS[task.kind].num_events(scene)[1])
             layout = lay_out([len(wave_S) for wave_S in waves], scene, self.config.sampling_rate_hz, rngs[_WHERE], plan)
             if layout is not None:
                 break
@@ -155,7 +164,7 @@ class Composer:
             events_S[onset : onset + len(wav_S)] += wav_S * acoustics.gain(gain_db)
             sounds_S[onset : onset + len(wav_S)] = True
             events.append(_described(event, onset / rate_hz, (onset + len(wav_S)) / rate_hz, gain_db))
-        meta: dict[str, Any] = {"events": events, "seconds": round(layout.num_samples / rate_hz, 4)}
+        meta: dict[str, Any] = {"events": events, "seconds": round(layout.num_samples / rate_hz, 6)}
         rng = rngs[_ROOM]
         if scene.reverb is not None and rng.uniform() < scene.reverb.chance:
             rt60_s, drr_db = rng.uniform(*scene.reverb.rt60_s), rng.uniform(*scene.reverb.drr_db)
@@ -199,7 +208,7 @@ class Composer:
 def _described(event: Drawn, onset_s: float, offset_s: float, gain_db: float) -> dict[str, Any]:
     clip = event.clip
     said: dict[str, Any] = {"label": clip.label, "category": clip.category}
-    said |= {"onset_s": round(onset_s, 4), "offset_s": round(offset_s, 4), "gain_db": round(gain_db, 3), "clip": clip.id}
+    said |= {"onset_s": round(onset_s, 6), "offset_s": round(offset_s, 6), "gain_db": round(gain_db, 3), "clip": clip.id}
     if event.pitch is not None:
         said["pitch"] = round(event.pitch, 3)
     if clip.speaker:

@@ -63,6 +63,8 @@ class MixConfig(StrictConfig):
     def _possible(self) -> MixConfig:
         check_weights({name: task.weight for name, task in self.tasks.items()})
         for name, task in self.tasks.items():
+            if task.weight == 0:
+                continue
             task.kind = task.kind or name
             if task.kind not in TASK_KINDS:
                 near = difflib.get_close_matches(task.kind, TASK_KINDS, n=1)
@@ -90,6 +92,8 @@ class MixConfig(StrictConfig):
         shared = [category for category in behind if category in task.categories]
         if shared or (behind and kind.hears_all):
             raise PalError(f"a background of {behind[0]!r} would be one of the sounds that are asked about; take white or pink")
+        if kind.digits and len(task.categories) != 1:
+            raise PalError(f"it takes one category, not {', '.join(task.categories)}")
         low, high = kind.num_events(scene)
         if high < low:
             raise PalError(f"it needs {low} sounds in a scene, and num_events allows {scene.num_events[1]}")

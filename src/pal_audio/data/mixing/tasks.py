@@ -165,7 +165,7 @@ def _before(draws: Draws, rank: int, answer: int) -> Plan:
     labels = draws.others(pair, _several(draws) - 2)
     for at, label in zip(sorted(draws.rng.permutation(len(labels) + 2)[:2]), pair, strict=True):
         labels.insert(int(at), label)
-    question = _BEFORE[(rank + turn) % len(_BEFORE)].format(draws.catalogue.noun(one), draws.catalogue.noun(other))
+    question = _BEFORE[(place + turn) % len(_BEFORE)].format(draws.catalogue.noun(one), draws.catalogue.noun(other))
     return Plan(draws.clips(labels), question, ("yes", "no")[answer])
 
 
