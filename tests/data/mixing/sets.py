@@ -95,5 +95,12 @@ SOURCES: list[dict[str, Any]] = [
 def mix(root: Path | None = None, **changes: Any) -> MixConfig:
     """A mix of classification out of procedural sounds, or of the sets below `root`, with some settings changed."""
     sources = [{"type": "procedural"}] if root is None else SOURCES
-    values: dict[str, Any] = {"type": "mix", "root": root, "sources": sources, "tasks": {"classify": 1}, "num_train": 4, "num_test": 4}
+    values: dict[str, Any] = {
+        "type": "mix",
+        "root": root,
+        "sources": sources,
+        "tasks": {"classify": 1},
+        "num_train": 4,
+        "num_test": 4,
+    }
     return MixConfig(**values | changes)

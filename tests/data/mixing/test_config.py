@@ -54,8 +54,14 @@ def test_a_task_without_weight_is_not_looked_at() -> None:
         ({"tasks": {"clasify": 1}}, "tasks.clasify: no kind of task is called 'clasify'; did you mean 'classify'"),
         ({"tasks": {"pitch": 1}}, "tasks.pitch: no source has the category 'instrument'; there are sound"),
         ({"tasks": {"first": {"scene": {"num_evnts": 2}}}}, "tasks.first.scene: .*did you mean 'num_events'"),
-        ({"tasks": {"first": {"scene": {"num_events": 1}}}}, "tasks.first: it needs 2 sounds in a scene, and num_events allows 1"),
-        ({"scene": {"num_events": [6, 8], "seconds": 5}, "tasks": {"caption": 1}}, "tasks.caption: 8 events of 0.6 s .* take 6.40 s, more than the 5 s"),
+        (
+            {"tasks": {"first": {"scene": {"num_events": 1}}}},
+            "tasks.first: it needs 2 sounds in a scene, and num_events allows 1",
+        ),
+        (
+            {"scene": {"num_events": [6, 8], "seconds": 5}, "tasks": {"caption": 1}},
+            "tasks.caption: 8 events of 0.6 s .* take 6.40 s, more than the 5 s",
+        ),
         ({"scene": {"num_events": [4, 2]}}, "lowest and highest"),
         ({"scene": {"num_events": [1, 50]}}, "num_events: 1 to 50 is out of range"),
         ({"scene": {"gain_db": [-90, 0]}}, "gain_db"),

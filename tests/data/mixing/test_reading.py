@@ -35,7 +35,9 @@ def test_sets_are_split_as_their_importers_say(root: Path) -> None:
     by_category = {split: Counter(clip.category for clip in catalogue.clips[split]) for split in ("train", "test")}
     assert by_category["train"] == {"sound": 5 * 3 * 2, "digit": 10 * 2 * 2, "instrument": 2 * 6}
     assert by_category["test"] == {"sound": 5 * 2, "digit": 10 * 3, "instrument": 2 * 3}
-    assert {clip.id.split("/")[1][0] for clip in catalogue.clips["test"] if clip.category == "sound"} == {"4"}, "fold 5 is left alone"
+    assert {clip.id.split("/")[1][0] for clip in catalogue.clips["test"] if clip.category == "sound"} == {"4"}, (
+        "fold 5 is left alone"
+    )
     assert {clip.id.rpartition("_")[2] for clip in catalogue.clips["test"] if clip.category == "digit"} == {"45"}
     assert catalogue.labels(["sound"]) == sorted(name.replace("_", " ") for name in SOUNDS)
     note = next(clip for clip in catalogue.clips["test"] if clip.id == "gm_notes/bass_guitar-051-060")
@@ -65,9 +67,16 @@ def test_manifests_are_a_source(root: Path, tmp_path: Path) -> None:
     folder = root / "esc10" / "audio"
     for name, fold in (("train", 1), ("test", 2)):
         clips = [AudioPart(path=str(folder / f"{fold}-1000-A-{n}.wav"), end_s=1.0) for n in range(5)]
-        examples = [asked(f"{name}-{n}", [clip], "?", "x", "t", {"kind": SOUNDS[n], "key": 60 + n}) for n, clip in enumerate(clips)]
+        examples = [
+            asked(f"{name}-{n}", [clip], "?", "x", "t", {"kind": SOUNDS[n], "key": 60 + n}) for n, clip in enumerate(clips)
+        ]
         write_manifest(tmp_path / f"{name}.jsonl", examples)
-    given = {"type": "manifest", "train": str(tmp_path / "train.jsonl"), "test": str(tmp_path / "test.jsonl"), "root": str(folder)}
+    given = {
+        "type": "manifest",
+        "train": str(tmp_path / "train.jsonl"),
+        "test": str(tmp_path / "test.jsonl"),
+        "root": str(folder),
+    }
     catalogue = read(root, given | {"label": "kind", "pitch": "key", "labels": ["dog", "rain"]})
     assert ids(catalogue, "train") == {"train/train-0", "train/train-1"}
     assert {(clip.label, clip.pitch, clip.end_s) for clip in catalogue.clips["test"]} == {("dog", 60, 1.0), ("rain", 61, 1.0)}
@@ -123,7 +132,11 @@ def test_files_that_are_not_there_are_left_out_and_said(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("number", "changes", "words"),
     [
-        (0, {"root": "none"}, r"data.sources\[0\].root: no such folder .*none; name yours with --set data.root=FOLDER or .*0.root"),
+        (
+            0,
+            {"root": "none"},
+            r"data.sources\[0\].root: no such folder .*none; name yours with --set data.root=FOLDER or .*0.root",
+        ),
         (0, {"root": "fsdd"}, r"data.sources\[0\] \(esc10\): no ESC-50 layout"),
         (0, {"labels": ["dgo"]}, "no clip has the label 'dgo'"),
         (0, {"clauses": {"rian": "x"}}, "no clip has the label 'rian'; did you mean 'rain'"),

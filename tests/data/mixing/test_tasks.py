@@ -36,7 +36,9 @@ def planned(root: Path, kind: str, num: int, split: Split = "train", **task: Any
 
 def examples(plans: list[Plan], task: str) -> list[Example]:
     return [
-        Example(id=str(n), task=task, messages=[Message(role="user", content=p.question), Message(role="assistant", content=p.answer)])
+        Example(
+            id=str(n), task=task, messages=[Message(role="user", content=p.question), Message(role="assistant", content=p.answer)]
+        )
         for n, p in enumerate(plans)
         if p.answer is not None
     ]
