@@ -60,6 +60,9 @@ _PYAV_FORMATS = (
 )
 
 
+_PLANNING_RATE_HZ = 8_000  # enough to count seconds by
+
+
 class AudioError(PalError):
     """A source is not usable audio, or an argument of `load_audio` is wrong."""
 
@@ -203,6 +206,22 @@ def load_audio(
 
 
 # ---- names
+
+
+def header_seconds(path: str | os.PathLike[str], start_s: float | None = None, end_s: float | None = None) -> float:
+    """Seconds of a file, or of a stretch of it, as its header says them: fast, and only good for ordering and planning.
+
+    A file whose header says nothing that soundfile understands is decoded.
+
+    Raises:
+        AudioError: The file cannot be read.
+    """
+    try:
+        info = sf.info(os.fspath(path))
+        length_s = info.frames / info.samplerate
+    except (sf.SoundFileError, OSError, ZeroDivisionError):
+        return len(load_audio(path, _PLANNING_RATE_HZ, start_s=start_s, end_s=end_s)) / _PLANNING_RATE_HZ
+    return max(0.0, min(length_s, length_s if end_s is None else end_s) - (start_s or 0.0))
 
 
 def _name_of(source: Any) -> str:

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from pal_audio.errors import PalError
+from pal_audio.training.batches import BatchOrder, Budget, Size
 from pal_audio.training.groups import GROUPS, parameter_groups
-from pal_audio.training.loop import BatchOrder, schedule, step_seed
+from pal_audio.training.loop import schedule, step_seed
 from pal_audio.training.overlay import read_recipe
 from pal_audio.training.recipe import Stage, load_data, load_recipe, says_data_alone
 from tests.tiny import tiny_model
@@ -102,16 +103,43 @@ def test_a_finer_part_keeps_its_own_rate_and_missing_parts_are_said() -> None:
         parameter_groups(frozen, {"encoder": 1e-3}, 0.0)
 
 
-def test_the_order_of_batches_is_a_function_of_seed_and_step() -> None:
+def _order(lengths: list[int], limit: int | Budget, seed: int = 1) -> BatchOrder:
+    return BatchOrder([Size(float(length), length // 2, f"item {length}") for length in lengths], limit, seed)
+
+
+@pytest.mark.parametrize("limit", [8, Budget(200.0, 60), Budget(None, 60, packed=False)])
+def test_the_order_of_batches_is_a_function_of_seed_and_step(limit: int | Budget) -> None:
     lengths = [(7 * index) % 50 for index in range(101)]
-    order, again = BatchOrder(lengths, 8, seed=1), BatchOrder(lengths, 8, seed=1)
-    backwards = {step: again.batch(step) for step in reversed(range(30))}
-    assert all(order.batch(step) == backwards[step] for step in range(30))
-    epoch = [index for step in range(order.num_batches) for index in order.batch(step)]
+    order, again = _order(lengths, limit), _order(lengths, limit)
+    backwards = {step: again.batch(step) for step in reversed(range(60))}
+    assert all(order.batch(step) == backwards[step] for step in range(60))
+    epoch = [index for step in range(order.num_steps(1)) for index in order.batch(step)]
     assert sorted(epoch) == list(range(101))
-    assert epoch != [index for step in range(order.num_batches) for index in BatchOrder(lengths, 8, seed=2).batch(step)]
+    second = range(order.num_steps(1), order.num_steps(2))
+    assert sorted(index for step in second for index in order.batch(step)) == list(range(101))
+    other = _order(lengths, limit, seed=2)
+    assert epoch != [index for step in range(other.num_steps(1)) for index in other.batch(step)]
+
+
+def test_batches_hold_examples_of_like_length() -> None:
+    lengths = [(7 * index) % 50 for index in range(101)]
+    order = _order(lengths, 8)
     spreads = [max(lengths[i] for i in order.batch(step)) - min(lengths[i] for i in order.batch(step)) for step in range(8)]
     assert sum(spreads) / len(spreads) < 15  # sorted within pools: a random batch of 8 spreads over 40
+
+
+def test_a_budget_is_never_exceeded_and_well_used() -> None:
+    lengths = [1 + (7 * index) % 50 for index in range(300)]
+    order = _order(lengths, Budget(200.0, 80))
+    used = []
+    for step in range(order.num_steps(1)):
+        chosen = [lengths[index] for index in order.batch(step)]
+        assert len(chosen) * max(chosen) <= 200
+        assert sum(length // 2 for length in chosen) <= 80
+        used.append(max(len(chosen) * max(chosen) / 200, sum(length // 2 for length in chosen) / 80))
+    assert sum(used) / len(used) > 0.75
+    with pytest.raises(PalError, match=r"'item 43' alone has 43.0 s .*batch_audio_s 40"):
+        _order(lengths, Budget(40.0))
 
 
 def test_schedules_start_and_end_where_they_should() -> None:

@@ -1,4 +1,4 @@
-"""Examples -> model inputs. Features of a clip are computed once and kept, since small runs see every clip many times."""
+"""Examples -> model inputs. Features of clips are kept while memory allows, since small runs see every clip many times."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from pal_audio.audio import header_seconds
 from pal_audio.data.frame_cache import FrameCache
 from pal_audio.data.manifest import AudioPart, Example
 from pal_audio.model import ClipFeatures, PalProcessor
@@ -16,14 +17,15 @@ class Collator:
 
     Args:
         processor: the model's.
-        keep: keep the features of every clip in memory (float32; a clip of 3 s takes about 80 kB with 64 mel bins).
+        keep_bytes: features of clips are kept in memory up to this (float32; a clip of 3 s takes about 80 kB with 64 mel bins).
         frames: of frozen encoders, read anew each time instead of sound; nothing is kept then.
     """
 
-    def __init__(self, processor: PalProcessor, keep: bool = True, frames: FrameCache | None = None) -> None:
+    def __init__(self, processor: PalProcessor, keep_bytes: int = 4 << 30, frames: FrameCache | None = None) -> None:
         self.processor = processor
         self.frames = frames
-        self.keep = keep
+        self.keep_bytes = keep_bytes
+        self._kept_bytes = 0
         self._clips: dict[tuple[str, float | None, float | None], ClipFeatures] = {}
 
     def clip(self, part: AudioPart) -> ClipFeatures:
@@ -31,19 +33,28 @@ class Collator:
         if self.frames is not None:
             return ClipFeatures(self.frames.read(part), self.frames.num_samples(part))
         key = (part.path, part.start_s, part.end_s)
-        if key not in self._clips:
-            clip = self.processor.clip(part.path, start_s=part.start_s, end_s=part.end_s)
-            if not self.keep:
-                return clip
+        if key in self._clips:
+            return self._clips[key]
+        clip = self.processor.clip(part.path, start_s=part.start_s, end_s=part.end_s)
+        num_bytes = sum(item.nbytes for item in clip.features.values() if isinstance(item, torch.Tensor))
+        if self._kept_bytes + num_bytes <= self.keep_bytes:
+            self._kept_bytes += num_bytes
             self._clips[key] = clip
-        return self._clips[key]
+        return clip
 
-    def num_samples(self, example: Example) -> int:
-        """Samples of an example's clips at the first encoder's rate: what batches are grouped by."""
-        return sum(next(iter(self._num_samples(part).values())) for part in example.audio)
+    def seconds(self, example: Example) -> float:
+        """Seconds of an example's clips: what batches are grouped by. Read from headers, or from the cache."""
+        if self.frames is None:
+            return sum(header_seconds(part.path, part.start_s, part.end_s) for part in example.audio)
+        name, encoder = next(iter(self.processor._audio.encoders.items()))
+        return sum(self.frames.num_samples(part)[name] for part in example.audio) / encoder.sampling_rate_hz
 
-    def _num_samples(self, part: AudioPart) -> dict[str, int]:
-        return self.clip(part).num_samples if self.frames is None else self.frames.num_samples(part)
+    def num_tokens(self, example: Example) -> int:
+        """Tokens of an example's text, with markers and slots."""
+        conversation = self._messages(example, muted=False, answered=True)
+        text = self.processor.apply_chat_template(conversation, tokenize=False)
+        num_slots = sum(self.processor.num_slots(self.clip(part)) for part in example.audio)
+        return len(self.processor.tokenizer(text, add_special_tokens=False)["input_ids"]) + num_slots
 
     def training_batch(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
         """Inputs and labels, padded right."""

@@ -18,7 +18,7 @@ class Preview:
 
 def preview(processor: PalProcessor, example: Example) -> Preview:
     """Collate an example as training does and read its labels."""
-    batch = Collator(processor, keep=False).training_batch([example])
+    batch = Collator(processor, keep_bytes=0).training_batch([example])
     labels = batch["labels"][0]
     supervised = [processor.tokenizer.decode([token]) for token in labels[labels >= 0].tolist()]
     return Preview(example.id, int(batch["attention_mask"][0].sum()), supervised)

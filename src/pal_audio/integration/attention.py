@@ -1,6 +1,7 @@
 """Where text meets audio: the attention function that decoder layers call, and the context that brings audio to it.
 
     decoder layer ── q, k, v of text ──► pal_attention(..., pal_audio=context) ── inner kernel on [audio; text]
+                                         with pal_packing=...: rows are unpacked before and packed after
 
 The function is registered with transformers under two names, one per inner kernel, together with SDPA's mask function
 (a name missing in the mask registry would lose padding in silence). Audio keys come first, so the text's own mask keeps
@@ -18,6 +19,10 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
+
+from pal_audio.errors import PalError
+from pal_audio.integration.key_values import UnsupportedLlmError
+from pal_audio.integration.packing import Packing
 
 # The user's name of an inner kernel -> ours in transformers' registry. Names containing "sdpa", "flash" or
 # "flex_attention" make transformers check or load other things.
@@ -65,8 +70,15 @@ def _attend(
     value: Tensor,
     attention_mask: Tensor | None,
     pal_audio: AudioContext | None = None,
+    pal_packing: Packing | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
+    if pal_packing is not None:
+        pal_packing.num_calls += 1
+        query, key, value = (pal_packing.unpack_heads(heads) for heads in (query, key, value))
+        mask = pal_packing.text_mask(module.layer_idx)  # type: ignore[arg-type]
+        output, weights = _attend(inner, module, query, key, value, mask, pal_audio, **kwargs)
+        return pal_packing.pack(output), weights
     layer = getattr(module, "layer_idx", None)
     if pal_audio is None or layer not in pal_audio.expected:
         return inner(module, query, key, value, attention_mask, **kwargs)
@@ -119,6 +131,41 @@ def pal_attention(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
 def pal_eager_attention(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
     """Attention over [audio; text] by the family's own eager function."""
     return _attend(_eager_inner, *args, **kwargs)
+
+
+def install(llm: Any, inner: str, hooked: bool) -> None:
+    """Choose the kernel of an LLM's attention, with our hook around it or as it is.
+
+    Args:
+        llm: a transformers model.
+        inner: "sdpa" or "eager", or our own name of one; without the hook any name that the LLM has.
+        hooked: let audio and packing in.
+
+    Raises:
+        PalError: there is no hook around such a kernel, or the LLM does not have it.
+        UnsupportedLlmError: its attention cannot be hooked.
+    """
+    inner = next((kernel for kernel, ours in INNER_KERNELS.items() if ours == inner), inner)
+    if not hooked:
+        if inner in INNER_KERNELS:  # directly: some families refuse the call although they have the kernel
+            llm.config._attn_implementation = inner
+        else:
+            llm.set_attn_implementation(inner)
+        return
+    if inner not in INNER_KERNELS:
+        raise PalError(
+            f"attn_implementation {inner!r}: with LAL or packing the inner kernel is one of {', '.join(INNER_KERNELS)}"
+        )
+    family = llm.config.get_text_config().model_type
+    if not llm._supports_attention_backend:
+        raise UnsupportedLlmError(
+            f"{family}: its attention does not go through transformers' attention interface, "
+            "so neither LAL nor packing can enter it"
+        )
+    if inner == "sdpa" and not llm._supports_sdpa:
+        raise PalError(f"attn_implementation 'sdpa': {family} does not support it (soft-cap or sinks); use 'eager'")
+    llm.config._attn_implementation = INNER_KERNELS[inner]
+    llm.config.get_text_config()._attn_implementation = INNER_KERNELS[inner]
 
 
 def register() -> None:

@@ -9,19 +9,19 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from torch import nn
 
-from pal_audio.data.collation import Collator
 from pal_audio.data.manifest import Example
-from pal_audio.model import PalForConditionalGeneration
+from pal_audio.encoders.base import Frames
+from pal_audio.training.batches import Batches
 from pal_audio.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
-from pal_audio.training.groups import parameter_groups
+from pal_audio.training.objectives.base import Objective
 from pal_audio.training.recipe import Stage
-
-_POOL = 8  # batches that are drawn together and sorted by length, so that a batch holds clips of like length
 
 
 @dataclass
@@ -57,48 +57,51 @@ class StageRun:
 
     def run(
         self,
-        model: PalForConditionalGeneration,
-        collator: Collator,
-        examples: Sequence[Example],
+        objective: Objective,
+        batches: Batches,
+        num_steps: int,
         resume: bool,
         on_step: Callable[[Record], None] | None = None,
         stopping: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Train to the stage's end, or until asked to stop; the model is changed in place.
+        """Train to the stage's end, or until asked to stop; the objective's module is changed in place.
 
         Args:
-            model: on the CPU; it is moved to the accelerator's device.
-            collator: makes batches.
-            examples: training examples.
+            objective: its module is moved to the accelerator's device.
+            batches: training examples.
+            num_steps: where the stage ends.
             resume: go on from the newest whole checkpoint, if there is one.
             on_step: called with each step's record.
             stopping: asked after each step; where it says yes, that step is saved and the stage is left.
         """
-        stage, num_steps = self.stage, self.stage.num_steps(len(examples))
+        stage, module = self.stage, objective.module
         accelerator = Accelerator(mixed_precision="bf16" if self.precision == "bfloat16" else "no")
-        model.to(accelerator.device)
-        groups = parameter_groups(model, stage.train, stage.weight_decay)
+        module.to(accelerator.device)
+        groups = objective.parameter_groups()
         optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)
-        first = self._resumed_step(model, optimizer) if resume else 0
-        wrapped, wrapped_optimizer = accelerator.prepare(model, optimizer)
-        order = BatchOrder([collator.num_samples(example) for example in examples], stage.batch_size, self.seed + self.index)
-        trained = [parameter for group in groups for parameter in group["params"]]  # type: ignore[attr-defined]
-        model.train()
-        for step in range(first, num_steps):
+        first = self._resumed_step(module, optimizer) if resume else 0
+        wrapped, wrapped_optimizer = accelerator.prepare(module, optimizer)
+        trained = [parameter for group in groups for parameter in group["params"]]
+        objective.begin()
+        module.train()
+        for step, examples in zip(range(first, num_steps), batches.from_step(first), strict=False):
             started = time.perf_counter()
-            torch.manual_seed(step_seed(self.seed, self.index, step))
             factor = schedule(stage, step, num_steps)
             for group in optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * factor
-            inputs = collator.training_batch([examples[number] for number in order.batch(step)])
-            inputs = {key: value.to(accelerator.device) for key, value in inputs.items()}
-            loss = wrapped(**inputs, use_cache=False).loss
-            accelerator.backward(loss)
+            parts = [objective.inputs(part) for part in _cut(examples, stage.accumulate)]
+            num_units = sum(objective.num_units(inputs) for inputs in parts)
+            loss = 0.0
+            for number, inputs in enumerate(parts):
+                torch.manual_seed(step_seed(self.seed, self.index, step, *([number] if number else [])))
+                part_loss = objective.loss(wrapped, to_device(inputs, accelerator.device), num_units)
+                accelerator.backward(part_loss)
+                loss += float(part_loss.detach())
             norm = accelerator.clip_grad_norm_(trained, stage.max_grad_norm)
             wrapped_optimizer.step()
             wrapped_optimizer.zero_grad(set_to_none=True)
             rates = {part: rate * factor for part, rate in stage.train.items()}
-            record = Record(step + 1, float(loss.detach()), float(norm), rates, time.perf_counter() - started)  # type: ignore[arg-type]
+            record = Record(step + 1, loss, float(norm), rates, time.perf_counter() - started)  # type: ignore[arg-type]
             if not math.isfinite(record.loss):
                 raise RuntimeError(f"stage {stage.name!r}: the loss is {record.loss} at step {step + 1}; lower the learning rate")
             self.records.append(record)
@@ -106,61 +109,37 @@ class StageRun:
                 on_step(record)
             last = stopping() or step + 1 == num_steps
             if last or (step + 1) % stage.save_every == 0:
-                save_checkpoint(self.folder, model, optimizer, {"step": step + 1, "identity": self.identity})
+                save_checkpoint(self.folder, module, optimizer, {"step": step + 1, "identity": self.identity})
             if last:
                 break
-        model.eval()
+        module.eval()
+        objective.end()
 
     def resumable_step(self) -> int:
         """The step of the newest whole checkpoint of this stage; 0 without one."""
         newest = newest_checkpoint(self.folder)
         return 0 if newest is None else int(newest.name)
 
-    def _resumed_step(self, model: PalForConditionalGeneration, optimizer: torch.optim.Optimizer) -> int:
+    def _resumed_step(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> int:
         newest = newest_checkpoint(self.folder)
         if newest is None:
             return 0
-        state = load_checkpoint(newest, model, optimizer)
+        state = load_checkpoint(newest, module, optimizer)
         assert state["identity"] == self.identity, "the run's folder was checked against the recipe before"
         return int(state["step"])
 
 
-class BatchOrder:
-    """Which examples make the batch of a step: a function of (seed, step), never of what was drawn before.
+def _cut(examples: Sequence[Example], num_parts: int) -> list[Sequence[Example]]:
+    """Examples in at most `num_parts` parts of like size, in order."""
+    size = -(-len(examples) // num_parts)
+    return [examples[start : start + size] for start in range(0, len(examples), size)]
 
-    Each epoch is a permutation; it is cut into pools of several batches, each pool sorted by length, so that a batch holds
-    clips of like length, and the batches of an epoch are shuffled again.
 
-    Args:
-        lengths: of the examples, any unit.
-        batch_size: examples a batch; the last of an epoch may be smaller.
-        seed: of the order.
-    """
-
-    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
-        self.lengths = np.asarray(lengths)
-        self.batch_size = min(batch_size, len(lengths))
-        self.seed = seed
-        self.num_batches = -(-len(lengths) // self.batch_size)
-        self._epoch: tuple[int, list[np.ndarray]] = (-1, [])
-
-    def batch(self, step: int) -> list[int]:
-        """Numbers of the examples of a step's batch."""
-        epoch, number = divmod(step, self.num_batches)
-        if self._epoch[0] != epoch:
-            self._epoch = (epoch, self._batches(epoch))
-        return [int(index) for index in self._epoch[1][number]]
-
-    def _batches(self, epoch: int) -> list[np.ndarray]:
-        rng = np.random.default_rng([self.seed, epoch])
-        order = rng.permutation(len(self.lengths))
-        pool = self.batch_size * _POOL
-        batches = []
-        for start in range(0, len(order), pool):
-            chosen = order[start : start + pool]
-            chosen = chosen[np.argsort(self.lengths[chosen], kind="stable")]
-            batches += [chosen[at : at + self.batch_size] for at in range(0, len(chosen), self.batch_size)]
-        return [batches[int(index)] for index in rng.permutation(len(batches))]
+def to_device(value: Any, device: torch.device) -> Any:
+    """Inputs on a device; dicts, as of several encoders, are walked through."""
+    if isinstance(value, dict):
+        return {key: to_device(item, device) for key, item in value.items()}
+    return value.to(device) if isinstance(value, torch.Tensor | Frames) else value
 
 
 def schedule(stage: Stage, step: int, num_steps: int) -> float:
@@ -171,6 +150,6 @@ def schedule(stage: Stage, step: int, num_steps: int) -> float:
     return {"cosine": 0.5 * (1 + math.cos(math.pi * done)), "linear": 1 - done, "constant": 1.0}[stage.schedule]
 
 
-def step_seed(seed: int, stage: int, step: int) -> int:
-    """Seed of one step's random numbers (dropout, masking)."""
-    return int(np.random.SeedSequence([seed, stage, step]).generate_state(1, np.uint64)[0] >> 1)
+def step_seed(seed: int, stage: int, step: int, *more: int) -> int:
+    """Seed of one step's random numbers (dropout, masking); `more` tells its parts and processes apart."""
+    return int(np.random.SeedSequence([seed, stage, step, *more]).generate_state(1, np.uint64)[0] >> 1)

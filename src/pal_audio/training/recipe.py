@@ -14,6 +14,7 @@ from pal_audio.data.sources import ManifestsConfig
 from pal_audio.errors import PalError
 from pal_audio.model.adapters import AdapterConfig
 from pal_audio.model.building import ModelSpec
+from pal_audio.training.batches import BatchOrder, Budget
 from pal_audio.training.groups import GROUPS
 from pal_audio.training.overlay import read_recipe
 
@@ -41,7 +42,13 @@ class Stage(StrictConfig):
         train: learning rate of each part that trains; see `training.groups`. Whatever is not named is frozen.
         steps, epochs: its length, one of the two.
         sources: names of the data's sources that it trains on; all of them where left out.
-        batch_size: examples a step.
+        objective: what it learns by; see `training.objectives`.
+        batch_size: examples a step (16), or
+        batch_audio_s, batch_text_tokens: what a step holds at most, padding included.
+        packing: take a batch through the LLM without its padding; the numbers are the same.
+        checkpointing: keep each LLM layer's input only and compute the layer again for its gradients; likewise.
+        compile: `torch.compile` of the LLM's layers; likewise, to rounding.
+        accumulate: parts that a batch is computed in, one after another; the step is the same, the memory less.
         warmup_steps: linear warm-up.
         schedule: after the warm-up, to zero by cosine or linearly, or constant.
     """
@@ -51,7 +58,14 @@ class Stage(StrictConfig):
     steps: int | None = Field(None, ge=1)
     epochs: float | None = Field(None, gt=0)
     sources: list[str] | None = Field(None, min_length=1)
-    batch_size: int = Field(16, ge=1)
+    objective: Literal["answer"] = "answer"
+    batch_size: int | None = Field(None, ge=1)
+    batch_audio_s: float | None = Field(None, gt=0, allow_inf_nan=False)
+    batch_text_tokens: int | None = Field(None, ge=1)
+    accumulate: int = Field(1, ge=1)
+    packing: bool = True
+    checkpointing: bool = False
+    compile: bool = False
     warmup_steps: int = Field(0, ge=0)
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     weight_decay: float = Field(0.01, ge=0)
@@ -72,14 +86,23 @@ class Stage(StrictConfig):
     def _one_length(self) -> "Stage":
         if (self.steps is None) == (self.epochs is None):
             raise PalError(f"stage {self.name!r}: give either `steps` or `epochs`")
+        if self.by_budget and self.batch_size is not None:
+            raise PalError(f"stage {self.name!r}: give either `batch_size` or `batch_audio_s` and `batch_text_tokens`")
         return self
 
-    def num_steps(self, num_examples: int) -> int:
-        """Steps of the stage over `num_examples` examples."""
-        if self.steps is not None:
-            return self.steps
-        assert self.epochs is not None
-        return max(1, round(self.epochs * num_examples / self.batch_size))
+    @property
+    def by_budget(self) -> bool:
+        """Batches hold as many examples as fit, not a number of them."""
+        return self.batch_audio_s is not None or self.batch_text_tokens is not None
+
+    @property
+    def limit(self) -> int | Budget:
+        """What a batch holds."""
+        return Budget(self.batch_audio_s, self.batch_text_tokens, self.packing) if self.by_budget else self.batch_size or 16
+
+    def num_steps(self, order: BatchOrder) -> int:
+        """Steps of the stage over examples in this order."""
+        return self.steps if self.steps is not None else order.num_steps(self.epochs or 0)
 
 
 class DataRecipe(StrictConfig):

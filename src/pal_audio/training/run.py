@@ -29,16 +29,17 @@ from pal_audio.data.frame_cache import FrameCache, check_cache
 from pal_audio.data.manifest import Example, write_text
 from pal_audio.data.prepare import Prepared, check_places, prepare
 from pal_audio.errors import PalError, Stopped
-from pal_audio.model import PalForConditionalGeneration, build_model, describe
+from pal_audio.model import PalForConditionalGeneration, build_model
 from pal_audio.model.building import check_spec
 from pal_audio.model.export import save_folder
 from pal_audio.training.checkpoint import full_disk_named
 from pal_audio.training.interrupt import stop_request
 from pal_audio.training.loop import Record, StageRun
+from pal_audio.training.plan import plan_lines, plan_stages
 from pal_audio.training.recipe import Recipe, load_recipe
 from pal_audio.training.report import write_report
 from pal_audio.training.scores import accuracy, answer_all
-from pal_audio.training.tensorboard import EventFiles, plan_line
+from pal_audio.training.tensorboard import EventFiles
 
 
 def train(
@@ -94,13 +95,13 @@ def train(
         model, processor = build_model(recipe.model, _texts(data.train()), recipe.adapter)
         ready = None if recipe.frame_cache is None else FrameCache(recipe.frame_cache, model.encoders)
         collator = Collator(processor, frames=ready)
-        plan = _plan(folder, recipe, model, data)
+        stages = plan_stages(recipe, model, collator, data)
+        plan = plan_lines(folder, recipe, model, data, stages)
         for line in plan:
             console.print(line, markup=False)
-        _warm_up(console, collator, [*data.train(), *data.test])
         with stop_request() as stop:
-            for index, stage in enumerate(recipe.stages):
-                train_set = data.train(stage.sources)
+            for index, planned in enumerate(stages):
+                stage = planned.stage
                 run = StageRun(stage, index, recipe.seed, folder / f"checkpoints-{index}", identity, recipe.precision)
                 step = run.resumable_step() if resume else 0
                 with (
@@ -108,9 +109,9 @@ def train(
                     _open_log(folder / "log.jsonl", index, step) as log,
                     EventFiles(folder, index, step) as events,
                 ):
-                    task = bar.add_task(f"train {stage.name}", total=stage.num_steps(len(train_set)))
+                    task = bar.add_task(f"train {stage.name}", total=planned.num_steps)
                     report = partial(_report, bar, task, log, events, index, stage.name)
-                    run.run(model, collator, train_set, resume, report, stop.made)
+                    run.run(planned.objective, planned.batches, planned.num_steps, resume, report, stop.made)
                 if stop.signal is not None:
                     where = f"stage {stage.name!r}, step {run.resumable_step()}"
                     again = _again(recipe_path, overrides, folder)
@@ -173,27 +174,6 @@ def _score(console: Console, folder: Path, model: PalForConditionalGeneration, c
         guess = data.chance if name == "all" else data.chance_by_task[name]
         table.add_row(name, str(num), f"{share:.1%}", f"{right_muted[name]:.1%}", f"{guess:.1%}")
     console.print(table)
-
-
-def _plan(folder: Path, recipe: Recipe, model: PalForConditionalGeneration, data: Prepared) -> list[str]:
-    """What is about to be done, in lines for the console and the report."""
-    parts = describe(model)["parameters"]
-    lines = [f"model: {', '.join(f'{name} {count:,}' for name, count in parts.items())} parameters"]
-    lines.append(f"data: {len(data.train())} examples to train on, {len(data.test)} held out")
-    if recipe.adapter is not None:
-        lines.append(f"adapter: {recipe.adapter.type} of rank {recipe.adapter.r} on {recipe.adapter.target}")
-    for stage in recipe.stages:
-        rates = ", ".join(f"{part} {rate:g}" for part, rate in stage.train.items())
-        num_steps = stage.num_steps(len(data.train(stage.sources)))
-        lines.append(f"stage {stage.name}: {num_steps} steps of {stage.batch_size}; learning rates: {rates}")
-    return [*lines, plan_line(folder)]
-
-
-def _warm_up(console: Console, collator: Collator, examples: list[Example]) -> None:
-    """Features of every clip, once, with a bar: otherwise the first epoch would seem to hang. With a cache: each is in it."""
-    with _bar(console) as bar:
-        for example in bar.track(examples, description="features" if collator.frames is None else "frames of the cache"):
-            collator.num_samples(example)
 
 
 def _texts(examples: list[Example]) -> list[str]:

@@ -9,7 +9,6 @@ import numpy.typing as npt
 import soundfile
 
 from pal_audio.data import MixConfig
-from pal_audio.data.importers.recordings import DIGIT_WORDS
 
 RATE_HZ = 16000
 SOUNDS = ("dog", "rain", "siren", "church_bells", "rooster")

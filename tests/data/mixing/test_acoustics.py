@@ -9,7 +9,7 @@ RATE_HZ = 16000
 
 
 def rt60_of(response_S: np.ndarray) -> float:
-    """Reverberation time by Schroeder's backward integration, from 8 to 33 dB below the start (the direct sound's drop left out)."""
+    """Reverberation time by Schroeder's backward integration, from 8 to 33 dB below the start; above, the direct sound counts."""
     left_db = 10 * np.log10(np.cumsum(response_S[::-1] ** 2)[::-1] / np.sum(response_S**2) + 1e-20)
     inside = (left_db < -8) & (left_db > -33)
     slope, _ = np.polyfit(np.flatnonzero(inside) / RATE_HZ, left_db[inside], 1)

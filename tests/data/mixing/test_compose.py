@@ -1,5 +1,6 @@
 """Items measured on what comes out: levels, noise, rooms, times; and functions of (seed, split, index) alone."""
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +132,7 @@ def test_events_lie_where_the_manifest_says_and_silences_within_their_ranges(roo
         assert not item.wav_S[~spans(item)].any()
         events = item.meta["events"]
         assert 0.3 <= events[0]["onset_s"] <= 0.801
-        for one, other in zip(events, events[1:], strict=False):
+        for one, other in pairwise(events):
             assert 0.249 <= other["onset_s"] - one["offset_s"] <= 0.601
         assert item.meta["seconds"] - events[-1]["offset_s"] >= 0.2
         assert all(0.1 <= event["offset_s"] - event["onset_s"] <= 1.0 for event in events)
@@ -170,7 +171,7 @@ def test_digits_follow_each_other_whole_with_short_gaps(root: Path) -> None:
         events = item.meta["events"]
         assert " ".join(event["label"] for event in events) == item.answer
         assert len({event["gain_db"] for event in events}) == 1
-        for one, other in zip(events, events[1:], strict=False):
+        for one, other in pairwise(events):
             assert 0.049 <= other["onset_s"] - one["offset_s"] <= 0.201
 
 

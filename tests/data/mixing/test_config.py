@@ -40,7 +40,7 @@ def test_a_task_without_weight_is_not_looked_at() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"sorces": []}, "did you mean 'sources'"),
+        ({"sourcs": []}, "did you mean 'sources'"),
         ({"sources": []}, "sources"),
         ({"sources": [{"type": "esc11"}]}, "type must be procedural, table, manifest or one of csv, esc10"),
         ({"sources": [{"type": "esc10", "rot": "x"}]}, "did you mean 'root'"),
@@ -90,8 +90,8 @@ def test_what_is_wrong_is_one_line(changes: dict[str, Any], words: str) -> None:
         ({"tasks": {"pitch": 1}, "sources": [{k: v for k, v in SOURCES[2].items() if k != "pitch"}]}, "clips without a pitch"),
         ({"tasks": {"transcribe": 1}, "sources": [SOURCES[1] | {"hold_out": {"index": [5, 6]}}]}, "no train clip for label"),
         ({"tasks": {"caption": 1}, "sources": [SOURCES[0] | {"clauses": {"dog": "rain falls"}}]}, "both read 'rain falls'"),
-        ({"tasks": {"classify": {"categories": ["sound", "digit"]}}, "sources": [SOURCES[0], {**SOURCES[0], "category": "digit"}]},
-         "is of both categories 'sound' and 'digit'"),
+        ({"tasks": {"classify": {"categories": ["sound", "x"]}}, "sources": [SOURCES[0], {**SOURCES[0], "category": "x"}]},
+         "is of both categories 'sound' and 'x'"),
     ],
 )  # fmt: skip
 def test_what_the_clips_do_not_allow_is_one_line(root: Path, changes: dict[str, Any], words: str) -> None:

@@ -133,8 +133,8 @@ def _examples() -> list[tuple[str, str]]:
     [
         ("data.root=none", "data.sources[0].root: no such folder"),
         ("data.sources.0.labels=[dog, cat]", "no clip has the label 'cat'"),
-        ("data.scene.num_events=[1, 9]", "9 events of 0.6 s"),
-        ("data.tasks.behind.sceen={}", "did you mean 'scene'?"),
+        ("data.scene.seconds=3", "4 events of 0.6 s"),
+        ("data.tasks.behind.senne={}", "did you mean 'scene'?"),
         ("data.tasks.pitch.scene.interval=50", "data.tasks.pitch: label 'bass guitar' has no two train notes"),
         ("data.sources.1.hold_out={speaker: [theo, lucas, yweweler]}", "no train clip for label 'eight' of category 'digit'"),
     ],

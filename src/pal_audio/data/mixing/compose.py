@@ -102,7 +102,7 @@ class Composer:
                 catalogue.check_labels([category], 1)
 
     def plans(self, split: Split, index: int) -> Iterator[tuple[str, Plan]]:
-        """Yield an item's task and what it may hold and ask; the first plan is the item's, unless it is too long for the scene."""
+        """Yield an item's task and what it may hold and ask; the first plan is the item's, unless that is too long for it."""
         key = [self.config.seed, SPLITS.index(split)]
         number, within = deal([_BLOCKS, *key], index, [self.config.tasks[name].weight for name in self.tasks])
         name = self.tasks[number]
