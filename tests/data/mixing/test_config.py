@@ -40,7 +40,7 @@ def test_a_task_without_weight_is_not_looked_at() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"sourcs": []}, "did you mean 'sources'"),
+        ({"source": []}, "did you mean 'sources'"),
         ({"sources": []}, "sources"),
         ({"sources": [{"type": "esc11"}]}, "type must be procedural, table, manifest or one of csv, esc10"),
         ({"sources": [{"type": "esc10", "rot": "x"}]}, "did you mean 'root'"),

@@ -72,6 +72,7 @@ class Catalogue:
     weights: Sequence[float]
     nouns: Mapping[str, str] = field(default_factory=dict)
     clauses: Mapping[str, str] = field(default_factory=dict)
+    _speakers: dict[tuple[Split, str], list[str]] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property
     def category_of(self) -> dict[str, str]:
@@ -99,12 +100,14 @@ class Catalogue:
 
     def speakers(self, split: Split, category: str) -> list[str]:
         """Those who say every label of the category, sorted; [""] stands for all where nobody's name is known."""
-        labels = set(self.labels([category]))
-        said: dict[str, set[str]] = {}
-        for clip in self.clips[split]:
-            if clip.category == category:
-                said.setdefault(clip.speaker, set()).add(clip.label)
-        return sorted(speaker for speaker, words in said.items() if words == labels)
+        if (split, category) not in self._speakers:
+            labels = set(self.labels([category]))
+            said: dict[str, set[str]] = {}
+            for clip in self.clips[split]:
+                if clip.category == category:
+                    said.setdefault(clip.speaker, set()).add(clip.label)
+            self._speakers[split, category] = sorted(speaker for speaker, words in said.items() if words == labels)
+        return self._speakers[split, category]
 
     def draw(self, rng: np.random.Generator, split: Split, label: str, speaker: str | None = None) -> Drawn:
         """Draw a clip of a label: its source by weight, then each clip alike. `speaker`: only from what he or she says."""
