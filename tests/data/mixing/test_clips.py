@@ -39,6 +39,17 @@ def test_a_stretch_begins_and_ends_with_sound() -> None:
     assert len(stretch(sound, 10**6, rng)) == len(sound.wav_S)
 
 
+def test_a_stretch_is_never_the_hum_behind_the_sound() -> None:
+    rng = np.random.default_rng(0)
+    wave = 0.003 * rng.standard_normal(5 * RATE_HZ).astype(np.float32)  # 30 dB below, so it counts as sounding
+    wave[3 * RATE_HZ : 3 * RATE_HZ + 4000] *= 33
+    sound = trimmed(wave, RATE_HZ, "x")
+    parts = [stretch(sound, RATE_HZ, rng) for _ in range(60)]
+    assert all(np.abs(part).max() > 0.1 for part in parts)
+    assert len({float(part[len(part) // 2]) for part in parts}) > 20
+    np.testing.assert_array_equal(stretch(sound, RATE_HZ, rng, from_start=True)[200:15000], wave[200:15000])
+
+
 def test_a_loop_has_no_seam() -> None:
     wave = np.sin(2 * np.pi * 100 * np.arange(16000) / RATE_HZ).astype(np.float32)
     ring = looped(wave, 100_000, 5000, 1600)

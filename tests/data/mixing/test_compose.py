@@ -7,10 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pal_audio.data import Composer, parse_caption, read_catalogue
+from pal_audio.data import Composer, parse_caption, read_catalogue, write_manifest
+from pal_audio.data.importers.base import asked
+from pal_audio.data.manifest import AudioPart
 from pal_audio.data.mixing.compose import EVENT_RMS, PEAK, Composed
 
-from .sets import RATE_HZ, click, make_all, make_sounds, mix
+from .sets import RATE_HZ, SOURCES, burst, click, make_all, make_sounds, mix, write
 from .test_acoustics import rt60_of
 
 CAPTIONS = {"caption": {"scene": {"num_events": [2, 4]}}}
@@ -209,6 +211,27 @@ def test_train_and_test_use_their_own_clips(root: Path) -> None:
     assert not used["train"] & used["test"]
     assert not any("theo" in clip for clip in used["train"])
     assert any("theo" in clip for clip in used["test"])
+
+
+def test_speech_is_transcribed_whole_over_sounds(root: Path, tmp_path: Path) -> None:
+    texts = ["open the door", "it rains again", "good morning"]
+    for split in ("train", "test"):
+        examples = []
+        for number, text in enumerate(texts):
+            write(tmp_path / f"{split}-{number}.wav", burst(len(split) + 10 * number, 1.0 + number))
+            examples.append(asked(f"{split}-{number}", [AudioPart(path=f"{split}-{number}.wav")], "?", text, "t"))
+        write_manifest(tmp_path / f"{split}.jsonl", examples)
+    manifests = {split: str(tmp_path / f"{split}.jsonl") for split in ("train", "test")}
+    sources = [SOURCES[0], {"type": "manifest", "category": "speech", **manifests}]
+    scene = {"seconds": 5, "background": {"sound": "sound", "snr_db": 5}}
+    made = composer(root, sources=sources, tasks={"transcribe": {"categories": ["speech"], "scene": scene}})
+    items = [made.item("test", index) for index in range(12)]
+    assert {item.answer for item in items} == set(texts)
+    for item in items:
+        (event,) = item.meta["events"]
+        assert event["label"] == item.answer
+        assert event["offset_s"] - event["onset_s"] == pytest.approx(1.0 + texts.index(item.answer), abs=0.03)
+        assert rms_db(item.events_S[spans(item)]) - rms_db(item.background_S) == pytest.approx(5, abs=0.1)
 
 
 def test_procedural_sounds_are_composed_too() -> None:

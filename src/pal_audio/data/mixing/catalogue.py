@@ -72,6 +72,7 @@ class Catalogue:
     weights: Sequence[float]
     nouns: Mapping[str, str] = field(default_factory=dict)
     clauses: Mapping[str, str] = field(default_factory=dict)
+    _labels: dict[tuple[str, ...], list[str]] = field(default_factory=dict, init=False, repr=False)
     _speakers: dict[tuple[Split, str], list[str]] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property
@@ -86,8 +87,10 @@ class Catalogue:
 
     def labels(self, categories: Iterable[str]) -> list[str]:
         """Labels of some categories, sorted."""
-        wanted = set(categories)
-        return sorted(label for label, category in self.category_of.items() if category in wanted)
+        key = tuple(categories)
+        if key not in self._labels:
+            self._labels[key] = sorted(label for label, category in self.category_of.items() if category in key)
+        return self._labels[key]
 
     def noun(self, label: str) -> str:
         """How a label reads in a question."""

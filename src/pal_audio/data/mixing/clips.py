@@ -19,21 +19,23 @@ MAX_CLIP_S = 60.0
 MEMORY_BYTES = 2**29  # of decoded clips in one process
 _FRAME_S = 0.01
 _QUIET_DB = -35.0  # a frame this far below the loudest one is silence
+_FAINT_DB = -10.0  # a stretch this far below the loudest of its length is passed over
 
 Wave = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Sound:
-    """A clip without the silence at its ends: `wav_S`, and the frames in which it sounds."""
+    """A clip without the silence at its ends: `wav_S`, the frames in which it sounds, and the energy before each frame."""
 
     wav_S: Wave
     active_T: npt.NDArray[np.int32]
+    energy_T: npt.NDArray[np.float64]  # one longer: the last is all of it
     frame: int  # samples
 
     @property
     def num_bytes(self) -> int:
-        return self.wav_S.nbytes + self.active_T.nbytes
+        return self.wav_S.nbytes + self.active_T.nbytes + self.energy_T.nbytes
 
 
 def trimmed(wav_S: Wave, rate_hz: int, name: str) -> Sound:
@@ -48,18 +50,28 @@ def trimmed(wav_S: Wave, rate_hz: int, name: str) -> Sound:
     if level_T.max() < 2.0**-16:
         raise PalError(f"{name} is silent; leave it out of the source")
     active_T = np.flatnonzero(level_T > level_T.max() * 10 ** (_QUIET_DB / 20)).astype(np.int32)
-    first = max(int(active_T[0]) - 1, 0)
-    end = (int(active_T[-1]) + 2) * frame
-    return Sound(wav_S[first * frame : end].copy(), active_T - first, frame)
+    first, end = max(int(active_T[0]) - 1, 0), int(active_T[-1]) + 2
+    energy_T = np.concatenate([[0.0], np.cumsum(level_T[first:end] ** 2)])
+    return Sound(wav_S[first * frame : end * frame].copy(), active_T - first, energy_T, frame)
 
 
-def stretch(sound: Sound, num_samples: int, rng: np.random.Generator) -> Wave:
-    """A part of at most so many samples that begins in a frame that sounds and ends with one; a shorter clip is taken whole."""
+def stretch(sound: Sound, num_samples: int, rng: np.random.Generator, from_start: bool = False) -> Wave:
+    """A part of at most so many samples, faded at its ends.
+
+    It begins in a frame that sounds and ends with one, and is not much fainter than the loudest part of its length: what hums
+    behind a bark is no dog. A shorter clip is taken whole. `from_start`: only the end is cut off.
+    """
     if len(sound.wav_S) <= num_samples:
         return faded(sound.wav_S, sound.frame // 2)
-    starts = sound.active_T[sound.active_T * sound.frame + num_samples <= len(sound.wav_S)]
-    start = int(starts[int(rng.integers(len(starts)))]) if len(starts) else 0
-    last = int(sound.active_T[sound.active_T < start + max(num_samples // sound.frame, 2)][-1])
+    num_frames = max(num_samples // sound.frame, 2)
+    starts = sound.active_T[sound.active_T + num_frames < len(sound.energy_T)]
+    if from_start or not len(starts):
+        start = 0
+    else:
+        energies = sound.energy_T[starts + num_frames] - sound.energy_T[starts]
+        starts = starts[energies >= energies.max() * 10 ** (_FAINT_DB / 10)]
+        start = int(starts[int(rng.integers(len(starts)))])
+    last = int(sound.active_T[sound.active_T < start + num_frames][-1])
     first = start * sound.frame
     return faded(sound.wav_S[first : min(first + num_samples, (last + 2) * sound.frame)], sound.frame // 2)
 

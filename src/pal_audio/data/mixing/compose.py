@@ -141,7 +141,7 @@ class Composer:
             else:
                 sound = self.store.sound(event.clip)
                 whole = plan.whole or event.clip.category == "digit"
-                wav_S = faded(sound.wav_S, sound.frame // 2) if whole else stretch(sound, length, rng)
+                wav_S = faded(sound.wav_S, sound.frame // 2) if whole else stretch(sound, length, rng, event.pitch is not None)
             waves.append(wav_S * np.float32(EVENT_RMS / np.sqrt(acoustics.power(wav_S))))
         return waves
 

@@ -6,8 +6,10 @@ import difflib
 import hashlib
 import re
 import warnings
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -80,19 +82,21 @@ def check_disjoint(train: Sequence[Clip], test: Sequence[Clip]) -> None:
         PalError: naming the first two that are the same.
     """
     by_file: dict[str, list[Clip]] = {}
-    by_size: dict[int, list[Clip]] = {}
     by_group: dict[tuple[int, str], Clip] = {}
     for clip in train:
         if clip.path:
             by_file.setdefault(clip.path, []).append(clip)
-            by_size.setdefault(_size(clip.path), []).append(clip)
         if clip.group:
             by_group.setdefault((clip.source, clip.group), clip)
+    sizes = {_size(path) for path in {clip.path for clip in test if clip.path}}
+    by_glance: dict[tuple[int, int], list[str]] = {}
+    for path in by_file:
+        if _size(path) in sizes:  # other files cannot be copies, and are not read
+            by_glance.setdefault(_glance(path), []).append(path)
+    digest = cache(_digest)
     for clip in test:
-        same = [other for other in by_file.get(clip.path, ()) if _meet(other, clip)]
-        if clip.path and not same:  # only files of one size are read
-            rivals = [other for other in by_size.get(_size(clip.path), ()) if other.path != clip.path and _meet(other, clip)]
-            same = [other for other in rivals if _digest(other.path) == _digest(clip.path)]
+        paths = [path for path in by_glance.get(_glance(clip.path), ()) if digest(path) == digest(clip.path)] if clip.path else []
+        same = [other for path in paths for other in by_file[path] if _meet(other, clip)]
         if clip.group and (clip.source, clip.group) in by_group:
             same.append(by_group[clip.source, clip.group])
         if same:
@@ -107,6 +111,14 @@ def _meet(one: Clip, other: Clip) -> bool:
 
 def _size(path: str) -> int:
     return Path(path).stat().st_size
+
+
+def _glance(path: str) -> tuple[int, int]:
+    """Size of a file, and a checksum of its middle."""
+    size = _size(path)
+    with open(path, "rb") as file:
+        file.seek(size // 2)
+        return size, zlib.crc32(file.read(4096))
 
 
 def _digest(path: str) -> bytes:
