@@ -12,7 +12,7 @@ from pal_audio.data.mixing import tasks as kinds
 from pal_audio.data.mixing.tasks import NUMBER_WORDS, TASK_KINDS, Plan
 from pal_audio.data.sounds import Split
 
-from .sets import make_all, mix
+from .sets import SOURCES, make_all, mix
 
 BEHIND = {"background": {"sound": "sound"}}
 OTHERS: dict[str, Any] = {
@@ -160,3 +160,24 @@ def test_shares_are_as_the_weights_say_and_order_in_the_recipe_changes_nothing(r
 
 def test_every_kind_says_what_it_is() -> None:
     assert set(BEST) | {"caption"} == set(TASK_KINDS)
+
+
+def test_sources_of_one_label_are_taken_by_weight(root: Path) -> None:
+    sources = [
+        SOURCES[0] | {"labels": ["dog", "rain", "siren"], "weight": 3},
+        {"type": "procedural", "labels": ["dog", "rain", "siren"]},
+    ]
+    config = mix(root, sources=sources)
+    composer = Composer(config, read_catalogue(config))
+    taken = Counter(next(composer.plans("train", index))[1].events[0].clip.source for index in range(2000))
+    assert taken[0] / 2000 == pytest.approx(0.75, abs=0.03)
+
+
+def test_words_of_the_recipe_take_the_place_of_ours(root: Path) -> None:
+    words = {"nouns": {"dog": "a hound"}, "clauses": {"dog": "a hound bays"}}
+    config = mix(root, sources=[SOURCES[0] | words], tasks={"presence": 1})
+    composer = Composer(config, read_catalogue(config))
+    questions = {next(composer.plans("train", index))[1].question for index in range(BLOCK)}
+    assert "Can you hear a hound?" in questions
+    assert not any("dog" in question for question in questions)
+    assert composer.catalogue.clauses_of(["sound"])["dog"] == "a hound bays"
