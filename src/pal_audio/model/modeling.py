@@ -73,6 +73,7 @@ class PalForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self._has_lal = any(isinstance(stream.integration, LalConfig) for stream in audio.streams)
         kernel = self.language_model.config._attn_implementation or "sdpa"
         self._hooked = self._has_lal
+        self.recompute_audio = False  # keep less for backward; see `LiveAudio`
         # The constructors of wrappers set "sdpa" on every sub-configuration, also where the LLM cannot have it.
         self._install_attention(kernel if self.language_model._supports_sdpa else "eager")
         on_meta = any(parameter.is_meta for parameter in self.language_model.parameters())
@@ -207,7 +208,7 @@ class PalForConditionalGeneration(PreTrainedModel, GenerationMixin):
         num_keys_SC = torch.stack(keys) if keys else none.new_zeros(0, num_clips)
         every = [lengths for _, lengths in slots] + keys
         clips = ClipTokens(slots_CAD, num_slots_C, num_keys_SC, torch.stack(every).amax(0))
-        return LiveAudio(clips, inputs, self._lal_layers, widths)
+        return LiveAudio(clips, inputs, self._lal_layers, widths, recompute=self.recompute_audio)
 
     @torch.no_grad()
     def encode_audio(self, input_features: Features, audio_num_samples: Lengths) -> AudioMemory:

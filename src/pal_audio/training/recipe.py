@@ -47,6 +47,7 @@ class Stage(StrictConfig):
         batch_audio_s, batch_text_tokens: what a step holds at most, padding included.
         packing: take a batch through the LLM without its padding; the numbers are the same.
         checkpointing: keep each LLM layer's input only and compute the layer again for its gradients; likewise.
+        recompute_audio: likewise for audio's keys and values only.
         compile: `torch.compile` of the LLM's layers; likewise, to rounding.
         accumulate: parts that a batch is computed in, one after another; the step is the same, the memory less.
         warmup_steps: linear warm-up.
@@ -65,6 +66,7 @@ class Stage(StrictConfig):
     accumulate: int = Field(1, ge=1)
     packing: bool = True
     checkpointing: bool = False
+    recompute_audio: bool = False
     compile: bool = False
     warmup_steps: int = Field(0, ge=0)
     schedule: Literal["cosine", "linear", "constant"] = "cosine"

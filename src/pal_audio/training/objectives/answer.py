@@ -30,12 +30,14 @@ class AnswerObjective(Objective):
         self.stage = stage
 
     def begin(self) -> None:
+        self.model.recompute_audio = self.stage.recompute_audio
         if self.stage.checkpointing:
             self.model.gradient_checkpointing_enable()
         if self.stage.compile:
             self.model.get_decoder().compile()
 
     def end(self) -> None:
+        self.model.recompute_audio = False
         if self.stage.checkpointing:
             self.model.gradient_checkpointing_disable()
         if self.stage.compile:
