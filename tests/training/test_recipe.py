@@ -8,7 +8,8 @@ from pal_audio.errors import PalError
 from pal_audio.training.batches import BatchOrder, Budget, Size
 from pal_audio.training.groups import GROUPS, parameter_groups
 from pal_audio.training.loop import schedule, step_seed
-from pal_audio.training.recipe import Stage, load_recipe
+from pal_audio.training.overlay import read_recipe
+from pal_audio.training.recipe import Stage, load_data, load_recipe, says_data_alone
 from tests.tiny import tiny_model
 
 ROOT = Path(__file__).parents[2]
@@ -17,7 +18,10 @@ QUICKSTART = ROOT / "recipes" / "quickstart.yaml"
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_shipped_recipe_is_read(path: Path) -> None:
-    assert load_recipe(path).name == path.stem
+    assert read_recipe(path)["name"] == path.stem
+    assert load_data(path).type in ("scenes", "mix", "manifests")
+    if not says_data_alone(read_recipe(path)):
+        assert load_recipe(path).name == path.stem
 
 
 def test_overrides_are_yaml_values_at_a_path() -> None:

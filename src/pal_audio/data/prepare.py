@@ -9,6 +9,7 @@ import numpy as np
 
 from pal_audio.data.manifest import Example, read_manifest
 from pal_audio.data.mix import DataConfig, build, chance, read_mix
+from pal_audio.data.mixing.config import MixConfig
 from pal_audio.data.shard_index import find_shards
 from pal_audio.data.shard_source import ShardSource, weighted
 from pal_audio.data.shards import ShardStream
@@ -57,7 +58,7 @@ class Prepared:
 
 
 def prepare(
-    config: DataConfig | ManifestsConfig | ShardsConfig,
+    config: DataConfig | MixConfig | ManifestsConfig | ShardsConfig,
     out: str | os.PathLike[str],
     progress: Callable[[int, int], None] | None = None,
 ) -> Prepared:
@@ -81,12 +82,14 @@ def prepare(
     return Prepared({"scenes": train}, test, mix.chance, mix.chance_by_task)
 
 
-def check_places(config: DataConfig | ManifestsConfig | ShardsConfig) -> None:
-    """Say at once, before a run's folder is begun, which manifest, root or local folder of shards is not there.
+def check_places(config: DataConfig | MixConfig | ManifestsConfig | ShardsConfig) -> None:
+    """Say at once, before a run's folder is begun, which manifest, root, source or local folder of shards is not there.
 
     Raises:
         PalError: the first that is missing, by its place in the recipe.
     """
+    if isinstance(config, MixConfig):
+        config.check_places()
     if not isinstance(config, ManifestsConfig | ShardsConfig):
         return
     for number, where in enumerate(source.shards for source in config.train) if isinstance(config, ShardsConfig) else ():
