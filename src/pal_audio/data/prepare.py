@@ -53,8 +53,12 @@ class Prepared:
         return [example for source in self.streams.values() for example in source.head(HEAD)] or self.train()
 
     def train(self, names: Sequence[str] | None = None) -> list[Example]:
-        """Examples of one epoch over the named sources, or over all."""
-        return [example for name in (self.sources if names is None else names) for example in self.sources[name]]
+        """Examples of one epoch over the named sources, or over all. A name that is no source is a task of composed scenes."""
+        chosen = self.sources if names is None else names
+        return [example for name in chosen for example in self.sources.get(name) or self._of_task(name)]
+
+    def _of_task(self, task: str) -> list[Example]:
+        return [example for examples in self.sources.values() for example in examples if example.task == task]
 
 
 def prepare(

@@ -141,7 +141,10 @@ class Recipe(StrictConfig):
             raise PalError("stages: 'llm.adapter' trains an adapter, but the recipe has none; write `adapter: {type: lora}`")
         if self.adapter is not None and not trains:
             warnings.warn("adapter: no stage trains 'llm.adapter', so it has no effect", stacklevel=2)
-        known = ["scenes"] if isinstance(self.data, DataConfig) else [source.title for source in self.data.train]
+        if isinstance(self.data, DataConfig | MixConfig):
+            known = ["scenes", *self.data.tasks]
+        else:
+            known = [source.title for source in self.data.train]
         for stage in self.stages if isinstance(self.data, ShardsConfig) else ():
             if stage.by_budget:
                 raise PalError(f"stage {stage.name!r}: a stream makes batches of a number of examples; give `batch_size`")
@@ -168,7 +171,9 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     return parse_config(TypeAdapter(Recipe), content, f"{Path(path).name}: recipe")
 
 
-def load_data(path: str | Path, overrides: list[str] | None = None) -> DataConfig | MixConfig | ManifestsConfig:
+def load_data(
+    path: str | Path, overrides: list[str] | None = None
+) -> DataConfig | MixConfig | ManifestsConfig | ShardsConfig:
     """Read the `data` of a recipe, or of one that says data alone; see `load_recipe`."""
     content = _content(Path(path), overrides)
     if says_data_alone(content):
