@@ -164,3 +164,21 @@ def test_cached_frames_give_the_answers_of_live_sound(tmp_path: Path) -> None:
     Path(parts[0].path).unlink()
     with pytest.raises(AudioError, match="no such file"):
         cached.hear([parts[0]])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("arm", ["lal", "plits", "pal"])
+def test_cuda_answers_as_the_cpu(arm: str, tmp_path: Path) -> None:
+    model, processor = tiny_model("llama", arm)
+    asked_about = [*examples(tmp_path), *examples(tmp_path)[:1]]
+    prompts = [example.prompt for example in asked_about]
+    found = []
+    for device in ("cpu", "cuda"):
+        answerer = ModelAnswerer(model.to(device), processor, "tiny")
+        heard = [[answerer.hear([part]) for part in example.audio] for example in asked_about[:3]]
+        batch = answerer.listen([*heard, heard[0]])  # a clip that two items ask about
+        found.append((batch.generate(prompts, 8), batch.rank(prompts, [*CHOICES, CHOICES[0]])))
+    assert found[0][0] == found[1][0]
+    for ours, theirs in zip(found[0][1], found[1][1], strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-4)
