@@ -244,3 +244,23 @@ def test_one_caption_has_no_word_weights(tmp_path: Path) -> None:
     planned = plan(Request(["captions", "csv"], roots, limit=1))
     assert "two items are needed" in planned.left_out["captions"]
     assert list(planned.items) == ["csv"]
+
+
+def test_saying_nothing_is_never_right(tmp_path: Path) -> None:
+    for number in range(4):
+        sets.sound(tmp_path / f"{number}.wav")
+    sets.text(
+        tmp_path / "mine.csv", "path,question,answer", '0.wav,Well?,"?"', "1.wav,Well?, ", "2.wav,Well?,yes", "gone.wav,Well?,!"
+    )
+    planned = plan(Request(["csv-answers"], {"csv-answers": tmp_path / "mine.csv"}, conditions=["muted"]))
+    ask(Planted(otherwise=""), planned, tmp_path / "out")
+    found = score(read_evaluation(tmp_path / "out"))["tasks"]["csv-answers"]
+    assert found["methods"]["generate"]["score"] == 0
+    assert [item["reason"][:12] for item in found["left_out"]] == ["empty answer", "no such audi"]
+
+
+def test_two_folders_of_one_label_are_refused(tmp_path: Path) -> None:
+    for name in ("dog_bark", "dog bark"):
+        sets.sound(tmp_path / "set" / name / "a.wav")
+    with pytest.raises(PalError, match="two sub-folders stand for 'dog bark'"):
+        plan(Request(["folder"], {"folder": tmp_path / "set"}))

@@ -106,9 +106,9 @@ def judge(
         return _classes(items, answers, _labels(method, items, answers, texts, embedder))
     if info.kind == "choices":
         return _choices(method, items, answers, texts)
-    right = [any(normalise(text) == normalise(truth) for truth in item.truth) for item, text in zip(items, texts, strict=True)]
-    predictions = [normalise(text) or None for text in texts]
-    return _shares(right, predictions, answers)
+    said = [normalise(text) or None for text in texts]
+    right = [text in [normalise(truth) for truth in item.truth] for item, text in zip(items, said, strict=True)]
+    return _shares(right, said, answers)
 
 
 def check_extras(infos: Sequence[TaskInfo]) -> None:

@@ -129,8 +129,8 @@ def groups_of(meta: dict[str, Any], *keys: str) -> dict[str, str]:
 
 
 def _checked(found: Imported, item: Item, inside: Path) -> Item:
-    if found.fault:
-        return item.model_copy(update={"fault": found.fault})
+    if found.fault or not all(truth.strip() for truth in item.truth):
+        return item.model_copy(update={"fault": found.fault or "empty answer"})
     for clip in item.clips:
         for part in clip:
             if not Path(part.path).resolve().is_relative_to(inside):

@@ -16,6 +16,9 @@ def _items(place: Place) -> list[Item]:
     if len(folders) < 2:
         raise PalError(f"folder: {root} has {len(folders)} sub-folders; it needs one for each class, two at least")
     labels = [folder.name.replace("_", " ") for folder in folders]
+    twice = next((label for label in labels if labels.count(label) > 1), None)
+    if twice is not None:
+        raise PalError(f'folder: two sub-folders stand for {twice!r} ("_" is a space); join them')
     items = []
     for folder, label in zip(folders, labels, strict=True):
         for path in sorted(folder.rglob("*")):
