@@ -10,12 +10,14 @@ from pal_audio.data.manifest import AudioPart, Example, Message, TextPart, read_
 from pal_audio.data.mix import DataConfig, Mix, build, chance, read_mix
 from pal_audio.data.prepare import Prepared, prepare
 from pal_audio.data.scenes import Scene, SceneSettings, scene
-from pal_audio.data.sources import ManifestsConfig, SourceConfig
+from pal_audio.data.sources import ManifestsConfig, SourceConfig, TextConfig, TextSourceConfig
+from pal_audio.data.texts import Document, read_documents
 
 __all__ = [
     "IMPORTERS",
     "AudioPart",
     "DataConfig",
+    "Document",
     "Example",
     "Imported",
     "Importer",
@@ -28,7 +30,9 @@ __all__ = [
     "Scene",
     "SceneSettings",
     "SourceConfig",
+    "TextConfig",
     "TextPart",
+    "TextSourceConfig",
     "build",
     "chance",
     "check_manifest",
@@ -36,6 +40,7 @@ __all__ = [
     "import_set",
     "inspect_manifest",
     "prepare",
+    "read_documents",
     "read_manifest",
     "read_mix",
     "scene",

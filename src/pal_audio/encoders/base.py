@@ -10,6 +10,7 @@ Shapes: C clips, W encoder windows, S samples, T encoder frames, D width.
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
 
 import numpy as np
@@ -207,6 +208,10 @@ class AudioEncoder(nn.Module, ABC):
             chosen = [torch.cat(chosen, dim=-1)]
         mask_WT = length_mask(torch.tensor(frames_W, device=features.device), chosen[0].shape[1])
         return [state_WTD[mask_WT] for state_WTD in chosen]
+
+    def save_checkpoint(self, folder: Path) -> None:
+        """Write what `checkpoint: FOLDER` of this type reads: weights in safetensors, the rest as JSON."""
+        raise NotImplementedError(f"an encoder of type {self.config.type!r} cannot be saved as a checkpoint")
 
     def train(self, mode: bool = True) -> Self:
         """As usual, except that a frozen encoder stays in eval mode."""
