@@ -95,8 +95,10 @@ def _read(config: ManifestsConfig, progress: Callable[[int, int], None] | None, 
     read: list[list[Example]] = []
     items = [*config.train, *config.test]
     for number, (item, path) in enumerate(zip(items, _places(config).values(), strict=True)):
-        is_text = isinstance(item, TextConfig)
-        read.append([*read_documents(path, item.documents)] if is_text else _with_sound(path, config.roots, answered))
+        if isinstance(item, TextConfig):
+            read.append([*read_documents(path, item.documents)])
+        else:
+            read.append(_with_sound(path, config.roots, answered))
         if progress is not None:
             progress(number + 1, len(items))
     sources = {source.title: _weighted(read[number], source, config.seed, number) for number, source in enumerate(config.train)}

@@ -68,9 +68,7 @@ def _kind(value: Any) -> str:
     return "text" if isinstance(value, TextConfig) or (isinstance(value, dict) and "text" in value) else "manifest"
 
 
-Source = Annotated[
-    Annotated[SourceConfig, Tag("manifest")] | Annotated[TextSourceConfig, Tag("text")], Discriminator(_kind)
-]
+Source = Annotated[Annotated[SourceConfig, Tag("manifest")] | Annotated[TextSourceConfig, Tag("text")], Discriminator(_kind)]
 HeldOut = Annotated[Annotated[Path, Tag("manifest")] | Annotated[TextConfig, Tag("text")], Discriminator(_kind)]
 
 

@@ -31,7 +31,17 @@ MEAN_DB, STD_DB = -60.0, 20.0
 """Centre and spread of the mel power of recordings at usual levels: constants, so that padding changes nothing."""
 
 MAX_CONFIG_BYTES = 2**20
-_FIXED = ("sampling_rate_hz", "num_mels", "fft_samples", "hop_samples", "channels", "time_strides", "hidden_size", "num_layers", "num_heads")
+_FIXED = (
+    "sampling_rate_hz",
+    "num_mels",
+    "fft_samples",
+    "hop_samples",
+    "channels",
+    "time_strides",
+    "hidden_size",
+    "num_layers",
+    "num_heads",
+)
 """Fields that weights were trained for."""
 
 

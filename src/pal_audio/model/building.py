@@ -101,10 +101,10 @@ def build_model(
     if adapter is not None:
         adapter.check()  # before anything is fetched
     if isinstance(spec.llm, dict):
-        text_config, tokenizer = fresh_llm(dict(spec.llm), texts)
+        text_config, tokenizer = _fresh_llm(dict(spec.llm), texts)
         llm = None
     else:
-        text_config, tokenizer, llm = pretrained_llm(spec.llm, spec.revision)
+        text_config, tokenizer, llm = _pretrained_llm(spec.llm, spec.revision)
     processor = PalProcessor(tokenizer, audio)
     provenance = {
         "llm": None if llm is None else {"name": spec.llm, "revision": spec.revision},
@@ -134,8 +134,7 @@ def check_spec(spec: ModelSpec) -> None:
         _text_config(dict(spec.llm), {"vocab_size": 256})
 
 
-def fresh_llm(fields: dict[str, Any], texts: Iterable[str]) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
-    """Configuration of an inline LLM, and a tokenizer trained on these texts."""
+def _fresh_llm(fields: dict[str, Any], texts: Iterable[str]) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
     _text_config(dict(fields), {"vocab_size": 256})  # refuses what is wrong before the tokenizer is trained
     tokenizer = train_tokenizer(texts, int(fields["tokenizer"]["vocab_size"]))
     ids = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
@@ -163,8 +162,7 @@ def _text_config(fields: dict[str, Any], ids: dict[str, Any]) -> PretrainedConfi
     return config
 
 
-def pretrained_llm(name: str, revision: str | None) -> tuple[PretrainedConfig, PreTrainedTokenizerBase, Any]:
-    """Configuration, tokenizer and weights (float32) of a hub id or a folder."""
+def _pretrained_llm(name: str, revision: str | None) -> tuple[PretrainedConfig, PreTrainedTokenizerBase, Any]:
     try:
         config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)

@@ -15,7 +15,7 @@ from pal_audio.audio import load_audio
 from pal_audio.encoders import EncoderConfig
 from pal_audio.errors import PalError
 from pal_audio.model.adapters import AdapterConfig, add_adapter
-from pal_audio.model.building import ModelSpec, fresh_llm, pretrained_llm
+from pal_audio.model.building import ModelSpec, _fresh_llm, _pretrained_llm
 from pal_audio.model.processing import ClipFeatures
 
 
@@ -35,6 +35,13 @@ class Parts(nn.Module):
 
     def forward(self, **inputs: Any) -> Any:
         return self.language_model(**inputs)
+
+    def num_parameters(self) -> dict[str, int]:
+        """Of each part."""
+        parts = {f"encoder {name}": module for name, module in self.encoders.items()}
+        if hasattr(self, "language_model"):
+            parts = {"llm": self.language_model, **parts}
+        return {name: sum(tensor.numel() for tensor in module.parameters()) for name, module in parts.items()}
 
 
 class PartsProcessor:
@@ -63,9 +70,7 @@ class PartsProcessor:
         return ClipFeatures(features, num_samples)
 
 
-def build_parts(
-    spec: ModelSpec, texts: Iterable[str] = (), adapter: AdapterConfig | None = None
-) -> tuple[Parts, PartsProcessor]:
+def build_parts(spec: ModelSpec, texts: Iterable[str] = (), adapter: AdapterConfig | None = None) -> tuple[Parts, PartsProcessor]:
     """What a spec without `preset` and `streams` names.
 
     Args:
@@ -80,10 +85,10 @@ def build_parts(
     llm, tokenizer = None, None
     if spec.llm is not None:
         if isinstance(spec.llm, dict):
-            config, tokenizer = fresh_llm(dict(spec.llm), texts)
+            config, tokenizer = _fresh_llm(dict(spec.llm), texts)
             llm = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         else:
-            _, tokenizer, llm = pretrained_llm(spec.llm, spec.revision)
+            _, tokenizer, llm = _pretrained_llm(spec.llm, spec.revision)
         if adapter is not None:
             add_adapter(llm, adapter)
     elif adapter is not None:

@@ -14,7 +14,7 @@ from pal_audio.training.objectives.base import Objective
 from pal_audio.training.recipe import Stage
 
 
-class AnswerObjective(Objective):
+class AnswerObjective(Objective[Example]):
     """Cross-entropy over exactly the assistant's tokens (units).
 
     Args:
@@ -29,15 +29,18 @@ class AnswerObjective(Objective):
         self.collator = collator
         self.stage = stage
 
+    def prepare(self, train: Sequence[Example], test: Sequence[Example]) -> Sequence[Example]:
+        return train
+
     def parameter_groups(self) -> list[dict[str, Any]]:
         return parameter_groups(self.model, self.stage.train, self.stage.weight_decay)
 
-    def size(self, example: Example) -> Size:
-        num_tokens = self.collator.num_tokens(example) if self.stage.by_budget else 0
-        return Size(self.collator.seconds(example), num_tokens, example.id)
+    def size(self, item: Example) -> Size:
+        num_tokens = self.collator.num_tokens(item) if self.stage.by_budget else 0
+        return Size(self.collator.seconds(item), num_tokens, item.id)
 
-    def inputs(self, examples: Sequence[Example]) -> dict[str, Any]:
-        return self.collator.training_batch(examples)
+    def inputs(self, items: Sequence[Example]) -> dict[str, Any]:
+        return self.collator.training_batch(items)
 
     def num_units(self, inputs: dict[str, Any]) -> int:
         return int((inputs["labels"][:, 1:] >= 0).sum())
