@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -140,3 +141,41 @@ def test_text_and_tags_within_a_whole_model(tmp_path: Path) -> None:
     assert (run / "final" / "config.json").is_file()
     assert (run / "llm" / "config.json").is_file()
     assert AutoModelForCausalLM.from_pretrained(run / "llm").config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_an_adapter_is_merged_into_the_llm_that_is_left(tmp_path: Path, whole: bool) -> None:
+    """With streams and without: the folder has plain weights, and gives the logits of base and adapter together."""
+    streams = {"preset": "lal", "encoder": ENCODER} if whole else {}
+    stage = {"objective": "text", "train": {"llm.adapter": 1e-2}, "steps": 3}
+    words = [{"text": texts(tmp_path / "a.txt", 8, 0)}]
+    path = recipe(tmp_path, {"llm": LLM, **streams}, words, words, stage, adapter={"type": "lora", "dropout": 0.0})
+    run = train(path, out=tmp_path / "run")
+    stored = load_file(run / "checkpoints-0" / "00000003" / "model.safetensors")
+    llm = AutoModelForCausalLM.from_pretrained(run / "llm")
+    name = "model.layers.0.self_attn.q_proj"
+    base, down, up = (
+        stored[f"language_model.{name}.{key}"] for key in ("base_layer.weight", "lora_A.default.weight", "lora_B.default.weight")
+    )
+    assert up.abs().max() > 0
+    torch.testing.assert_close(llm.get_parameter(f"{name}.weight").data, base + 16 / 8 * up @ down)
+    assert not any("lora" in key for key in load_file(run / "llm" / "model.safetensors"))
+    assert (run / "final").exists() == whole
+    if whole:
+        assert load(run / "final")[0].config.adapter is not None
+
+
+@pytest.mark.parametrize("objective", ["text", "ctc", "tags"])
+def test_in_bfloat16(tmp_path: Path, objective: str) -> None:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    words = [{"text": texts(tmp_path / "a.txt", 8, 0)}]
+    data = (words, words) if objective == "text" else ([spelt(tmp_path, "train", 8, 0)], [spelt(tmp_path, "test", 8, 0)])
+    part = "llm" if objective == "text" else "encoder"
+    stage = {"objective": objective, "train": {part: 1e-3}, "steps": 2} | ({"task": "spell"} if objective == "tags" else {})
+    model = {"llm": LLM} if objective == "text" else {"encoder": ENCODER}
+    run = train(recipe(tmp_path, model, *data, stage, precision="bfloat16"), out=tmp_path / "run")
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert scores(run)
+    assert all(torch.isfinite(torch.tensor(losses(run))))
+    stored = load_file(next((run / ("llm" if objective == "text" else "encoders/audio")).glob("*.safetensors")))
+    assert {tensor.dtype for tensor in stored.values()} == {torch.float32}

@@ -59,7 +59,7 @@ def read(folder: Path, model: dict[str, Any], *stages: dict[str, Any], **more: A
         (TWO, TAGS | SOUND | {"encoder": "nose"}, "no encoder is called 'nose'; there are ear, eye"),
         ({"encoder": ENCODER}, TAGS, "source 'b' is plain text, it has no tags; name the others in its `sources`"),
         ({"encoder": ENCODER}, TAGS | {"objective": "tag"}, "'answer', 'text', 'ctc' or 'tags'"),
-        ({"encoder": {"type": "conv", "chanels": [4]}}, TAGS | SOUND, "did you mean 'channels'"),
+        ({"encoder": {"type": "conv", "channel": [4]}}, TAGS | SOUND, "did you mean 'channels'"),
     ],
 )
 def test_what_does_not_go_together(tmp_path: Path, model: dict[str, Any], stage: dict[str, Any], words: str) -> None:

@@ -6,6 +6,7 @@ assistant's text (one). One label each is learnt by cross-entropy; any number by
 Shapes: C clips, T encoder frames, D width, V labels.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any
@@ -121,7 +122,7 @@ class TagsObjective(EncoderObjective):
         if not self.multi:
             flat = [label for (label,) in truths]
             right = sum(self.names[int(number)] == label for number, label in zip(scores_NV.argmax(-1), flat, strict=True))
-            return {"accuracy": right / len(flat), "chance": max(map(flat.count, flat)) / len(flat), "num": len(flat)}
+            return {"accuracy": right / len(flat), "chance": max(Counter(flat).values()) / len(flat), "num": len(flat)}
         from sklearn.metrics import average_precision_score
 
         found = {label: [label in truth for truth in truths] for label in self.names}
