@@ -36,6 +36,25 @@ class Parts(nn.Module):
     def forward(self, **inputs: Any) -> Any:
         return self.language_model(**inputs)
 
+    def get_decoder(self) -> nn.Module:
+        """The LLM's layers."""
+        return self.language_model.get_decoder()
+
+    # Both names: transformers 5 renamed them on the way.
+    def gradient_checkpointing_enable(self) -> None:
+        """Non-reentrant checkpointing of the LLM's layers."""
+        options = {"use_reentrant": False}
+        if hasattr(self.language_model, "activation_checkpointing_enable"):
+            self.language_model.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
+        else:
+            self.language_model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+
+    def gradient_checkpointing_disable(self) -> None:
+        if hasattr(self.language_model, "activation_checkpointing_disable"):
+            self.language_model.activation_checkpointing_disable()
+        else:
+            self.language_model.gradient_checkpointing_disable()
+
     def num_parameters(self) -> dict[str, int]:
         """Of each part."""
         parts = {f"encoder {name}": module for name, module in self.encoders.items()}

@@ -81,6 +81,7 @@ class StageRun:
         first = self._resumed_step(module, optimizer) if resume else 0
         wrapped, wrapped_optimizer = accelerator.prepare(module, optimizer)
         trained = [parameter for group in groups for parameter in group["params"]]
+        objective.begin()
         module.train()
         for step, examples in zip(range(first, num_steps), batches.from_step(first), strict=False):
             started = time.perf_counter()
@@ -111,6 +112,7 @@ class StageRun:
             if last:
                 break
         module.eval()
+        objective.end()
 
     def resumable_step(self) -> int:
         """The step of the newest whole checkpoint of this stage; 0 without one."""

@@ -37,6 +37,8 @@ def read(folder: Path, model: dict[str, Any], *stages: dict[str, Any], **more: A
             TAGS | SOUND | {"batch_text_tokens": 9},
             "`batch_text_tokens` belongs to objective answer or text",
         ),
+        ({"llm": LLM}, TEXT | {"packing": False}, "`packing` belongs to objective answer, not text"),
+        ({"encoder": ENCODER}, TAGS | SOUND | {"compile": True}, "`compile` belongs to objective answer or text"),
         ({"llm": LLM}, TEXT | {"task": "a"}, "`task` belongs to objective ctc or tags"),
         ({"llm": LLM}, TEXT | {"batch_audio_s": 9}, "`batch_audio_s` belongs to objective answer or ctc or tags"),
         ({"llm": LLM}, TEXT | {"train": {"encoder": 1e-3}}, "objective text cannot train 'encoder'; it trains llm, llm.att"),

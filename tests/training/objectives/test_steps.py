@@ -83,6 +83,17 @@ def test_accumulated_parts_make_the_same_run(kind: str, tmp_path: Path) -> None:
         assert one["gradient_norm"] == pytest.approx(two["gradient_norm"], rel=1e-4)
 
 
+@pytest.mark.parametrize("streams", [{}, {"preset": "lal", "encoder": ENCODER}])
+def test_checkpointed_layers_give_the_same_text_run(streams: dict[str, Any], tmp_path: Path) -> None:
+    model = [f"model.{key}={json.dumps(value)}" for key, value in streams.items()]
+    path = written(tmp_path, "text", steps=2)
+    plain, again = (
+        (train(path, [*model, f"stages.0.checkpointing={on}"], out=tmp_path / on) / "log.jsonl").read_text().splitlines()
+        for on in ("false", "true")
+    )
+    assert [json.loads(line)["loss"] for line in plain] == [json.loads(line)["loss"] for line in again]
+
+
 class Killed(BaseException):
     """Nothing catches it."""
 

@@ -29,6 +29,12 @@ class Objective(ABC, Generic[Item]):
 
     module: nn.Module
 
+    def begin(self) -> None:  # noqa: B027
+        """Called before the stage's first step, `end` after its last; nothing by default."""
+
+    def end(self) -> None:  # noqa: B027
+        """See `begin`."""
+
     @abstractmethod
     def prepare(self, train: Sequence[Example], test: Sequence[Example]) -> Sequence[Item]:
         """Look at all examples once, before the first step.

@@ -22,8 +22,7 @@ from pal_audio.model import PalForConditionalGeneration
 from pal_audio.model.parts import Parts
 from pal_audio.model.processing import escape
 from pal_audio.training.batches import Size
-from pal_audio.training.groups import parameter_groups
-from pal_audio.training.objectives.base import Objective
+from pal_audio.training.objectives.llm import LlmObjective
 from pal_audio.training.recipe import Stage
 
 DEFAULT_MAX_TOKENS = 1024
@@ -38,7 +37,7 @@ class Piece:
     name: str
 
 
-class TextObjective(Objective[Piece]):
+class TextObjective(LlmObjective[Piece]):
     """Cross-entropy over all tokens but a piece's first (units).
 
     Args:
@@ -51,10 +50,8 @@ class TextObjective(Objective[Piece]):
     """
 
     def __init__(self, model: PalForConditionalGeneration | Parts, collator: Collator, stage: Stage) -> None:
-        self.module = model
-        self.model = model
+        super().__init__(model, stage)
         self.tokenizer = collator.processor.tokenizer
-        self.stage = stage
         context = getattr(model.language_model.config.get_text_config(), "max_position_embeddings", None)
         if stage.max_tokens is not None and context is not None and stage.max_tokens > context:
             raise PalError(f"stage {stage.name!r}: max_tokens {stage.max_tokens} is over the LLM's context of {context} tokens")
@@ -92,9 +89,6 @@ class TextObjective(Objective[Piece]):
         starts = range(0, len(ids) - 1, self.max_tokens - 1)
         return [Piece(np.array(ids[start : start + self.max_tokens], dtype=np.int64), example.id) for start in starts]
 
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        return parameter_groups(self.model, self.stage.train, self.stage.weight_decay)
-
     def size(self, item: Piece) -> Size:
         return Size(0.0, len(item.ids_L), item.name)
 
@@ -106,9 +100,6 @@ class TextObjective(Objective[Piece]):
             "attention_mask": nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True),
             "labels": nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-100),
         }
-
-    def num_units(self, inputs: dict[str, Any]) -> int:
-        return int((inputs["labels"][:, 1:] >= 0).sum())
 
     def loss(self, module: nn.Module, inputs: dict[str, Any], num_units: int) -> Tensor:
         loss: Tensor = module(**inputs, num_items_in_batch=num_units, use_cache=False).loss
