@@ -13,6 +13,7 @@ from pal_audio import encoders
 from pal_audio.data.frame_cache import EncoderIdentity
 from pal_audio.model import load
 from pal_audio.training.run import train
+from tests.encoders.cases import CASES
 from tests.training.objectives.made import ENCODER, LLM, example, losses, manifest, recipe, scores, spelt, texts
 
 
@@ -179,3 +180,17 @@ def test_in_bfloat16(tmp_path: Path, objective: str) -> None:
     assert all(torch.isfinite(torch.tensor(losses(run))))
     stored = load_file(next((run / ("llm" if objective == "text" else "encoders/audio")).glob("*.safetensors")))
     assert {tensor.dtype for tensor in stored.values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("kind", ["whisper", "ast", "wav2vec2-layer"])
+def test_an_encoder_of_each_kind_trains_and_is_read_frozen_by_the_next_recipe(tmp_path: Path, kind: str) -> None:
+    """Two steps change the weights; the next run's encoder has exactly these and keeps them."""
+    stage = {"objective": "ctc", "train": {"encoder": 1e-3}, "steps": 2}
+    data = [spelt(tmp_path, "train", 8, 0)], [spelt(tmp_path, "test", 4, 1)]
+    run = train(recipe(tmp_path, {"encoder": CASES[kind]}, *data, stage), out=tmp_path / "run")
+    first, second = (load_file(run / "checkpoints-0" / "00000002" / "model.safetensors"), run / "encoders" / "audio")
+    model = {"llm": LLM, "preset": "lal", "encoder": {"type": CASES[kind]["type"], "checkpoint": str(second), "frozen": True}}
+    stage = {"train": {"connector": 1e-3}, "steps": 2}
+    heard, _ = load(train(recipe(tmp_path, model, *data, stage), out=tmp_path / "next") / "final")
+    stored = heard.encoders["audio"].state_dict()
+    assert all(torch.equal(tensor, first[f"encoder.{name}"]) for name, tensor in stored.items())

@@ -29,10 +29,10 @@ class Objective(ABC, Generic[Item]):
 
     module: nn.Module
 
-    def begin(self) -> None:  # noqa: B027
+    def begin(self) -> None:
         """Called before the stage's first step, `end` after its last; nothing by default."""
 
-    def end(self) -> None:  # noqa: B027
+    def end(self) -> None:
         """See `begin`."""
 
     @abstractmethod
