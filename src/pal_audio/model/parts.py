@@ -6,7 +6,6 @@ Their parameters have the names that they have in a whole model (`encoders.NAME.
 from collections.abc import Iterable
 from typing import Any
 
-import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
@@ -105,7 +104,7 @@ def build_parts(spec: ModelSpec, texts: Iterable[str] = (), adapter: AdapterConf
     if spec.llm is not None:
         if isinstance(spec.llm, dict):
             config, tokenizer = _fresh_llm(dict(spec.llm), texts)
-            llm = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+            llm = AutoModelForCausalLM.from_config(config)
         else:
             _, tokenizer, llm = _pretrained_llm(spec.llm, spec.revision)
         if adapter is not None:
