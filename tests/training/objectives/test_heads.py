@@ -105,6 +105,15 @@ def test_one_label_and_many(tmp_path: Path) -> None:
     torch.testing.assert_close(made.loss(made.module, inputs, 2), expected)
 
 
+def test_scores_have_no_dropout_in_them(tmp_path: Path) -> None:
+    items = read(tmp_path, example(tmp_path, "1", "a", "A!"), example(tmp_path, "2", "bc", "B"))
+    made = objective("tags", {"dropout": 0.5}, task="spell")
+    made.prepare(items, items)
+    made.module.train()
+    once, again = (torch.stack([row for _, row in made.outputs(items)]) for _ in range(2))
+    assert torch.equal(once, again)
+
+
 def test_what_cannot_be_learnt_is_named(tmp_path: Path) -> None:
     good, other = example(tmp_path, "good", "a", "a", label="a"), example(tmp_path, "other", "b", "b", label="b")
     mute = Example(id="mute", messages=[Message(role="user", content="?"), Message(role="assistant", content="a")], task="spell")
@@ -136,7 +145,7 @@ def test_what_cannot_be_learnt_is_named(tmp_path: Path) -> None:
 
 def test_only_the_named_encoder_and_its_head_train() -> None:
     torch.manual_seed(0)
-    made = objective("tags")
+    made = objective("tags", train={"encoder": 1e-3, "head": 3e-3})
     made.module = nn.Module()
     made.module.head = TagsHead(16, 2, True)
     other = encoders.build(encoders.parse(ENCODER))
@@ -146,4 +155,10 @@ def test_only_the_named_encoder_and_its_head_train() -> None:
     trained = [*made.encoder.parameters(), *made.module.head.parameters()]
     assert grouped == {id(parameter) for parameter in trained}
     assert all(parameter.requires_grad for parameter in trained)
+    of_head = {id(parameter) for parameter in made.module.head.parameters()}
+    rates = {group["lr"]: {id(parameter) in of_head for parameter in group["params"]} for group in groups}
+    assert rates == {1e-3: {False}, 3e-3: {True}}
+    assert {group["lr"] for group in groups} == {group["initial_lr"] for group in groups}
+    made.stage.train.pop("head")
+    assert {group["lr"] for group in made.parameter_groups()} == {1e-3}
     assert not any(parameter.requires_grad for parameter in other.parameters())
