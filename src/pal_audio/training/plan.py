@@ -6,6 +6,7 @@ from typing import Any
 
 from pal_audio.data.collation import Collator
 from pal_audio.data.prepare import Prepared
+from pal_audio.data.shards import StreamBatches
 from pal_audio.model import PalForConditionalGeneration, describe
 from pal_audio.model.parts import Parts
 from pal_audio.training.batches import Batches, BatchOrder, ExampleBatches
@@ -31,6 +32,12 @@ def plan_stages(
     planned = []
     for index, stage in enumerate(recipe.stages):
         objective = OBJECTIVES[stage.objective](model, collator, stage)
+        if data.streams:
+            objective.prepare([], data.test)
+            stream, size = data.stream(stage.sources, recipe.seed + index), stage.batch_size or 16
+            num_steps = stage.steps or max(1, round((stage.epochs or 0) * stream.num_examples / size))
+            planned.append(PlannedStage(stage, objective, StreamBatches(stream, size), num_steps))
+            continue
         items = objective.prepare(data.train(stage.sources), data.test)
         order = BatchOrder([objective.size(item) for item in items], stage.limit, recipe.seed + index)
         planned.append(PlannedStage(stage, objective, ExampleBatches(items, order), stage.num_steps(order)))
@@ -43,7 +50,7 @@ def plan_lines(
     """The plan for the console and the report."""
     parts = model.num_parameters() if isinstance(model, Parts) else describe(model)["parameters"]
     lines = [f"model: {', '.join(f'{name} {count:,}' for name, count in parts.items())} parameters"]
-    lines.append(f"data: {len(data.train())} examples to train on, {len(data.test)} held out")
+    lines.append(f"data: {data.num_examples()} examples to train on, {len(data.test)} held out")
     if recipe.adapter is not None:
         lines.append(f"adapter: {recipe.adapter.type} of rank {recipe.adapter.r} on {recipe.adapter.target}")
     for planned in stages:

@@ -95,7 +95,7 @@ def train(
             data = prepare(recipe.data, folder / "data", show, answers)
             bar.update(task, completed=1, total=1)
         torch.manual_seed(recipe.seed)
-        model, processor = build(recipe, texts_of(data.train()))
+        model, processor = build(recipe, texts_of(data.sample()))
         ready = None if recipe.frame_cache is None else FrameCache(recipe.frame_cache, model.encoders)
         collator = Collator(processor, frames=ready)  # type: ignore[arg-type]  # of parts: only what their stages ask for
         stages = plan_stages(recipe, model, collator, data)

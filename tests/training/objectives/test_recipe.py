@@ -75,6 +75,12 @@ def test_cached_frames_are_of_frozen_encoders(tmp_path: Path) -> None:
         read(tmp_path, {"encoder": ENCODER}, TAGS | SOUND, frame_cache="frames")
 
 
+def test_shards_are_streamed_for_answers_alone(tmp_path: Path) -> None:
+    data = {"type": "shards", "train": ["a"], "test": ["c.jsonl"]}
+    with pytest.raises(PalError, match="objective tags has to see all examples first; use type: manifests"):
+        read(tmp_path, {"encoder": ENCODER}, TAGS, data=data)
+
+
 def test_what_a_stage_does_not_need_may_be_left_out(tmp_path: Path) -> None:
     assert read(tmp_path, {"llm": LLM}, TEXT).model.encoder_configs() == {}
     assert list(read(tmp_path, {"encoder": ENCODER}, TAGS | SOUND).model.encoder_configs()) == ["audio"]
