@@ -16,10 +16,9 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from pal_audio.data.manifest import Example
-from pal_audio.encoders.base import Frames
 from pal_audio.training.batches import Batches
 from pal_audio.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
+from pal_audio.training.device import to_device
 from pal_audio.training.objectives.base import Objective
 from pal_audio.training.recipe import Stage
 
@@ -57,7 +56,7 @@ class StageRun:
 
     def run(
         self,
-        objective: Objective,
+        objective: Objective[Any],
         batches: Batches,
         num_steps: int,
         resume: bool,
@@ -129,17 +128,10 @@ class StageRun:
         return int(state["step"])
 
 
-def _cut(examples: Sequence[Example], num_parts: int) -> list[Sequence[Example]]:
+def _cut(examples: Sequence[Any], num_parts: int) -> list[Sequence[Any]]:
     """Examples in at most `num_parts` parts of like size, in order."""
     size = -(-len(examples) // num_parts)
     return [examples[start : start + size] for start in range(0, len(examples), size)]
-
-
-def to_device(value: Any, device: torch.device) -> Any:
-    """Inputs on a device; dicts, as of several encoders, are walked through."""
-    if isinstance(value, dict):
-        return {key: to_device(item, device) for key, item in value.items()}
-    return value.to(device) if isinstance(value, torch.Tensor | Frames) else value
 
 
 def schedule(stage: Stage, step: int, num_steps: int) -> float:

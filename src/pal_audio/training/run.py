@@ -4,6 +4,7 @@ OUT/recipe.json     the resolved recipe, versions       OUT/log.jsonl        one
 OUT/data/           composed sound and manifests        OUT/scores.json      held-out accuracy, with sound and muted
 OUT/checkpoints-K/  of stage K                          OUT/answers.jsonl    every held-out answer beside the truth
 OUT/final/          model and processor                 OUT/report.md        plan, scores, curves.png, ten answers
+OUT/llm/            the LLM alone, after a `text` stage OUT/encoders/NAME/   one that a `ctc` or `tags` stage has trained
 OUT/tensorboard/    event files, where it is installed  OUT/finished.json    written last
 """
 
@@ -15,7 +16,7 @@ import shutil
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import torch
 from rich.console import Console
@@ -26,15 +27,15 @@ import pal_audio
 from pal_audio.data.collation import Collator
 from pal_audio.data.folder import LOCK, locked
 from pal_audio.data.frame_cache import FrameCache, check_cache
-from pal_audio.data.manifest import Example, write_text
+from pal_audio.data.manifest import write_text
 from pal_audio.data.prepare import Prepared, check_places, prepare
+from pal_audio.data.texts import Document
 from pal_audio.errors import PalError, Stopped
-from pal_audio.model import PalForConditionalGeneration, build_model
 from pal_audio.model.building import check_spec
-from pal_audio.model.export import save_folder
 from pal_audio.training.checkpoint import full_disk_named
 from pal_audio.training.interrupt import stop_request
 from pal_audio.training.loop import Record, StageRun
+from pal_audio.training.outcome import build, save_results, score_lines, texts_of
 from pal_audio.training.plan import plan_lines, plan_stages
 from pal_audio.training.recipe import Recipe, load_recipe
 from pal_audio.training.report import write_report
@@ -89,16 +90,19 @@ def train(
         write_text(folder / "recipe.json", json.dumps(described, indent=2) + "\n")
         with _bar(console) as bar:
             task = bar.add_task("prepare data", total=None)
-            data = prepare(recipe.data, folder / "data", lambda done, total: bar.update(task, completed=done, total=total))
+            answers = any(stage.objective == "answer" for stage in recipe.stages)
+            show = partial(_show, bar, task)
+            data = prepare(recipe.data, folder / "data", show, answers)
             bar.update(task, completed=1, total=1)
         torch.manual_seed(recipe.seed)
-        model, processor = build_model(recipe.model, _texts(data.sample()), recipe.adapter)
+        model, processor = build(recipe, texts_of(data.sample()))
         ready = None if recipe.frame_cache is None else FrameCache(recipe.frame_cache, model.encoders)
-        collator = Collator(processor, frames=ready)
+        collator = Collator(processor, frames=ready)  # type: ignore[arg-type]  # of parts: only what their stages ask for
         stages = plan_stages(recipe, model, collator, data)
         plan = plan_lines(folder, recipe, model, data, stages)
         for line in plan:
             console.print(line, markup=False)
+        stage_scores: list[dict[str, Any]] = []
         with stop_request() as stop:
             for index, planned in enumerate(stages):
                 stage = planned.stage
@@ -116,12 +120,20 @@ def train(
                     where = f"stage {stage.name!r}, step {run.resumable_step()}"
                     again = _again(recipe_path, overrides, folder)
                     raise Stopped(f"stopped by {stop.signal.name} and saved at {where}; go on with: {again}", stop.signal)
-        _score(console, folder, model, collator, data)
-        save_folder(model, processor, folder / "final")
+                if scored := planned.objective.score():
+                    stage_scores.append({"stage": stage.name, "objective": stage.objective, "scores": scored})
+        scores = _score(console, folder, model, collator, data) if answers else {}
+        write_text(folder / "scores.json", json.dumps(scores | {"stages": stage_scores}, indent=2) + "\n")
+        saved = save_results(folder, recipe, model, processor)
         write_report(folder, plan)
         write_text(folder / "finished.json", json.dumps({"identity": identity}) + "\n")
-    console.print(f"model: {folder / 'final'}")
+    for line in [*score_lines(stage_scores), *saved]:
+        console.print(line, markup=False)
     return folder
+
+
+def _show(bar: Progress, task: TaskID, done: int, total: int) -> None:
+    bar.update(task, completed=done, total=total)
 
 
 def _again(recipe_path: str | Path, overrides: list[str] | None, folder: Path) -> str:
@@ -150,8 +162,8 @@ def _report(bar: Progress, task: TaskID, log: TextIO, events: EventFiles, index:
     bar.update(task, completed=record.step, description=f"train {stage}, loss {record.loss:.3f}")
 
 
-def _score(console: Console, folder: Path, model: PalForConditionalGeneration, collator: Collator, data: Prepared) -> None:
-    test_set = data.test
+def _score(console: Console, folder: Path, model: Any, collator: Collator, data: Prepared) -> dict[str, Any]:
+    test_set = [example for example in data.test if not isinstance(example, Document)]
     model.to("cpu" if not torch.cuda.is_available() else "cuda").eval()
     with _bar(console) as bar:
         task = bar.add_task("held-out questions", total=2 * len(test_set))
@@ -167,17 +179,13 @@ def _score(console: Console, folder: Path, model: PalForConditionalGeneration, c
         "chance": data.chance,
         "chance_by_task": data.chance_by_task,
     }
-    write_text(folder / "scores.json", json.dumps(scores, indent=2) + "\n")
     table = Table("task", "questions", "right", "muted", "best guess", title="held-out questions")
     for name, share in right.items():
         num = sum(name in ("all", answer.task) for answer in heard)
         guess = data.chance if name == "all" else data.chance_by_task[name]
         table.add_row(name, str(num), f"{share:.1%}", f"{right_muted[name]:.1%}", f"{guess:.1%}")
     console.print(table)
-
-
-def _texts(examples: list[Example]) -> list[str]:
-    return [message.text for example in examples for message in example.messages]
+    return scores
 
 
 def resolved_recipe(run: Path) -> Recipe:
