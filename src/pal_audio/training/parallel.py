@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -49,10 +50,11 @@ def accelerator_for(precision: str) -> Accelerator:
     """accelerate's face of device, autocast and DDP.
 
     A layer that no loss reaches may train (an encoder's last one where `encoder_layers` ends before it), so DDP looks for
-    unused parameters. Buffers are constants and need no broadcast.
+    unused parameters.
     """
     warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
-    options = DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)
+    options = DistributedDataParallelKwargs(find_unused_parameters=True)
+    AcceleratorState._reset_state()  # or it keeps the precision of the first run in this program
     return Accelerator(mixed_precision="bf16" if precision == "bfloat16" else "no", kwargs_handlers=[options])
 
 
@@ -103,10 +105,10 @@ class Shards:
         for parameter in self.module.parameters():  # FSDP2 takes neither scalars nor channels last
             parameter.data = parameter.detach().contiguous().view(parameter.shape or (1,))
         low = torch.bfloat16 if accelerator.mixed_precision == "bf16" else None
-        options: dict[str, Any] = {
-            "mesh": init_device_mesh(accelerator.device.type, (everyone.num,)),
-            "mp_policy": MixedPrecisionPolicy(param_dtype=low, reduce_dtype=torch.float32),
-        }
+        # Autocast casts inputs; FSDP2 would cast them by copying what they lie in, and audio would reach the copy alone.
+        policy = MixedPrecisionPolicy(param_dtype=low, reduce_dtype=torch.float32, cast_forward_inputs=False)
+        mesh = init_device_mesh(accelerator.device.type, (everyone.num,))
+        options: dict[str, Any] = {"mesh": mesh, "mp_policy": policy}
         llm: Any = getattr(self.module, "language_model", self.module)
         for layer in find_layers(llm) if hasattr(llm, "get_decoder") else ():
             fully_shard(layer, **options)

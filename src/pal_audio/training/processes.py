@@ -4,6 +4,7 @@ Numbers go over a CPU group of their own (gloo). Its waits may be long, as while
 once where a process has died. Gradients go over the default group (NCCL on GPUs), each step right after a word over this one.
 """
 
+import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from accelerate import PartialState
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, parse_flag_from_env
 
 from pal_audio.errors import PalError
 from pal_audio.training.interrupt import StopRequest
@@ -140,9 +141,12 @@ def join() -> Processes:
     """The processes of this run; connects them where a launcher has started several.
 
     Raises:
-        PalError: the launcher was told to shard by itself (accelerate's FSDP, DeepSpeed, ...).
+        PalError: they cannot be connected, or the launcher was told to shard by itself (accelerate's FSDP, DeepSpeed, ...).
     """
-    state = PartialState()
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available())
+    promised = os.environ.get("WORLD_SIZE", "1")
+    if promised != str(state.num_processes):
+        raise PalError(f"WORLD_SIZE is {promised} but processes connected: {state.num_processes}; start them with torchrun")
     if state.num_processes == 1:
         return Processes()
     if state.distributed_type not in (DistributedType.MULTI_GPU, DistributedType.MULTI_CPU):
