@@ -44,6 +44,8 @@ from pal_audio.training.report import write_report
 from pal_audio.training.scores import accuracy, answer_all
 from pal_audio.training.tensorboard import EventFiles
 
+_PATIENCE_S = 5.0
+
 
 def train(
     recipe_path: str | Path,
@@ -111,7 +113,7 @@ def train(
         plan = plan_lines(folder, recipe, model, data, stages)
         for line in plan:
             console.print(line, markup=False)
-        with stop_request() as stop:
+        with stop_request(0.0 if everyone.num == 1 else _PATIENCE_S) as stop:
             stopping = everyone.stopping(stop)
             for index, planned in enumerate(stages):
                 stage, places = planned.stage, folder / f"checkpoints-{index}"
