@@ -29,8 +29,9 @@ def stop_request(patience_s: float = 0.0) -> Iterator[StopRequest]:
         patience_s: signals that follow the first this soon count as the same one: a launcher passes on what the system may
             have sent to all processes already.
 
-    With that first signal (or when patience has ended) the handlers from before are back, so a second one does what it always did. A signal that was
-    ignored stays ignored, and outside the main thread, where Python allows no handlers, nothing is installed.
+    With that first signal (or when patience has ended) the handlers from before are back, so a second one does what it
+    always did. A signal that was ignored stays ignored, and outside the main thread, where Python allows no handlers, nothing
+    is installed.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
@@ -43,11 +44,11 @@ def stop_request(patience_s: float = 0.0) -> Iterator[StopRequest]:
         for number in ours:
             signal.signal(number, before[number])
 
-    first_s = 0.0
+    first_s: float | None = None
 
     def note(number: int, frame: FrameType | None) -> None:
         nonlocal first_s
-        if request.signal is None:
+        if first_s is None:  # `request.signal` may be set already, by what another process was sent
             request.signal, first_s = signal.Signals(number), time.monotonic()
             if not patience_s:
                 restore()
