@@ -39,6 +39,7 @@ TASKS: dict[str, dict[str, Any]] = {
     "pal": {"arm": "pal"},
     "adapter": {"arm": "pal", **PROBE, "encoder": TINY_ENCODER | {"frozen": True}},
     "unused": {"arm": "lal", "encoder": TINY_ENCODER | {"num_layers": 2, "encoder_layers": [1]}},
+    "unpacked": {"arm": "pal", "stage": {"packing": False, "recompute_audio": True}},
     "bfloat16": {"arm": "pal", "precision": "bfloat16"},
 }
 CHECKPOINTED = ("plits", "lal", "pal")
@@ -77,13 +78,11 @@ def batches(examples: list[Example]) -> list[list[Example]]:
 
 def compute(task: str, parallel: str, checkpointing: bool, examples: list[Example], folder: Path) -> list[Record]:
     """One epoch of `batches`; the checkpoint at its end is in `folder`."""
-    options = {"train": PARTS, "precision": "float32", **TASKS[task]}
-    arm, parts, precision = (options.pop(name) for name in ("arm", "train", "precision"))
+    options = {"train": PARTS, "precision": "float32", "stage": {}, **TASKS[task]}
+    arm, parts, precision, more = (options.pop(name) for name in ("arm", "train", "precision", "stage"))
     model, processor = tiny_model("llama", arm, llm={"num_hidden_layers": 2, "tie_word_embeddings": True}, **options)
-    if checkpointing:
-        model.gradient_checkpointing_enable()
     given = batches(examples)
-    stage = Stage(train=parts, steps=len(given), accumulate=2, warmup_steps=2)
+    stage = Stage(train=parts, steps=len(given), accumulate=2, warmup_steps=2, checkpointing=checkpointing, **more)
     run = StageRun(stage, 0, 7, folder, "identity", precision, parallel)  # type: ignore[arg-type]
     run.run(AnswerObjective(model, Collator(processor), stage), Given(given), len(given), resume=False)
     return run.records

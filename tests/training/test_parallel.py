@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[2]
 DEADLINE_S = 240
 # Two processes add in another order than one; then Adam divides by the root of what it has seen. The key part of an attention's
 # bias has no gradient but rounding (softmax does not see it), so Adam moves it by rounding alone.
-LOSS, WEIGHTS, KEY_BIAS = 2e-6, 5e-6, 2e-4
+LOSS, WEIGHTS, KEY_BIAS = 5e-6, 2e-5, 2e-3  # a step moves a weight by up to 1e-3
 LOSS_BFLOAT16 = 2e-2
 RECIPE = """
 name: tiny

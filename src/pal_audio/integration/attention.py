@@ -1,6 +1,7 @@
 """Where text meets audio: the attention function that decoder layers call, and the context that brings audio to it.
 
     decoder layer ── q, k, v of text ──► pal_attention(..., pal_audio=context) ── inner kernel on [audio; text]
+                                         with pal_packing=...: rows are unpacked before and packed after
 
 The function is registered with transformers under two names, one per inner kernel, together with SDPA's mask function
 (a name missing in the mask registry would lose padding in silence). Audio keys come first, so the text's own mask keeps
@@ -19,9 +20,16 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from pal_audio.errors import PalError
+from pal_audio.integration.key_values import UnsupportedLlmError
+from pal_audio.integration.packing import Packing
+
 # The user's name of an inner kernel -> ours in transformers' registry. Names containing "sdpa", "flash" or
 # "flex_attention" make transformers check or load other things.
 INNER_KERNELS = {"sdpa": "pal", "eager": "pal_eager"}
+
+
+Inner = Callable[..., tuple[Tensor, Tensor | None]]
 
 
 class AudioContext(Protocol):
@@ -58,15 +66,23 @@ def check_consumed(context: AudioContext) -> None:
 
 
 def _attend(
-    inner: Callable[..., tuple[Tensor, Tensor | None]],
+    inner: Inner,
+    inner_with_audio: Inner,
     module: nn.Module,
     query: Tensor,
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
     pal_audio: AudioContext | None = None,
+    pal_packing: Packing | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
+    if pal_packing is not None:
+        pal_packing.num_calls += 1
+        query, key, value = (pal_packing.unpack_heads(heads) for heads in (query, key, value))
+        mask = pal_packing.text_mask(module.layer_idx)  # type: ignore[arg-type]
+        output, weights = _attend(inner, inner_with_audio, module, query, key, value, mask, pal_audio, **kwargs)
+        return pal_packing.pack(output), weights
     layer = getattr(module, "layer_idx", None)
     if pal_audio is None or layer not in pal_audio.expected:
         return inner(module, query, key, value, attention_mask, **kwargs)
@@ -81,7 +97,47 @@ def _attend(
     values = torch.cat([audio_values.to(value.dtype), value], dim=2)
     pal_audio.consumed.add(layer)
     # The window is in the text's mask already; audio keys are exempt from it.
-    return inner(module, query, keys, values, mask, **(kwargs | {"sliding_window": None}))
+    return inner_with_audio(module, query, keys, values, mask, **(kwargs | {"sliding_window": None}))
+
+
+def _folded_inner(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, **kwargs: Any
+) -> tuple[Tensor, Tensor | None]:
+    """`folded_sdpa` as an attention function of transformers."""
+    unknown = [name for name in ("softcap", "s_aux", "position_bias") if kwargs.get(name) is not None]
+    if unknown:
+        raise ValueError(f"SDPA has no {unknown[0]}; use the eager kernel")
+    output = folded_sdpa(query, key, value, attention_mask, kwargs.get("dropout", 0.0), kwargs.get("scaling"))
+    return output.transpose(1, 2).contiguous(), None
+
+
+def folded_sdpa(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, dropout: float = 0.0, scale: float | None = None
+) -> Tensor:
+    """Grouped-query attention under a mask without a copy of keys and values for each query head.
+
+    The query heads that share a key head become more queries of it: (B, H, L, d) -> (B, K, H/K * L, d). Text is short and
+    audio long in LAL, so this moves far less than expanded keys and values. Source: our choice.
+
+    Args:
+        query: (B, H, L, d).
+        key, value: (B, K, T, d).
+        mask: (B, 1, L, T) bool or additive.
+        dropout: of the weights.
+        scale: of the scores; 1 / sqrt(d) if None.
+
+    Returns:
+        (B, H, L, d).
+    """
+    rows, heads, num_tokens, size = query.shape
+    groups = heads // key.shape[1]
+    if query.dtype != value.dtype or key.dtype != value.dtype:  # under autocast, rotation has promoted queries and keys
+        query, key = query.to(value.dtype), key.to(value.dtype)
+    folded = query.reshape(rows, heads // groups, groups * num_tokens, size)
+    if groups > 1:
+        mask = mask[:, :, None].expand(-1, -1, groups, -1, -1).flatten(2, 3)
+    output = nn.functional.scaled_dot_product_attention(folded, key, value, attn_mask=mask, dropout_p=dropout, scale=scale)
+    return output.reshape(rows, heads, num_tokens, size)
 
 
 def _eager_inner(
@@ -113,12 +169,47 @@ def _additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
 
 def pal_attention(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
     """Attention over [audio; text] by PyTorch's SDPA."""
-    return _attend(sdpa_attention_forward, *args, **kwargs)
+    return _attend(sdpa_attention_forward, _folded_inner, *args, **kwargs)
 
 
 def pal_eager_attention(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
     """Attention over [audio; text] by the family's own eager function."""
-    return _attend(_eager_inner, *args, **kwargs)
+    return _attend(_eager_inner, _eager_inner, *args, **kwargs)
+
+
+def install(llm: Any, inner: str, hooked: bool) -> None:
+    """Choose the kernel of an LLM's attention, with our hook around it or as it is.
+
+    Args:
+        llm: a transformers model.
+        inner: "sdpa" or "eager", or our own name of one; without the hook any name that the LLM has.
+        hooked: let audio and packing in.
+
+    Raises:
+        PalError: there is no hook around such a kernel, or the LLM does not have it.
+        UnsupportedLlmError: its attention cannot be hooked.
+    """
+    inner = next((kernel for kernel, ours in INNER_KERNELS.items() if ours == inner), inner)
+    if not hooked:
+        if inner in INNER_KERNELS:  # directly: some families refuse the call although they have the kernel
+            llm.config._attn_implementation = inner
+        else:
+            llm.set_attn_implementation(inner)
+        return
+    if inner not in INNER_KERNELS:
+        raise PalError(
+            f"attn_implementation {inner!r}: with LAL or packing the inner kernel is one of {', '.join(INNER_KERNELS)}"
+        )
+    family = llm.config.get_text_config().model_type
+    if not llm._supports_attention_backend:
+        raise UnsupportedLlmError(
+            f"{family}: its attention does not go through transformers' attention interface, "
+            "so neither LAL nor packing can enter it"
+        )
+    if inner == "sdpa" and not llm._supports_sdpa:
+        raise PalError(f"attn_implementation 'sdpa': {family} does not support it (soft-cap or sinks); use 'eager'")
+    llm.config._attn_implementation = INNER_KERNELS[inner]
+    llm.config.get_text_config()._attn_implementation = INNER_KERNELS[inner]
 
 
 def register() -> None:

@@ -13,9 +13,10 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from pal_audio.errors import PalError
-from pal_audio.integration.key_values import LayerKeyValues
+from pal_audio.integration.key_values import LayerKeyValues, compute_dtype
 from pal_audio.integration.positions import KeyLayout, Placement, lay_out, place, text_positions
 
 
@@ -50,6 +51,7 @@ class LiveAudio:
         layers: the layers of each LAL stream.
         widths: A of each LAL stream.
         hidden: True hides every key from every query: a dummy clip that only keeps the graph whole.
+        recompute: keep nothing of a layer's way from tokens to keys and values for backward; compute it again.
     """
 
     clips: ClipTokens
@@ -57,6 +59,17 @@ class LiveAudio:
     layers: list[frozenset[int]]
     widths: list[int]
     hidden: bool = False
+    recompute: bool = False
+
+    def keys_values(self, rule: LayerKeyValues, stream: int) -> tuple[Tensor, Tensor]:
+        """Un-rotated keys and values (C, K, A, d) of one stream in one layer."""
+        if self.recompute and torch.is_grad_enabled():
+            pair: tuple[Tensor, Tensor] = checkpoint(self._project, rule, stream, use_reentrant=False)
+            return pair
+        return self._project(rule, stream)
+
+    def _project(self, rule: LayerKeyValues, stream: int) -> tuple[Tensor, Tensor]:
+        return rule.project(self.inputs[stream](rule.index))
 
 
 @dataclass
@@ -140,6 +153,7 @@ class AttachedAudio:
     remembered: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     consumed: set[int] = field(default_factory=set)
     _visible: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
+    _rotary: dict[tuple[int, bool, str | None], tuple[Tensor, Tensor] | None] = field(default_factory=dict)
 
     @property
     def expected(self) -> frozenset[int]:
@@ -178,6 +192,10 @@ class AttachedAudio:
         if self.live is not None and self.live.hidden:
             per_stream = [torch.zeros_like(mask) for mask in per_stream]
         # Made here and not on demand: a layer recomputed under checkpointing must find the same tensors.
+        if self.live is not None:
+            for layer, streams in self.streams_of_layer.items():
+                for stream in streams:
+                    self._tables(self.rules[layer], stream)
         groups = set(self.streams_of_layer.values())
         self._visible = {
             group: torch.cat([per_stream[stream] for stream in group], dim=-1) if len(group) > 1 else per_stream[group[0]]
@@ -194,8 +212,7 @@ class AttachedAudio:
         rule = self.rules[layer]
         pairs = []
         for stream in self.streams_of_layer[layer]:
-            inputs = self.live.inputs[stream](layer)
-            keys, values = rule.project(inputs)
+            keys, values = self.live.keys_values(rule, stream)
             pairs.append(self._placed(rule, stream, keys, values))
         return _join(pairs)
 
@@ -209,7 +226,15 @@ class AttachedAudio:
     def _placed(self, rule: LayerKeyValues, stream: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         layout = self.layouts[stream]
         keys, values = layout.arrange(keys), layout.arrange(values)
-        return rule.rotate(keys, rule.rotary_tables(keys, layout.positions_BA)), values
+        return rule.rotate(keys, self._tables(rule, stream)), values
+
+    def _tables(self, rule: LayerKeyValues, stream: int) -> tuple[Tensor, Tensor] | None:
+        """cos and sin of a stream's keys, made once for all layers that rotate alike."""
+        key = stream, rule.uses_rotary, rule.rope_layer_type
+        if key not in self._rotary:
+            like = self.placement.position_ids_BL.new_empty(0, dtype=compute_dtype(rule.layer))
+            self._rotary[key] = rule.rotary_tables(like, self.layouts[stream].positions_BA)
+        return self._rotary[key]
 
     def embed(self, input_ids: Tensor, position_ids: Tensor, embeddings_BLD: Tensor, marker_D: Tensor) -> Tensor:
         """Put the marker's vector and the clips' PLITS tokens into the embedded text.
@@ -248,6 +273,7 @@ class AttachedAudio:
             prompt_BL=rows(self.prompt_BL),
             consumed=set(),
             _visible={},
+            _rotary={},
         )
 
 

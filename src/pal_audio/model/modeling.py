@@ -20,12 +20,11 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from pal_audio import encoders
 from pal_audio.encoders.base import AudioEncoder, Frames
 from pal_audio.errors import PalError
-from pal_audio.integration.attention import INNER_KERNELS, check_consumed
+from pal_audio.integration.attention import check_consumed, install
 from pal_audio.integration.config import LalConfig
 from pal_audio.integration.fingerprint import fingerprint
 from pal_audio.integration.key_values import (
     LayerKeyValues,
-    UnsupportedLlmError,
     compute_dtype,
     embedding_rms,
     find_layers,
@@ -33,6 +32,7 @@ from pal_audio.integration.key_values import (
     max_span,
 )
 from pal_audio.integration.memory import AttachedAudio, AudioMemory, ClipTokens, LiveAudio, attach
+from pal_audio.integration.packing import Packing
 from pal_audio.integration.proof import prove
 from pal_audio.model.adapters import add_adapter, merge_adapter
 from pal_audio.model.configuration import PalConfig
@@ -72,6 +72,8 @@ class PalForConditionalGeneration(PreTrainedModel, GenerationMixin):
         text_config = self.language_model.config.get_text_config()
         self._has_lal = any(isinstance(stream.integration, LalConfig) for stream in audio.streams)
         kernel = self.language_model.config._attn_implementation or "sdpa"
+        self._hooked = self._has_lal
+        self.recompute_audio = False  # keep less for backward; see `LiveAudio`
         # The constructors of wrappers set "sdpa" on every sub-configuration, also where the LLM cannot have it.
         self._install_attention(kernel if self.language_model._supports_sdpa else "eager")
         on_meta = any(parameter.is_meta for parameter in self.language_model.parameters())
@@ -150,32 +152,20 @@ class PalForConditionalGeneration(PreTrainedModel, GenerationMixin):
             raise PalError(
                 "gradient checkpointing with use_reentrant=True loses the graph of audio tokens; use use_reentrant=False"
             )
-        self.language_model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+        if hasattr(self.language_model, "activation_checkpointing_enable"):  # its name in later releases of transformers 5
+            self.language_model.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
+        else:
+            self.language_model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
 
     def gradient_checkpointing_disable(self) -> None:
-        self.language_model.gradient_checkpointing_disable()
+        if hasattr(self.language_model, "activation_checkpointing_disable"):
+            self.language_model.activation_checkpointing_disable()
+        else:
+            self.language_model.gradient_checkpointing_disable()
 
     def _install_attention(self, inner: str) -> None:
-        """Hook the LLM's attention where a stream enters by LAL; an LLM without LAL keeps its stock attention."""
-        llm = self.language_model
-        inner = next((kernel for kernel, ours in INNER_KERNELS.items() if ours == inner), inner)
-        if not self._has_lal:
-            if inner in INNER_KERNELS:  # directly: some families refuse the call although they have the kernel
-                llm.config._attn_implementation = inner
-            else:
-                llm.set_attn_implementation(inner)
-            return
-        if inner not in INNER_KERNELS:
-            raise PalError(f"attn_implementation {inner!r}: with LAL the inner kernel is one of {', '.join(INNER_KERNELS)}")
-        family = llm.config.get_text_config().model_type
-        if not llm._supports_attention_backend:
-            raise UnsupportedLlmError(
-                f"{family}: its attention does not go through transformers' attention interface, so LAL cannot enter it"
-            )
-        if inner == "sdpa" and not llm._supports_sdpa:
-            raise PalError(f"attn_implementation 'sdpa': {family} does not support it (soft-cap or sinks); use 'eager'")
-        llm.config._attn_implementation = INNER_KERNELS[inner]
-        llm.config.get_text_config()._attn_implementation = INNER_KERNELS[inner]
+        """Hook the LLM's attention where a stream enters by LAL or a batch was packed; else it keeps its stock attention."""
+        install(self.language_model, inner, self._hooked)
 
     def prove_llm(self) -> None:
         """Compare our keys and values of each LAL layer with the layer's own; see `integration.proof`."""
@@ -218,7 +208,7 @@ class PalForConditionalGeneration(PreTrainedModel, GenerationMixin):
         num_keys_SC = torch.stack(keys) if keys else none.new_zeros(0, num_clips)
         every = [lengths for _, lengths in slots] + keys
         clips = ClipTokens(slots_CAD, num_slots_C, num_keys_SC, torch.stack(every).amax(0))
-        return LiveAudio(clips, inputs, self._lal_layers, widths)
+        return LiveAudio(clips, inputs, self._lal_layers, widths, recompute=self.recompute_audio)
 
     @torch.no_grad()
     def encode_audio(self, input_features: Features, audio_num_samples: Lengths) -> AudioMemory:
@@ -330,6 +320,7 @@ class PalForConditionalGeneration(PreTrainedModel, GenerationMixin):
         audio_memory: AudioMemory | AttachedAudio | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
+        packed: bool = False,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """The LLM's forward over text and audio.
@@ -341,9 +332,11 @@ class PalForConditionalGeneration(PreTrainedModel, GenerationMixin):
             input_features, audio_num_samples: clips, in the order of the markers; see `encode`.
             audio_memory: instead of features: what `encode_audio` or `attach` gave.
             labels: (B, L), -100 = not supervised.
+            packed: take the batch, padded on the right, through the LLM as one row without its padding; no row sees another
+                (`integration.packing`). With labels, logits are computed at supervised positions only and come as (1, n, V).
 
         Raises:
-            PalError: markers and clips do not match.
+            PalError: markers and clips do not match, or a packed batch has a cache or is padded on the left.
             RuntimeError: audio did not reach a LAL layer.
         """
         if input_ids is None:
@@ -361,6 +354,7 @@ class PalForConditionalGeneration(PreTrainedModel, GenerationMixin):
             inputs_embeds = self.get_input_embeddings()(input_ids.masked_fill(is_audio, 0))
         if labels is not None:
             labels = labels.masked_fill(is_audio, -100)
+        packing = self._packing(input_ids, attention_mask, past_key_values) if packed else None
         if context is not None:
             if attention_mask is None:  # a position jump without a mask is read as packing
                 past = past_key_values.get_seq_length() if past_key_values is not None else 0
@@ -370,14 +364,60 @@ class PalForConditionalGeneration(PreTrainedModel, GenerationMixin):
             context.begin(position_ids)
             if context.expected:
                 kwargs["pal_audio"] = context
-        outputs = self.language_model(
-            inputs_embeds=inputs_embeds, attention_mask=attention_mask, position_ids=position_ids,
-            past_key_values=past_key_values, labels=labels, use_cache=use_cache, logits_to_keep=logits_to_keep, **kwargs,
-        )  # fmt: skip
+        if packing is not None:
+            outputs = self._packed(packing, inputs_embeds, position_ids, labels, **kwargs)
+        else:
+            outputs = self.language_model(
+                inputs_embeds=inputs_embeds, attention_mask=attention_mask, position_ids=position_ids,
+                past_key_values=past_key_values, labels=labels, use_cache=use_cache, logits_to_keep=logits_to_keep, **kwargs,
+            )  # fmt: skip
         if context is not None:
             check_consumed(context)
             if outputs.past_key_values is not None and not torch.compiler.is_compiling():
                 outputs.past_key_values.pal_audio = context  # so that a cache is never continued without its audio
+        return outputs
+
+    def _packing(self, input_ids: Tensor, attention_mask: Any, past_key_values: Any) -> Packing:
+        if past_key_values is not None:
+            raise PalError("packed: there is no packing with a text cache; it is for training and scoring")
+        if attention_mask is not None and attention_mask.ndim != 2:
+            raise PalError("packed: needs a 2D attention mask")
+        if not self._hooked:
+            self._hooked = True
+            self._install_attention(self.language_model.config._attn_implementation)
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        return Packing.of(mask, self.language_model.config.get_text_config())
+
+    def _packed(
+        self,
+        packing: Packing,
+        embeddings_BLD: Tensor,
+        position_ids: Tensor | None,
+        labels: Tensor | None,
+        num_items_in_batch: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        """The LLM over a packed row; logits (B, L, V), or with labels (1, n, V) at the n positions before a supervised token."""
+        if position_ids is None:
+            position_ids = torch.arange(embeddings_BLD.shape[1], device=embeddings_BLD.device).expand(embeddings_BLD.shape[:2])
+        embeddings = packing.pack(embeddings_BLD)
+        if labels is not None:
+            supervised = (labels[:, 1:] >= 0) & packing.mask_BL[:, 1:]
+            kwargs["logits_to_keep"] = packing.index_BL[:, :-1][supervised]
+        # A 4D mask goes through transformers as it is; our attention makes its own.
+        mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=embeddings.device)
+        outputs = self.language_model(
+            inputs_embeds=embeddings, attention_mask=mask,
+            position_ids=packing.pack(position_ids), pal_packing=packing, **kwargs | {"use_cache": False},
+        )  # fmt: skip
+        packing.check_called(self.language_model.config.get_text_config().num_hidden_layers)
+        if labels is None:
+            outputs.logits = packing.unpack(outputs.logits)
+        else:
+            targets = labels[:, 1:][supervised][None]
+            outputs.loss = self.language_model.loss_function(
+                outputs.logits, targets, outputs.logits.shape[-1], num_items_in_batch=num_items_in_batch, shift_labels=targets
+            )
         return outputs
 
     def _is_audio(self, input_ids: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ choice.
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,6 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from pal_audio.data.manifest import Example
 from pal_audio.encoders.base import Frames
 from pal_audio.training.batches import Batches
 from pal_audio.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
@@ -93,6 +92,7 @@ class StageRun:
         groups = objective.parameter_groups()
         optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)
         first = self._resumed_step(module, optimizer) if resume else 0
+        objective.begin()
         training = spread(self.parallel, module, optimizer, accelerator, everyone)
         trained = [parameter for group in training.optimizer.param_groups for parameter in group["params"]]
         training.module.train()
@@ -135,6 +135,7 @@ class StageRun:
             if last:
                 break
         module.eval()
+        objective.end()
 
     def resumable_step(self) -> int:
         """The step of the newest whole checkpoint of this stage; 0 without one. The main process looks for all."""
@@ -148,12 +149,6 @@ class StageRun:
         state = load_checkpoint(self.folder / f"{newest:08d}", module, optimizer)
         assert state["identity"] == self.identity, "the run's folder was checked against the recipe before"
         return int(state["step"])
-
-
-def _cut(examples: Sequence[Example], num_parts: int) -> list[Sequence[Example]]:
-    """Examples in at most `num_parts` parts of like size, in order."""
-    size = -(-len(examples) // num_parts)
-    return [examples[start : start + size] for start in range(0, len(examples), size)]
 
 
 def to_device(value: Any, device: torch.device) -> Any:

@@ -20,6 +20,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from pal_audio.errors import PalError
 from pal_audio.integration.key_values import find_layers
 from pal_audio.training.processes import Processes
 
@@ -69,6 +70,9 @@ def spread(
         optimizer: of its parameters, with what moments it has.
         accelerator: see `accelerator_for`.
         everyone: the processes.
+
+    Raises:
+        PalError: a compiled module is to be sharded.
     """
     if parallel == "fsdp" and everyone.num > 1:
         return Shards(module, optimizer, accelerator, everyone)
@@ -100,6 +104,8 @@ class Shards:
     def __init__(
         self, module: nn.Module, optimizer: torch.optim.Optimizer, accelerator: Accelerator, everyone: Processes
     ) -> None:
+        if any(part._compiled_call_impl is not None for part in module.modules()):
+            raise PalError("`compile: true` does not go with `parallel: fsdp` yet; take one of them out")
         self._plain, self._plain_optimizer, self._accelerator = module, optimizer, accelerator
         self.module = copy.deepcopy(module)
         for parameter in self.module.parameters():  # FSDP2 takes neither scalars nor channels last

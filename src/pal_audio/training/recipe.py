@@ -42,6 +42,10 @@ class Stage(StrictConfig):
         objective: what it learns by; see `training.objectives`.
         batch_size: examples a step (16), or
         batch_audio_s, batch_text_tokens: what a step holds at most, padding included.
+        packing: take a batch through the LLM without its padding; the numbers are the same.
+        checkpointing: keep each LLM layer's input only and compute the layer again for its gradients; likewise.
+        recompute_audio: likewise for audio's keys and values only.
+        compile: `torch.compile` of the LLM's layers; likewise, to rounding.
         accumulate: parts that a batch is computed in, one after another; the step is the same, the memory less.
         warmup_steps: linear warm-up.
         schedule: after the warm-up, to zero by cosine or linearly, or constant.
@@ -57,6 +61,10 @@ class Stage(StrictConfig):
     batch_audio_s: float | None = Field(None, gt=0, allow_inf_nan=False)
     batch_text_tokens: int | None = Field(None, ge=1)
     accumulate: int = Field(1, ge=1)
+    packing: bool = True
+    checkpointing: bool = False
+    recompute_audio: bool = False
+    compile: bool = False
     warmup_steps: int = Field(0, ge=0)
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     weight_decay: float = Field(0.01, ge=0)
@@ -89,7 +97,7 @@ class Stage(StrictConfig):
     @property
     def limit(self) -> int | Budget:
         """What a batch holds."""
-        return Budget(self.batch_audio_s, self.batch_text_tokens) if self.by_budget else self.batch_size or 16
+        return Budget(self.batch_audio_s, self.batch_text_tokens, self.packing) if self.by_budget else self.batch_size or 16
 
     def num_steps(self, order: BatchOrder) -> int:
         """Steps of the stage over examples in this order."""

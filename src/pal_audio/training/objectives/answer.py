@@ -29,6 +29,20 @@ class AnswerObjective(Objective):
         self.collator = collator
         self.stage = stage
 
+    def begin(self) -> None:
+        self.model.recompute_audio = self.stage.recompute_audio
+        if self.stage.checkpointing:
+            self.model.gradient_checkpointing_enable()
+        if self.stage.compile:
+            self.model.get_decoder().compile()
+
+    def end(self) -> None:
+        self.model.recompute_audio = False
+        if self.stage.checkpointing:
+            self.model.gradient_checkpointing_disable()
+        if self.stage.compile:
+            self.model.get_decoder()._compiled_call_impl = None
+
     def parameter_groups(self) -> list[dict[str, Any]]:
         return parameter_groups(self.model, self.stage.train, self.stage.weight_decay)
 
@@ -43,5 +57,5 @@ class AnswerObjective(Objective):
         return int((inputs["labels"][:, 1:] >= 0).sum())
 
     def loss(self, module: nn.Module, inputs: dict[str, Any], num_units: int) -> Tensor:
-        loss: Tensor = module(**inputs, num_items_in_batch=num_units, use_cache=False).loss
+        loss: Tensor = module(**inputs, num_items_in_batch=num_units, use_cache=False, packed=self.stage.packing).loss
         return loss

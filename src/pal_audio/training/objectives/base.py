@@ -25,6 +25,12 @@ class Objective(ABC):
 
     module: nn.Module
 
+    def begin(self) -> None:  # noqa: B027
+        """Called before the module is spread over processes, `end` after the last step; nothing by default."""
+
+    def end(self) -> None:  # noqa: B027
+        """See `begin`."""
+
     @abstractmethod
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Groups for the optimizer (`params`, `lr`, `initial_lr`, `weight_decay`); freezes all other parameters."""

@@ -1,0 +1,100 @@
+"""Packing: the rows of a batch go through the LLM as one row without padding, and no row sees another.
+
+    padded (B, L) ──pack──► (1, T) ── embeddings, norms, projections, FFN, logits: token by token, no padding ──►
+                                └── attention: rows are laid out padded again, with the masks of an unpacked batch
+
+Attention is the only place where tokens meet, so isolation there is isolation everywhere, for every integration: what a token
+sees is exactly what it sees in the unpacked batch. Source: our choice.
+
+Shapes: B rows, L the longest row, T tokens of all rows, H heads, d head width.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pal_audio.errors import PalError
+
+
+@dataclass
+class Packing:
+    """Where the tokens of a batch stand in its packed row; also the context by which attention finds them.
+
+    Attributes:
+        mask_BL: True = token; rows begin with their tokens (right padding).
+        flat_T: number of each packed token in the flattened (B * L).
+        index_BL: number of each token in the packed row; 0 at padding.
+        windows: of each layer's text, in tokens; None = all of it.
+        num_calls: attention calls so far.
+    """
+
+    mask_BL: Tensor
+    flat_T: Tensor
+    index_BL: Tensor
+    windows: tuple[int | None, ...]
+    num_calls: int = 0
+
+    @classmethod
+    def of(cls, attention_mask: Tensor, text_config: Any) -> "Packing":
+        """Of a batch by its (B, L) mask, for an LLM of this configuration.
+
+        Raises:
+            PalError: the batch is not padded on the right, or a layer of the LLM attends in a way that is not known here.
+        """
+        mask_BL = attention_mask.bool()
+        if bool((mask_BL[:, 1:] & ~mask_BL[:, :-1]).any()):
+            raise PalError("packed: the batch must be padded on the right, as the processor does with return_labels=True")
+        flat_T = mask_BL.flatten().nonzero()[:, 0]
+        index_BL = (mask_BL.flatten().cumsum(0) - 1).view(mask_BL.shape).masked_fill(~mask_BL, 0)
+        return cls(mask_BL, flat_T, index_BL, _windows(text_config))
+
+    def pack(self, padded: Tensor) -> Tensor:
+        """(B, L, ...) -> (1, T, ...)."""
+        return padded.flatten(0, 1)[self.flat_T][None]
+
+    def unpack(self, packed: Tensor) -> Tensor:
+        """(1, T, ...) -> (B, L, ...), with the first token's values at padding."""
+        return packed[0][self.index_BL]
+
+    def unpack_heads(self, packed: Tensor) -> Tensor:
+        """(1, H, T, d) -> (B, H, L, d)."""
+        return packed[0].transpose(0, 1)[self.index_BL].transpose(1, 2)
+
+    def text_mask(self, layer: int) -> Tensor | None:
+        """(1, 1, L, L) bool: which token of a row sees which in a layer; None for all before it.
+
+        Rows begin with their tokens, so no token sees padding behind it.
+        """
+        window, num_tokens = self.windows[layer], self.mask_BL.shape[1]
+        if window is None or num_tokens <= window:
+            return None
+        at = torch.arange(num_tokens, device=self.mask_BL.device)
+        behind = at[:, None] - at[None, :]
+        return ((behind >= 0) & (behind < window))[None, None]
+
+    def check_called(self, num_layers: int) -> None:
+        """The guard against rows that saw each other: every layer must have attended through us.
+
+        Raises:
+            RuntimeError: a layer did not.
+        """
+        if self.num_calls < num_layers:
+            raise RuntimeError(
+                f"packed: {num_layers - self.num_calls} of {num_layers} layers did not attend through PAL, so rows would have "
+                "seen each other; train this LLM with packing off"
+            )
+
+
+def _windows(text_config: Any) -> tuple[int | None, ...]:
+    """Window of each layer as transformers reads it from a configuration when it makes masks."""
+    num_layers = text_config.num_hidden_layers
+    window = getattr(text_config, "sliding_window", None)
+    kinds = (
+        getattr(text_config, "layer_types", None) or ["full_attention" if window is None else "sliding_attention"] * num_layers
+    )
+    other = sorted(set(kinds) - {"full_attention", "sliding_attention"})
+    if other:
+        raise PalError(f"packed: layers of kind {other[0]!r} ({text_config.model_type}) are not known to packing; turn it off")
+    return tuple(window if kind == "sliding_attention" else None for kind in kinds)
