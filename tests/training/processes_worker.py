@@ -155,10 +155,8 @@ def do_resume(_: int, folder: Path) -> None:
         train(folder / "tiny.yaml", [f"parallel={run.name.rpartition('-')[2]}"], run, resume=True)
 
 
-run_module.write_report = lambda *_: None  # its curves take longer than the runs
-
-
 def main(job: str, folder: str, rank: str | None = None, num: str = "", rendezvous: str = "") -> None:
+    run_module.write_report = lambda *_: None  # its curves take longer than the runs
     if rank is not None:
         connect(int(rank), int(num), Path(rendezvous))
     {"compute": do_compute, "runs": do_runs, "resume": do_resume}[job](int(os.environ["RANK"]), Path(folder))
