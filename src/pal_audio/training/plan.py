@@ -5,6 +5,7 @@ from pathlib import Path
 
 from pal_audio.data.collation import Collator
 from pal_audio.data.prepare import Prepared
+from pal_audio.data.shards import StreamBatches
 from pal_audio.model import PalForConditionalGeneration, describe
 from pal_audio.training.batches import Batches, BatchOrder, ExampleBatches
 from pal_audio.training.objectives import OBJECTIVES, Objective
@@ -27,6 +28,11 @@ def plan_stages(recipe: Recipe, model: PalForConditionalGeneration, collator: Co
     planned = []
     for index, stage in enumerate(recipe.stages):
         objective = OBJECTIVES[stage.objective](model, collator, stage)
+        if data.streams:
+            stream, size = data.stream(stage.sources, recipe.seed + index), stage.batch_size or 16
+            num_steps = stage.steps or max(1, round((stage.epochs or 0) * stream.num_examples / size))
+            planned.append(PlannedStage(stage, objective, StreamBatches(stream, size), num_steps))
+            continue
         examples = data.train(stage.sources)
         order = BatchOrder([objective.size(example) for example in examples], stage.limit, recipe.seed + index)
         planned.append(PlannedStage(stage, objective, ExampleBatches(examples, order), stage.num_steps(order)))
@@ -39,7 +45,7 @@ def plan_lines(
     """The plan for the console and the report."""
     parts = describe(model)["parameters"]
     lines = [f"model: {', '.join(f'{name} {count:,}' for name, count in parts.items())} parameters"]
-    lines.append(f"data: {len(data.train())} examples to train on, {len(data.test)} held out")
+    lines.append(f"data: {data.num_examples()} examples to train on, {len(data.test)} held out")
     if recipe.adapter is not None:
         lines.append(f"adapter: {recipe.adapter.type} of rank {recipe.adapter.r} on {recipe.adapter.target}")
     for planned in stages:

@@ -106,7 +106,7 @@ def train(
             bar.update(task, completed=1, total=1)
         torch.manual_seed(recipe.seed)
         with everyone.main_first():  # what it fetches is then there for the others
-            model, processor = build_model(recipe.model, _texts(data.train()), recipe.adapter)
+            model, processor = build_model(recipe.model, _texts(data.sample()), recipe.adapter)
         ready = None if recipe.frame_cache is None else FrameCache(recipe.frame_cache, model.encoders)
         collator = Collator(processor, frames=ready)
         stages = plan_stages(recipe, model, collator, data)
