@@ -175,11 +175,13 @@ class Recipe(StrictConfig):
     Attributes:
         adapter: on the LLM. It is there from the first stage, as the identity; a stage that names `llm.adapter` trains it.
         frame_cache: a folder of `pal encode`, read instead of sound; every encoder must be frozen.
+        parallel: how several processes share the work; a run may go on under the other, or with another number of them.
     """
 
     name: str = Field(pattern=_NAME)
     seed: int = Field(0, ge=0, lt=2**31)
     precision: Literal["float32", "bfloat16"] = "float32"
+    parallel: Literal["ddp", "fsdp"] = "ddp"
     model: ModelSpec
     adapter: AdapterConfig | None = None
     data: Data

@@ -13,6 +13,8 @@ import json
 import platform
 import shlex
 import shutil
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -36,11 +38,14 @@ from pal_audio.training.checkpoint import full_disk_named
 from pal_audio.training.interrupt import stop_request
 from pal_audio.training.loop import Record, StageRun
 from pal_audio.training.outcome import build, save_results, score_lines, texts_of
-from pal_audio.training.plan import plan_lines, plan_stages
+from pal_audio.training.plan import PlannedStage, plan_lines, plan_stages
+from pal_audio.training.processes import join
 from pal_audio.training.recipe import Recipe, load_recipe
 from pal_audio.training.report import write_report
 from pal_audio.training.scores import accuracy, answer_all
 from pal_audio.training.tensorboard import EventFiles
+
+_PATIENCE_S = 5.0
 
 
 def train(
@@ -52,6 +57,8 @@ def train(
     console: Console | None = None,
 ) -> Path:
     """Run a recipe to its end.
+
+    Where a launcher has started several processes, all call this alike; the main one writes and shows.
 
     Args:
         recipe_path: YAML file.
@@ -67,8 +74,10 @@ def train(
     Raises:
         PalError: the recipe is wrong, or the folder is in use, not empty, or of another recipe, or its disk is full.
         Stopped: SIGINT or SIGTERM came while it trained; all steps are saved.
+        ConnectionAbortedError: another process has failed or is gone.
     """
-    console = console or Console(stderr=True)
+    everyone = join()
+    console = console or Console(stderr=True, quiet=not everyone.is_main)
     recipe = load_recipe(recipe_path, overrides)
     check_places(recipe.data)
     if recipe.adapter is not None:
@@ -81,21 +90,26 @@ def train(
     if folder.exists() and not folder.is_dir():
         raise PalError(f"{folder} is a file; give a folder")
     folder.mkdir(parents=True, exist_ok=True)
-    with full_disk_named(folder), locked(folder):
-        _prepare_folder(folder, identity, resume, overwrite)
-        if (folder / "finished.json").is_file():
+    with full_disk_named(folder), everyone.loss_named(), ExitStack() as held:
+        with everyone.main_first():
+            if everyone.is_main:
+                held.enter_context(locked(folder))
+                _prepare_folder(folder, identity, resume, overwrite)
+        if everyone.main_says((folder / "finished.json").is_file()):
             console.print(f"{folder}: finished already")
             return folder
         described = {"identity": identity, "recipe": recipe.model_dump(mode="json"), "versions": _versions()}
-        write_text(folder / "recipe.json", json.dumps(described, indent=2) + "\n")
-        with _bar(console) as bar:
+        if everyone.is_main:
+            write_text(folder / "recipe.json", json.dumps(described, indent=2) + "\n")
+        with everyone.main_first(), _bar(console) as bar:
             task = bar.add_task("prepare data", total=None)
             answers = any(stage.objective == "answer" for stage in recipe.stages)
             show = partial(_show, bar, task)
             data = prepare(recipe.data, folder / "data", show, answers)
             bar.update(task, completed=1, total=1)
         torch.manual_seed(recipe.seed)
-        model, processor = build(recipe, texts_of(data.sample()))
+        with everyone.main_first():  # what it fetches is then there for the others
+            model, processor = build(recipe, texts_of(data.sample()))
         ready = None if recipe.frame_cache is None else FrameCache(recipe.frame_cache, model.encoders)
         collator = Collator(processor, frames=ready)  # type: ignore[arg-type]  # of parts: only what their stages ask for
         stages = plan_stages(recipe, model, collator, data)
@@ -103,30 +117,30 @@ def train(
         for line in plan:
             console.print(line, markup=False)
         stage_scores: list[dict[str, Any]] = []
-        with stop_request() as stop:
+        with stop_request(0.0 if everyone.num == 1 else _PATIENCE_S) as stop:
+            stopping = everyone.stopping(stop)
             for index, planned in enumerate(stages):
-                stage = planned.stage
-                run = StageRun(stage, index, recipe.seed, folder / f"checkpoints-{index}", identity, recipe.precision)
+                stage, places = planned.stage, folder / f"checkpoints-{index}"
+                run = StageRun(stage, index, recipe.seed, places, identity, recipe.precision, recipe.parallel)
                 step = run.resumable_step() if resume else 0
-                with (
-                    _bar(console) as bar,
-                    _open_log(folder / "log.jsonl", index, step) as log,
-                    EventFiles(folder, index, step) as events,
-                ):
-                    task = bar.add_task(f"train {stage.name}", total=planned.num_steps)
-                    report = partial(_report, bar, task, log, events, index, stage.name)
-                    run.run(planned.objective, planned.batches, planned.num_steps, resume, report, stop.made)
-                if stop.signal is not None:
+                with _reporting(console, folder, index, planned, step) if everyone.is_main else nullcontext() as report:
+                    run.run(planned.objective, planned.batches, planned.num_steps, resume, report, stopping)
+                if stopping():
+                    assert stop.signal is not None
                     where = f"stage {stage.name!r}, step {run.resumable_step()}"
                     again = _again(recipe_path, overrides, folder)
                     raise Stopped(f"stopped by {stop.signal.name} and saved at {where}; go on with: {again}", stop.signal)
-                if scored := planned.objective.score():
-                    stage_scores.append({"stage": stage.name, "objective": stage.objective, "scores": scored})
-        scores = _score(console, folder, model, collator, data) if answers else {}
-        write_text(folder / "scores.json", json.dumps(scores | {"stages": stage_scores}, indent=2) + "\n")
-        saved = save_results(folder, recipe, model, processor)
-        write_report(folder, plan)
-        write_text(folder / "finished.json", json.dumps({"identity": identity}) + "\n")
+                with everyone.checked():
+                    if everyone.is_main and (scored := planned.objective.score()):
+                        stage_scores.append({"stage": stage.name, "objective": stage.objective, "scores": scored})
+        saved: list[str] = []
+        with everyone.checked():
+            if everyone.is_main:
+                scores = _score(console, folder, model, collator, data) if answers else {}
+                write_text(folder / "scores.json", json.dumps(scores | {"stages": stage_scores}, indent=2) + "\n")
+                saved = save_results(folder, recipe, model, processor)
+                write_report(folder, plan)
+                write_text(folder / "finished.json", json.dumps({"identity": identity}) + "\n")
     for line in [*score_lines(stage_scores), *saved]:
         console.print(line, markup=False)
     return folder
@@ -154,6 +168,21 @@ def _open_log(path: Path, index: int, step: int) -> TextIO:
             kept.append(line + "\n")
     write_text(path, "".join(kept))
     return path.open("a", encoding="utf-8", buffering=1)
+
+
+@contextmanager
+def _reporting(
+    console: Console, folder: Path, index: int, planned: PlannedStage, step: int
+) -> Iterator[Callable[[Record], None]]:
+    """A function that shows and logs each step of a stage that goes on after `step`."""
+    name = planned.stage.name
+    with (
+        _bar(console) as bar,
+        _open_log(folder / "log.jsonl", index, step) as log,
+        EventFiles(folder, index, step) as events,
+    ):
+        task = bar.add_task(f"train {name}", total=planned.num_steps)
+        yield partial(_report, bar, task, log, events, index, name)
 
 
 def _report(bar: Progress, task: TaskID, log: TextIO, events: EventFiles, index: int, stage: str, record: Record) -> None:
@@ -201,7 +230,7 @@ def resolved_recipe(run: Path) -> Recipe:
 
 
 def _identity(recipe: Recipe) -> str:
-    return hashlib.sha256(recipe.model_dump_json().encode()).hexdigest()[:16]
+    return hashlib.sha256(recipe.model_dump_json(exclude={"parallel"}).encode()).hexdigest()[:16]
 
 
 def _prepare_folder(folder: Path, identity: str, resume: bool, overwrite: bool) -> None:

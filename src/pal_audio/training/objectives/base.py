@@ -30,7 +30,7 @@ class Objective(ABC, Generic[Item]):
     module: nn.Module
 
     def begin(self) -> None:
-        """Called before the stage's first step, `end` after its last; nothing by default."""
+        """Called before the module is spread over processes, `end` after the last step; nothing by default."""
 
     def end(self) -> None:
         """See `begin`."""
