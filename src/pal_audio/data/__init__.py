@@ -14,13 +14,15 @@ from pal_audio.data.scenes import Scene, SceneSettings, scene
 from pal_audio.data.shard_source import ShardSource
 from pal_audio.data.shard_writing import write_shards
 from pal_audio.data.shards import ShardStream
-from pal_audio.data.sources import ManifestsConfig, ShardsConfig, ShardsSourceConfig, SourceConfig
+from pal_audio.data.sources import ManifestsConfig, ShardsConfig, ShardsSourceConfig, SourceConfig, TextConfig, TextSourceConfig
+from pal_audio.data.texts import Document, read_documents
 
 __all__ = [
     "IMPORTERS",
     "AudioPart",
     "Composer",
     "DataConfig",
+    "Document",
     "Example",
     "Imported",
     "Importer",
@@ -38,7 +40,9 @@ __all__ = [
     "ShardsConfig",
     "ShardsSourceConfig",
     "SourceConfig",
+    "TextConfig",
     "TextPart",
+    "TextSourceConfig",
     "build",
     "chance",
     "check_manifest",
@@ -48,6 +52,7 @@ __all__ = [
     "parse_caption",
     "prepare",
     "read_catalogue",
+    "read_documents",
     "read_manifest",
     "read_mix",
     "scene",

@@ -2,8 +2,8 @@
 
 data:
   type: manifests
-  train: [{path: a.jsonl}, {path: b.jsonl, weight: 0.5, name: open}]
-  test: [held_out.jsonl]
+  train: [{path: a.jsonl}, {path: b.jsonl, weight: 0.5, name: open}, {text: book.txt, documents: file}]
+  test: [held_out.jsonl, {text: held_out.txt}]
   roots: [/where/the/sound/lies]
 
 data:
@@ -14,11 +14,12 @@ data:
 
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from pal_audio.config import StrictConfig
+from pal_audio.data.texts import Documents
 from pal_audio.errors import PalError
 
 
@@ -46,25 +47,56 @@ class SourceConfig(StrictConfig):
         return self.name or self.path.stem
 
 
+class TextConfig(StrictConfig):
+    """A file of plain text to be tested on; see `data.texts`.
+
+    Attributes:
+        text: `.jsonl` with "text" in each line, or UTF-8 text.
+        documents: what a document is in UTF-8 text: each of its `lines`, or the whole `file`.
+    """
+
+    text: Path
+    documents: Documents = "lines"
+
+
+class TextSourceConfig(TextConfig):
+    """A file of plain text to train on; `weight` and `name` are those of `SourceConfig`."""
+
+    weight: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    name: str = ""
+
+    @property
+    def title(self) -> str:
+        return self.name or self.text.stem
+
+
+def _kind(value: Any) -> str:
+    return "text" if isinstance(value, TextConfig) or (isinstance(value, dict) and "text" in value) else "manifest"
+
+
+Source = Annotated[Annotated[SourceConfig, Tag("manifest")] | Annotated[TextSourceConfig, Tag("text")], Discriminator(_kind)]
+HeldOut = Annotated[Annotated[Path, Tag("manifest")] | Annotated[TextConfig, Tag("text")], Discriminator(_kind)]
+
+
 class ManifestsConfig(StrictConfig):
     """Manifests to train and to be tested on.
 
     Attributes:
-        train: see `SourceConfig`; a plain path is one too.
-        test: manifests of held-out examples.
+        train: see `SourceConfig` (a plain path is one too) and `TextSourceConfig`.
+        test: manifests of held-out examples, and texts (`TextConfig`).
         roots: folders outside a manifest's own that its sound may lie in.
         seed: of the choice that weights below 1 make.
     """
 
     type: Literal["manifests"] = "manifests"
-    train: list[SourceConfig] = Field(min_length=1)
-    test: list[Path] = Field(min_length=1)
+    train: list[Source] = Field(min_length=1)
+    test: list[HeldOut] = Field(min_length=1)
     roots: list[Path] = Field(default_factory=list)
     seed: int = Field(default=0, ge=0, lt=2**32)
 
     @field_validator("train")
     @classmethod
-    def _distinct_names(cls, train: list[SourceConfig]) -> list[SourceConfig]:
+    def _distinct_names(cls, train: list[Source]) -> list[Source]:
         check_names(train)
         return train
 
@@ -126,7 +158,7 @@ class ShardsConfig(StrictConfig):
         return train
 
 
-def check_names(train: Sequence[SourceConfig | ShardsSourceConfig]) -> None:
+def check_names(train: Sequence[SourceConfig | TextSourceConfig | ShardsSourceConfig]) -> None:
     """That a stage can tell its sources apart.
 
     Raises:

@@ -10,6 +10,7 @@ Shapes: C clips, W encoder windows, S samples, T encoder frames, D width.
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
 
 import numpy as np
@@ -212,6 +213,10 @@ class AudioEncoder(nn.Module, ABC):
         mask_WT = length_mask(torch.tensor(frames_W), chosen[0].shape[1])
         valid = mask_WT.flatten().nonzero()[:, 0].to(features.device, non_blocking=True)
         return [state_WTD.flatten(0, 1)[valid] for state_WTD in chosen]
+
+    def save_checkpoint(self, folder: Path) -> None:
+        """Write what `checkpoint: FOLDER` of this type reads: weights in safetensors, the rest as JSON."""
+        raise NotImplementedError(f"an encoder of type {self.config.type!r} cannot be saved as a checkpoint")
 
     def train(self, mode: bool = True) -> Self:
         """As usual, except that a frozen encoder stays in eval mode."""

@@ -265,7 +265,7 @@ class PalForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return {name: value[name] for name in names}
 
     def _dummy(self) -> LiveAudio:
-        """A hidden clip of one sample, so that a batch without audio still touches every trainable part."""
+        """A hidden clip of one sample, so that a batch without audio still touches every trainable part; see `_context`."""
         features: dict[str, Tensor | Frames] = {}
         samples = {}
         for name, config in self._audio.encoders.items():
@@ -476,7 +476,8 @@ class PalForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 num_markers = int((input_ids == self._audio_ids[0]).sum())
                 what = f"{num_markers} audio markers" if num_markers else f"{num_audio} audio slots"
                 raise PalError(f"the text holds {what} but no audio was given")
-            if not (self.training and torch.is_grad_enabled()):
+            hears = any(p.requires_grad for p in (self.marker, *self.encoders.parameters(), *self.streams.parameters()))
+            if not (self.training and torch.is_grad_enabled() and hears):
                 return None
             audio = self._dummy()
         return self.attach(audio, input_ids, attention_mask)
