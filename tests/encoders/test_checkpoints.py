@@ -22,6 +22,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from encoders.cases import AST, CASES, WAVE, WHISPER, noise
 from pal_audio import encoders
+from pal_audio.data.frame_cache import EncoderIdentity, check_frozen
 from pal_audio.errors import PalError
 
 
@@ -124,3 +125,39 @@ def test_weights_that_lack_the_encoder(tmp_path: Path) -> None:
     whisper_folder(tmp_path, WhisperModel)
     save_file({"model.decoder.x": torch.zeros(1)}, tmp_path / "model.safetensors", metadata={"format": "pt"})
     refused({"type": "whisper", "checkpoint": str(tmp_path)}, "lacks .* weights of the encoder")
+
+
+@pytest.mark.parametrize("kind", CASES)
+@pytest.mark.filterwarnings("ignore:Support for mismatched:UserWarning")  # of transformers' WavLM
+def test_what_an_encoder_saves_is_its_checkpoint(tmp_path: Path, kind: str) -> None:
+    """Every type: weights, features and frames come back from the folder, which holds no pickle; the frame cache knows it."""
+    torch.manual_seed(0)
+    encoder = encoders.build(encoders.parse(CASES[kind])).eval()
+    encoder.save_checkpoint(tmp_path)
+    assert {file.suffix for file in tmp_path.iterdir()} == {".json", ".safetensors"}
+    window = {"window_s": CASES[kind]["window_s"]} if CASES[kind]["type"] == "transformers" and "window_s" in CASES[kind] else {}
+    config = encoders.parse({"type": CASES[kind]["type"], "checkpoint": str(tmp_path), "frozen": True, **window})
+    loaded = encoders.build(config)
+    assert same(encoder.state_dict(), loaded.state_dict())
+    features = encoder.config.front_end()(noise(9000))
+    assert torch.equal(config.front_end()(noise(9000)), features)
+    num_samples = torch.tensor([9000])
+    frames, again = encoder(features, num_samples), loaded(features, num_samples)
+    assert frames.lengths.tolist() == again.lengths.tolist() == [config.output_lengths(9000)]
+    torch.testing.assert_close(again.layers[0], frames.layers[0], rtol=1e-5, atol=1e-5)
+    assert EncoderIdentity.of(loaded) == EncoderIdentity.of(encoders.build(config))
+    check_frozen({"audio": config})
+    encoders.build(config.resolved()).load_state_dict(loaded.state_dict())
+
+
+def test_a_conv_folder_says_its_sizes(tmp_path: Path) -> None:
+    encoders.build(encoders.parse(CASES["conv"] | {"encoder_layers": [0]})).save_checkpoint(tmp_path)
+    config = encoders.parse({"type": "conv", "checkpoint": str(tmp_path), "spec_augment": True, "window_s": 0.8})
+    assert (config.hidden_size, config.encoder_layers, config.spec_augment) == (32, "last", True)
+    assert config.window_samples == 12_800
+    refused({"type": "conv", "checkpoint": str(tmp_path), "hop_samples": 80}, "has hop_samples 160, not 80; leave it out")
+    for content, words in (("{", "cannot be read"), ("[]", "not of a conv"), ('{"type": "whisper"}', "not of a conv")):
+        (tmp_path / "config.json").write_text(content)
+        refused({"type": "conv", "checkpoint": str(tmp_path)}, words)
+    (tmp_path / "config.json").write_text(" " * (2**20 + 1))
+    refused({"type": "conv", "checkpoint": str(tmp_path)}, "over the limit")

@@ -6,7 +6,7 @@ from transformers import AutoModelForCausalLM
 
 from pal_audio.integration.key_values import LayerKeyValues, audio_kv, embedding_rms
 from pal_audio.integration.proof import layer_own_kv, prove
-from tests.tiny import FAMILIES, llm_config, perturb
+from tests.tiny import FAMILIES, llm_config, perturb, tiny_model
 
 
 def llm_of(family: str) -> torch.nn.Module:
@@ -61,3 +61,10 @@ def test_the_embeddings_rms_is_that_of_the_modules_output() -> None:
     llm = llm_of("gemma3_text")
     raw = llm.get_input_embeddings().weight[:64].float().pow(2).mean().sqrt()
     assert embedding_rms(llm) == pytest.approx(float(raw) * 32**0.5, rel=1e-3)
+
+
+def test_the_proof_runs_under_another_default_device() -> None:
+    """As where a model is built inside `with torch.device("cuda")`."""
+    model, _ = tiny_model("llama", "lal")
+    with torch.device("meta"):
+        model.prove_llm()

@@ -131,3 +131,30 @@ def test_bf16_packed_is_near_unpacked() -> None:
     with torch.no_grad():
         plain, packed = model(**inputs).logits[mask].float(), model(**inputs, packed=True).logits[mask].float()
     assert float((packed - plain).abs().max()) < 0.06 * float(plain.std())
+
+
+@pytest.mark.parametrize("arm", ["lal", "pal"])
+def test_recomputed_audio_keeps_the_gradients_and_fewer_bytes(arm: str) -> None:
+    model, processor = tiny_model("llama", arm, connector={"type": "mlp", "stride": 1})
+    model.encoders.requires_grad_(False)
+    inputs = training_batch(processor, CONVERSATIONS)
+    results = []
+    for recompute in (False, True):
+        model.recompute_audio = recompute
+        model.zero_grad()
+        kept: list[int] = []
+
+        def pack(tensor: torch.Tensor, kept: list[int] = kept) -> torch.Tensor:
+            kept.append(tensor.nbytes)
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            loss = model(**inputs, use_cache=False).loss
+        loss.backward()
+        results.append((loss.detach(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}, sum(kept)))
+    (loss, expected, plain_bytes), (again, found, fewer_bytes) = results
+    assert torch.equal(loss, again)
+    assert expected.keys() == found.keys()
+    for name, grad in expected.items():
+        torch.testing.assert_close(found[name], grad)
+    assert fewer_bytes < 0.9 * plain_bytes

@@ -7,7 +7,7 @@ from typing import Any
 import soundfile
 
 from pal_audio.data.manifest import AudioPart, Example, Message, TextPart, write_manifest
-from pal_audio.data.sources import ManifestsConfig
+from pal_audio.data.sources import ManifestsConfig, SourceConfig
 from pal_audio.training.recipe import Recipe, load_recipe
 from tests.encoders.cases import CASES
 from tests.tiny import RATE_HZ, noise
@@ -30,10 +30,12 @@ def overrides(path: Path, folder: Path, num_steps: int = 2) -> list[str]:
         num_steps: of each stage.
     """
     recipe = load_recipe(path)
-    changes: dict[str, Any] = {"model.llm": tiny_llm(recipe.model.llm)}
-    assert recipe.model.encoder is not None
-    frozen = recipe.model.encoder.get("frozen", False)
-    changes["model.encoder"] = _ENCODER_OF[recipe.model.encoder["type"]] | {"frozen": frozen}
+    changes: dict[str, Any] = {}
+    if recipe.model.llm is not None:
+        changes["model.llm"] = tiny_llm(recipe.model.llm)
+    if recipe.model.encoder is not None:
+        frozen = recipe.model.encoder.get("frozen", False)
+        changes["model.encoder"] = _ENCODER_OF[recipe.model.encoder["type"]] | {"frozen": frozen}
     for number in range(len(recipe.stages)):
         changes |= {f"stages.{number}.epochs": None, f"stages.{number}.steps": num_steps, f"stages.{number}.batch_size": 2}
     changes |= tiny_data(recipe, folder)
@@ -53,7 +55,8 @@ def tiny_data(recipe: Recipe, folder: Path) -> dict[str, Any]:
     if not isinstance(recipe.data, ManifestsConfig):
         return {"data.num_train": 4, "data.num_test": 2, "data.seconds": 2.0}
     changes: dict[str, Any] = {}
-    for number in range(len(recipe.data.train)):
+    for number, source in enumerate(recipe.data.train):
+        assert isinstance(source, SourceConfig)
         changes[f"data.train.{number}.path"] = str(write_clips(folder, f"train-{number}", _NUM_CLIPS))
     for number in range(len(recipe.data.test)):
         changes[f"data.test.{number}"] = str(write_clips(folder, f"test-{number}", 2))

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,22 @@ def test_the_handlers_come_back() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop.signal == signal.SIGTERM
         assert [signal.getsignal(number) for number in SIGNALS] == before
+
+
+def test_a_signal_that_a_launcher_passes_on_is_no_second_one() -> None:
+    def four_signals() -> None:
+        with stop_request(patience_s=0.3) as stop:
+            stop.signal = signal.SIGTERM  # another process has heard of it first
+            for number in (signal.SIGINT, signal.SIGINT, signal.SIGTERM):
+                os.kill(os.getpid(), number)
+            seen.append(stop.signal)
+            time.sleep(0.4)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    seen: list[signal.Signals | None] = []
+    with pytest.raises(KeyboardInterrupt):
+        four_signals()
+    assert seen == [signal.SIGINT]
 
 
 def test_an_ignored_signal_stays_ignored() -> None:

@@ -41,6 +41,8 @@ def plain(recipe: Path, tmp_path: Path) -> tuple[list[float], dict[str, torch.Te
         ["stages.0.packing=true"],
         ["stages.0.packing=true", "stages.0.checkpointing=true"],
         ["stages.0.packing=false", "stages.0.checkpointing=true"],
+        ["stages.0.recompute_audio=true"],
+        ["stages.0.recompute_audio=true", "stages.0.checkpointing=true"],
         ["stages.0.packing=true", "stages.0.accumulate=3"],
         ["stages.0.packing=false", "stages.0.accumulate=4"],
     ],

@@ -19,19 +19,34 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Makes and checks data.", epilog="Example: pal data mix quickstart scenes")
 
 
+def _print_tasks(wanted: bool) -> None:
+    if not wanted:
+        return
+    from pal_audio.data.mixing.tasks import TASK_KINDS
+
+    for name, kind in TASK_KINDS.items():
+        question, answer = kind.example
+        print(f"{name:<11} {kind.about:<24} of {kind.categories[0]:<11} {question}  {answer}")
+    raise typer.Exit
+
+
 @app.command("mix", epilog="Example: pal data mix quickstart scenes --set data.seed=2")
 def mix(
     recipe: RecipeArgument,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the sounds and their manifest.")],
     settings: SetOption = None,
+    workers: Annotated[int, typer.Option(min=1, max=256, help="Processes; the result does not depend on it.")] = 2,
+    listed: Annotated[
+        bool, typer.Option("--list-tasks", callback=_print_tasks, is_eager=True, help="What can be asked, with an example each.")
+    ] = False,
 ) -> None:
     """Composes the scenes of a recipe's data section: sounds, and a manifest of questions with exact answers."""
     path, overrides = recipes.find(recipe), checked_settings(settings)
     from pal_audio.data.mix import build
-    from pal_audio.training.recipe import load_recipe
+    from pal_audio.training.recipe import load_data
 
     with progress_bar("composing") as report:
-        manifests = build(load_recipe(path, overrides).data, out, report)
+        manifests = build(load_data(path, overrides), out, report, workers)
     for manifest in manifests:
         print(manifest)
 
@@ -115,6 +130,30 @@ def check(
         print(f"pal: {said}, {report.seconds:.1f} s; problems: {len(report.problems)}", file=sys.stderr)
     if report.problems:
         raise typer.Exit(2)
+
+
+@app.command("shard", epilog="Example: pal data shard manifests/esc50/train.jsonl shards --root ESC-50-master")
+def shard(
+    manifest: Annotated[Path, typer.Argument(metavar="MANIFEST", help="A .jsonl file.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="New or empty folder for the shards.")],
+    size_mb: Annotated[float, typer.Option(min=0.001, help="A shard is closed when it reaches this size.")] = 256,
+    roots: Annotated[
+        list[Path] | None, typer.Option("--root", metavar="DIR", help="A folder outside MANIFEST's own that may hold audio.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the order in which examples are dealt to shards.")] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the shards that are in OUT.")] = False,
+) -> None:
+    """Writes a manifest and its sound as tar shards, which `type: shards` of a recipe streams."""
+    for root in roots or []:
+        if not root.is_dir():
+            raise PalError(f"--root {root}: no such folder")
+    from pal_audio.data.manifest import read_manifest
+    from pal_audio.data.shard_writing import write_shards
+
+    with progress_bar("writing shards") as report:
+        index = write_shards(read_manifest(manifest, roots or []), out, round(size_mb * 10**6), seed, overwrite, report)
+    print(out)
+    print(f"pal: {index.num_examples} examples in {len(index.shards)} shards", file=sys.stderr)
 
 
 def _preview(folder: str, example: "Example") -> dict[str, Any]:

@@ -77,7 +77,7 @@ def _of_recipe(path: Path | None, name: str | None) -> "dict[str, AudioEncoder]"
     from pal_audio.training.recipe import load_recipe
 
     assert path is not None
-    configs = load_recipe(path).model.audio_config().encoders
+    configs = load_recipe(path).model.encoder_configs()
     configs = {key: configs[key] for key in _chosen(list(configs), name)}
     check_frozen(configs)
     for key, config in configs.items():

@@ -31,9 +31,11 @@ def train(
     if resume and overwrite:
         raise PalError("--resume and --overwrite exclude each other: go on with the run, or replace it")
     path, overrides = recipes.find(recipe), checked_settings(settings)
+    from pal_audio.training.processes import leave
     from pal_audio.training.run import train as run
 
     run(path, overrides, out, resume, overwrite)
+    leave()
 
 
 def checked_settings(settings: list[str] | None) -> list[str]:

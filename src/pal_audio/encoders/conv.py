@@ -8,17 +8,18 @@ Shapes: W windows, S samples, F mel frames, M mel bins, T encoder frames, K chan
 """
 
 import functools
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from pydantic import Field, model_validator
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pal_audio.encoders.base import AudioEncoder, EncoderConfig, FrontEnd, ceil_div, length_mask
@@ -28,6 +29,20 @@ LOG_FLOOR = 1e-9
 """Added to the mel power, relative to a full-scale amplitude of 1: -90 dB."""
 MEAN_DB, STD_DB = -60.0, 20.0
 """Centre and spread of the mel power of recordings at usual levels: constants, so that padding changes nothing."""
+
+MAX_CONFIG_BYTES = 2**20
+_FIXED = (
+    "sampling_rate_hz",
+    "num_mels",
+    "fft_samples",
+    "hop_samples",
+    "channels",
+    "time_strides",
+    "hidden_size",
+    "num_layers",
+    "num_heads",
+)
+"""Fields that weights were trained for."""
 
 
 class ConvEncoderConfig(EncoderConfig):
@@ -49,6 +64,18 @@ class ConvEncoderConfig(EncoderConfig):
     dropout: float = Field(0.1, ge=0, lt=1)
     spec_augment: bool = True
     """Mask bands of time and frequency and change the gain, in training mode only."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sizes_of_the_checkpoint(cls, values: Any) -> Any:
+        """What a checkpoint's config.json says and the user does not."""
+        if not isinstance(values, dict) or not isinstance(values.get("checkpoint"), str):
+            return values
+        stored = _read_config(Path(values["checkpoint"]))
+        for name in _FIXED:
+            if name in stored and name in values and values[name] != stored[name]:
+                raise PalError(f"checkpoint {values['checkpoint']!r} has {name} {stored[name]}, not {values[name]}; leave it out")
+        return stored | values
 
     @model_validator(mode="after")
     def _check(self) -> "ConvEncoderConfig":
@@ -173,6 +200,14 @@ class ConvEncoder(AudioEncoder):
             self.load_state_dict(_read_weights(config.checkpoint, self))
         self._finish()
 
+    def save_checkpoint(self, folder: Path) -> None:
+        """model.safetensors and config.json; `spec_augment` is off in it, since a trained encoder is to be read as it is."""
+        folder.mkdir(parents=True, exist_ok=True)
+        fields = self.config.model_dump(mode="json", exclude={"checkpoint", "frozen", "encoder_layers"}) | {"spec_augment": False}
+        (folder / "config.json").write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
+        save_file(weights, folder / "model.safetensors")
+
     def hidden_states(self, features: Tensor, samples_W: Sequence[int]) -> list[Tensor]:
         lengths = [self.config.mel_frames(num_samples) for num_samples in samples_W]
         lengths_W = torch.tensor(lengths, device=features.device)
@@ -213,6 +248,22 @@ def spec_augment(mel_WFM: Tensor, lengths_W: Tensor) -> Tensor:
             band = (place >= start_W[:, None]) & (place < (start_W + width_W)[:, None])
             mel_WFM = mel_WFM.masked_fill(band.unsqueeze(3 - axis), 0)
     return mel_WFM
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    """Fields of a checkpoint's config.json; none where it has weights alone."""
+    file = folder / "config.json"
+    if not file.is_file():
+        return {}
+    try:
+        if file.stat().st_size > MAX_CONFIG_BYTES:
+            raise PalError(f"checkpoint {str(folder)!r}: config.json is over the limit of {MAX_CONFIG_BYTES} bytes")
+        fields = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise PalError(f"checkpoint {str(folder)!r}: config.json cannot be read: {error}") from None
+    if not isinstance(fields, dict) or fields.get("type") != "conv" or not fields.keys() <= ConvEncoderConfig.model_fields.keys():
+        raise PalError(f"checkpoint {str(folder)!r}: config.json is not of a conv encoder")
+    return fields
 
 
 def _read_weights(checkpoint: str, encoder: nn.Module) -> dict[str, Tensor]:

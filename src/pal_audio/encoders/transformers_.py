@@ -237,6 +237,9 @@ class WaveEncoder(AudioEncoder):
                 module.eval()
         return self
 
+    def save_checkpoint(self, folder: Path) -> None:
+        save_model(self.model, self.config.front_end(), folder)
+
     def hidden_states(self, features: Tensor, samples_W: Sequence[int]) -> list[Tensor]:
         wav_WS = features.to(next(self.model.parameters()).dtype)
         lengths = [max(num_samples, self.config.min_samples) for num_samples in samples_W]
@@ -269,6 +272,9 @@ class AstEncoder(AudioEncoder):
         super().__init__(config)
         self.model = load_model(config)
         self._finish()
+
+    def save_checkpoint(self, folder: Path) -> None:
+        save_model(self.model, self.config.front_end(), folder)
 
     def hidden_states(self, features: Tensor, samples_W: Sequence[int]) -> list[Tensor]:
         output = self.model(features.to(next(self.model.parameters()).dtype), output_hidden_states=True)
@@ -370,6 +376,12 @@ def load_model(
     if missing:
         raise PalError(f"checkpoint {config.checkpoint!r} lacks {len(missing)} weights of the encoder, such as {missing[0]}")
     return model
+
+
+def save_model(model: Any, front_end: Any, folder: Path) -> None:
+    """A folder as transformers writes it: config.json, model.safetensors, preprocessor_config.json."""
+    model.save_pretrained(folder)
+    front_end.extractor.save_pretrained(folder)
 
 
 @contextlib.contextmanager

@@ -29,6 +29,9 @@ from pal_audio.integration.packing import Packing
 INNER_KERNELS = {"sdpa": "pal", "eager": "pal_eager"}
 
 
+Inner = Callable[..., tuple[Tensor, Tensor | None]]
+
+
 class AudioContext(Protocol):
     """What brings audio to the layers of one forward."""
 
@@ -63,7 +66,8 @@ def check_consumed(context: AudioContext) -> None:
 
 
 def _attend(
-    inner: Callable[..., tuple[Tensor, Tensor | None]],
+    inner: Inner,
+    inner_with_audio: Inner,
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -77,7 +81,7 @@ def _attend(
         pal_packing.num_calls += 1
         query, key, value = (pal_packing.unpack_heads(heads) for heads in (query, key, value))
         mask = pal_packing.text_mask(module.layer_idx)  # type: ignore[arg-type]
-        output, weights = _attend(inner, module, query, key, value, mask, pal_audio, **kwargs)
+        output, weights = _attend(inner, inner_with_audio, module, query, key, value, mask, pal_audio, **kwargs)
         return pal_packing.pack(output), weights
     layer = getattr(module, "layer_idx", None)
     if pal_audio is None or layer not in pal_audio.expected:
@@ -93,7 +97,47 @@ def _attend(
     values = torch.cat([audio_values.to(value.dtype), value], dim=2)
     pal_audio.consumed.add(layer)
     # The window is in the text's mask already; audio keys are exempt from it.
-    return inner(module, query, keys, values, mask, **(kwargs | {"sliding_window": None}))
+    return inner_with_audio(module, query, keys, values, mask, **(kwargs | {"sliding_window": None}))
+
+
+def _folded_inner(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, **kwargs: Any
+) -> tuple[Tensor, Tensor | None]:
+    """`folded_sdpa` as an attention function of transformers."""
+    unknown = [name for name in ("softcap", "s_aux", "position_bias") if kwargs.get(name) is not None]
+    if unknown:
+        raise ValueError(f"SDPA has no {unknown[0]}; use the eager kernel")
+    output = folded_sdpa(query, key, value, attention_mask, kwargs.get("dropout", 0.0), kwargs.get("scaling"))
+    return output.transpose(1, 2).contiguous(), None
+
+
+def folded_sdpa(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, dropout: float = 0.0, scale: float | None = None
+) -> Tensor:
+    """Grouped-query attention under a mask without a copy of keys and values for each query head.
+
+    The query heads that share a key head become more queries of it: (B, H, L, d) -> (B, K, H/K * L, d). Text is short and
+    audio long in LAL, so this moves far less than expanded keys and values. Source: our choice.
+
+    Args:
+        query: (B, H, L, d).
+        key, value: (B, K, T, d).
+        mask: (B, 1, L, T) bool or additive.
+        dropout: of the weights.
+        scale: of the scores; 1 / sqrt(d) if None.
+
+    Returns:
+        (B, H, L, d).
+    """
+    rows, heads, num_tokens, size = query.shape
+    groups = heads // key.shape[1]
+    if query.dtype != value.dtype or key.dtype != value.dtype:  # under autocast, rotation has promoted queries and keys
+        query, key = query.to(value.dtype), key.to(value.dtype)
+    folded = query.reshape(rows, heads // groups, groups * num_tokens, size)
+    if groups > 1:
+        mask = mask[:, :, None].expand(-1, -1, groups, -1, -1).flatten(2, 3)
+    output = nn.functional.scaled_dot_product_attention(folded, key, value, attn_mask=mask, dropout_p=dropout, scale=scale)
+    return output.reshape(rows, heads, num_tokens, size)
 
 
 def _eager_inner(
@@ -125,12 +169,12 @@ def _additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
 
 def pal_attention(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
     """Attention over [audio; text] by PyTorch's SDPA."""
-    return _attend(sdpa_attention_forward, *args, **kwargs)
+    return _attend(sdpa_attention_forward, _folded_inner, *args, **kwargs)
 
 
 def pal_eager_attention(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
     """Attention over [audio; text] by the family's own eager function."""
-    return _attend(_eager_inner, *args, **kwargs)
+    return _attend(_eager_inner, _eager_inner, *args, **kwargs)
 
 
 def install(llm: Any, inner: str, hooked: bool) -> None:

@@ -118,7 +118,7 @@ class LayerKeyValues:
         if tables is None:
             return keys_BKAd
         apply: Any = sys.modules[type(self.attention).__module__].apply_rotary_pos_emb
-        return apply(keys_BKAd, keys_BKAd, *tables)[1]
+        return apply(keys_BKAd[:, :1], keys_BKAd, *tables)[1]  # it rotates queries too: one head is the least of them
 
 
 def compute_dtype(module: nn.Module) -> torch.dtype:

@@ -13,9 +13,10 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from pal_audio.errors import PalError
-from pal_audio.integration.key_values import LayerKeyValues
+from pal_audio.integration.key_values import LayerKeyValues, compute_dtype
 from pal_audio.integration.positions import KeyLayout, Placement, lay_out, place, text_positions
 
 
@@ -28,6 +29,8 @@ class ClipTokens:
         num_slots_C: PLITS tokens of each clip.
         num_keys_SC: tokens of each LAL stream (first axis) and clip.
         spans_C: N, the tokens of the clip's longest stream.
+
+    The numbers stay on the CPU: clips are placed in text there, so that nothing waits for the accelerator.
     """
 
     slots_CAD: Tensor | None
@@ -50,6 +53,7 @@ class LiveAudio:
         layers: the layers of each LAL stream.
         widths: A of each LAL stream.
         hidden: True hides every key from every query: a dummy clip that only keeps the graph whole.
+        recompute: keep nothing of a layer's way from tokens to keys and values for backward; compute it again.
     """
 
     clips: ClipTokens
@@ -57,6 +61,17 @@ class LiveAudio:
     layers: list[frozenset[int]]
     widths: list[int]
     hidden: bool = False
+    recompute: bool = False
+
+    def keys_values(self, rule: LayerKeyValues, stream: int) -> tuple[Tensor, Tensor]:
+        """Un-rotated keys and values (C, K, A, d) of one stream in one layer."""
+        if self.recompute and torch.is_grad_enabled():
+            pair: tuple[Tensor, Tensor] = checkpoint(self._project, rule, stream, use_reentrant=False)
+            return pair
+        return self._project(rule, stream)
+
+    def _project(self, rule: LayerKeyValues, stream: int) -> tuple[Tensor, Tensor]:
+        return rule.project(self.inputs[stream](rule.index))
 
 
 @dataclass
@@ -109,15 +124,28 @@ class AudioMemory:
         """
         if isinstance(device, torch.dtype):
             raise PalError("a memory moves to a device, not to a dtype: encode the audio with a model of that dtype")
-        clips = ClipTokens(
-            None if self.clips.slots_CAD is None else self.clips.slots_CAD.to(device),
-            self.clips.num_slots_C.to(device),
-            self.clips.num_keys_SC.to(device),
-            self.clips.spans_C.to(device),
-        )
+        slots_CAD = self.clips.slots_CAD
+        clips = replace(self.clips, slots_CAD=None if slots_CAD is None else slots_CAD.to(device))
         keys = [{layer: tensor.to(device) for layer, tensor in stream.items()} for stream in self.keys]
         values = [{layer: tensor.to(device) for layer, tensor in stream.items()} for stream in self.values]
         return replace(self, clips=clips, keys=keys, values=values)
+
+    def select(self, clips_N: Tensor) -> "AudioMemory":
+        """The given clips, in this order and as often as they are named: several prompts share a clip that was encoded once."""
+
+        def chosen(tensor: Tensor, axis: int = 0) -> Tensor:
+            return tensor.index_select(axis, clips_N.to(tensor.device))  # numbers lie on the CPU, tokens where the model is
+
+        def sides(side: list[dict[int, Tensor]]) -> list[dict[int, Tensor]]:
+            return [{layer: chosen(tensor) for layer, tensor in stream.items()} for stream in side]
+
+        clips = ClipTokens(
+            None if self.clips.slots_CAD is None else chosen(self.clips.slots_CAD),
+            chosen(self.clips.num_slots_C),
+            chosen(self.clips.num_keys_SC, 1),
+            chosen(self.clips.spans_C),
+        )
+        return replace(self, clips=clips, keys=sides(self.keys), values=sides(self.values))
 
 
 @dataclass
@@ -140,6 +168,7 @@ class AttachedAudio:
     remembered: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     consumed: set[int] = field(default_factory=set)
     _visible: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
+    _rotary: dict[tuple[int, bool, str | None], tuple[Tensor, Tensor] | None] = field(default_factory=dict)
 
     @property
     def expected(self) -> frozenset[int]:
@@ -178,6 +207,10 @@ class AttachedAudio:
         if self.live is not None and self.live.hidden:
             per_stream = [torch.zeros_like(mask) for mask in per_stream]
         # Made here and not on demand: a layer recomputed under checkpointing must find the same tensors.
+        if self.live is not None:
+            for layer, streams in self.streams_of_layer.items():
+                for stream in streams:
+                    self._tables(self.rules[layer], stream)
         groups = set(self.streams_of_layer.values())
         self._visible = {
             group: torch.cat([per_stream[stream] for stream in group], dim=-1) if len(group) > 1 else per_stream[group[0]]
@@ -194,8 +227,7 @@ class AttachedAudio:
         rule = self.rules[layer]
         pairs = []
         for stream in self.streams_of_layer[layer]:
-            inputs = self.live.inputs[stream](layer)
-            keys, values = rule.project(inputs)
+            keys, values = self.live.keys_values(rule, stream)
             pairs.append(self._placed(rule, stream, keys, values))
         return _join(pairs)
 
@@ -209,7 +241,15 @@ class AttachedAudio:
     def _placed(self, rule: LayerKeyValues, stream: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         layout = self.layouts[stream]
         keys, values = layout.arrange(keys), layout.arrange(values)
-        return rule.rotate(keys, rule.rotary_tables(keys, layout.positions_BA)), values
+        return rule.rotate(keys, self._tables(rule, stream)), values
+
+    def _tables(self, rule: LayerKeyValues, stream: int) -> tuple[Tensor, Tensor] | None:
+        """cos and sin of a stream's keys, made once for all layers that rotate alike."""
+        key = stream, rule.uses_rotary, rule.rope_layer_type
+        if key not in self._rotary:
+            like = self.placement.position_ids_BL.new_empty(0, dtype=compute_dtype(rule.layer))
+            self._rotary[key] = rule.rotary_tables(like, self.layouts[stream].positions_BA)
+        return self._rotary[key]
 
     def embed(self, input_ids: Tensor, position_ids: Tensor, embeddings_BLD: Tensor, marker_D: Tensor) -> Tensor:
         """Put the marker's vector and the clips' PLITS tokens into the embedded text.
@@ -233,9 +273,13 @@ class AttachedAudio:
 
     def expand(self, times: int) -> "AttachedAudio":
         """Repeat every row for beams or several returns. Beams only permute within a prompt, so nothing is ever reordered."""
+        return self.select(torch.arange(self.prompt_BL.shape[0], device=self.prompt_BL.device).repeat_interleave(times))
+
+    def select(self, rows_N: Tensor) -> "AttachedAudio":
+        """The given rows, in this order and as often as they are named: several continuations of one prompt share its audio."""
 
         def rows(tensor: Tensor) -> Tensor:
-            return tensor.repeat_interleave(times, dim=0)
+            return tensor.index_select(0, rows_N.to(tensor.device))  # the prompt may lie elsewhere than what was placed in it
 
         placement = Placement(*(rows(tensor) for tensor in vars(self.placement).values()))
         layouts = [KeyLayout(rows(x.source_BA), rows(x.positions_BA), rows(x.after_BA), False) for x in self.layouts]
@@ -248,6 +292,7 @@ class AttachedAudio:
             prompt_BL=rows(self.prompt_BL),
             consumed=set(),
             _visible={},
+            _rotary={},
         )
 
 
@@ -259,18 +304,20 @@ def attach(
     rules: dict[int, LayerKeyValues],
     layers: list[frozenset[int]],
     mode: str,
+    device: torch.device,
     summary_sees_audio: bool = True,
     max_positions: int | None = None,
 ) -> AttachedAudio:
-    """Place clips in a full prompt.
+    """Place clips in a full prompt. All is worked out on the CPU and moved to the model's device once.
 
     Args:
         audio: clips in reading order of the batch's markers.
-        input_ids, attention_mask: (B, L) the full prompt.
+        input_ids, attention_mask: (B, L) the full prompt; where they are on the CPU, nothing waits for the accelerator.
         audio_ids: marker id and slot id.
         rules: key/value path of each LAL layer.
         layers: LAL layers of each LAL stream.
         mode: "span" or "zero".
+        device: the model's.
         summary_sees_audio: False hides a clip's keys from its own slots.
         max_positions: the LLM's trained context, or None if unknown.
 
@@ -278,6 +325,7 @@ def attach(
         PalError: markers, slots and clips do not match, or `span` runs past the LLM's context.
     """
     clips = audio.clips
+    prompt_BL, input_ids, attention_mask = input_ids, input_ids.cpu(), attention_mask.cpu()
     hidden = isinstance(audio, LiveAudio) and audio.hidden
     if hidden:  # no text refers to the dummy clip: it stands in row 0 behind everything
         placement = place(input_ids, attention_mask, audio_ids, clips.num_slots_C[:0], clips.spans_C[:0], mode)
@@ -288,13 +336,15 @@ def attach(
         placement = place(input_ids, attention_mask, audio_ids, clips.num_slots_C, clips.spans_C, mode)
     _check_context(placement, clips, mode, max_positions)
     layouts = [
-        lay_out(placement, lengths, clips.num_slots_C, clips.spans_C, width, mode, summary_sees_audio)
+        lay_out(placement, lengths, clips.num_slots_C, clips.spans_C, width, mode, summary_sees_audio).to(device)
         for lengths, width in zip(clips.num_keys_SC, audio.widths, strict=True)
     ]
     union = sorted(set().union(*layers))
     streams_of_layer = {layer: tuple(s for s, chosen in enumerate(layers) if layer in chosen) for layer in union}
     live = audio if isinstance(audio, LiveAudio) else None
-    attached = AttachedAudio(clips, placement, audio_ids, layouts, streams_of_layer, rules, live, input_ids)
+    placed = placement.to(device)
+    prompt_BL = prompt_BL.to(device, non_blocking=True)
+    attached = AttachedAudio(clips, placed, audio_ids, layouts, streams_of_layer, rules, live, prompt_BL)
     if isinstance(audio, AudioMemory):
         attached.remember(audio)
     return attached

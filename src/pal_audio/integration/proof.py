@@ -91,8 +91,8 @@ def prove(rules: list[LayerKeyValues]) -> None:
 def _differing(rule: LayerKeyValues) -> str | None:
     """What differs between our way and the layer's, or None."""
     device = next(parameter.device for parameter in rule.attention.parameters())
-    generator = torch.Generator().manual_seed(rule.index)
-    inputs = torch.randn(1, len(_POSITIONS), rule.attention.config.hidden_size, generator=generator)
+    generator = torch.Generator("cpu").manual_seed(rule.index)
+    inputs = torch.randn(1, len(_POSITIONS), rule.attention.config.hidden_size, generator=generator, device="cpu")
     inputs = inputs.to(device, compute_dtype(rule.layer))
     positions = torch.tensor([_POSITIONS], device=device)
     audio, text = inputs[:, :_NUM_AUDIO], inputs[:, _NUM_AUDIO:]

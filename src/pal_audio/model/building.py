@@ -10,7 +10,9 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from pal_audio import encoders
 from pal_audio.config import StrictConfig
+from pal_audio.encoders import EncoderConfig
 from pal_audio.errors import PalError
 from pal_audio.model.adapters import AdapterConfig, is_adapter_parameter
 from pal_audio.model.configuration import AudioConfig, PalConfig
@@ -27,13 +29,13 @@ class ModelSpec(StrictConfig):
 
     Attributes:
         llm: hub id, folder, or an inline configuration of a fresh one: `model_type`, its fields, and
-            `tokenizer: {vocab_size: n}` for a tokenizer trained on the recipe's own texts.
+            `tokenizer: {vocab_size: n}` for a tokenizer trained on the recipe's own texts. None: encoders alone, see `parts`.
         revision: of the LLM on the hub.
         preset: "plits", "lal" or "pal" with `encoder`, `connector`, `summary`, `lal`; or, instead, `encoders` and `streams`.
         positions, summary_sees_audio: see `AudioConfig`.
     """
 
-    llm: str | dict[str, Any]
+    llm: str | dict[str, Any] | None = None
     revision: str | None = None
     preset: str | None = None
     encoder: dict[str, Any] | None = None
@@ -44,6 +46,22 @@ class ModelSpec(StrictConfig):
     streams: list[Any] | None = None
     positions: str | None = None
     summary_sees_audio: bool | None = None
+
+    @property
+    def is_whole(self) -> bool:
+        """It has ways from sound into an LLM; else it is parts of a model, see `parts`."""
+        return self.preset is not None or self.streams is not None
+
+    def encoder_configs(self) -> dict[str, EncoderConfig]:
+        """Encoders by name, also where there are no streams: "audio" is the one of `encoder`.
+
+        Raises:
+            PalError: an encoder's options are wrong.
+        """
+        if self.is_whole:
+            return self.audio_config().encoders
+        named = {"audio": self.encoder} if self.encoder is not None else self.encoders or {}
+        return {name: encoders.parse(values) for name, values in named.items()}
 
     def audio_config(self) -> AudioConfig:
         """The streams that this asks for.
@@ -78,6 +96,8 @@ def build_model(
         PalError: the LLM cannot be had, or the spec is wrong.
     """
     audio = spec.audio_config()
+    if spec.llm is None:
+        raise PalError("model: `llm` is missing; only encoders can be built without one")
     if adapter is not None:
         adapter.check()  # before anything is fetched
     if isinstance(spec.llm, dict):
@@ -109,7 +129,7 @@ def check_spec(spec: ModelSpec) -> None:
     Raises:
         PalError: streams or the inline LLM's fields are wrong.
     """
-    spec.audio_config()
+    spec.encoder_configs()
     if isinstance(spec.llm, dict):
         _text_config(dict(spec.llm), {"vocab_size": 256})
 

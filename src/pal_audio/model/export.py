@@ -6,10 +6,14 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import transformers
+from transformers import PreTrainedTokenizerBase
 
+from pal_audio.encoders import AudioEncoder
 from pal_audio.errors import PalError
+from pal_audio.model.adapters import merge_adapter
 from pal_audio.model.building import load
 from pal_audio.model.modeling import PalForConditionalGeneration
 from pal_audio.model.processing import PalProcessor
@@ -41,11 +45,36 @@ def export(model_folder: str | Path, out: str | Path, merge: bool = False, overw
 
 def save_folder(model: PalForConditionalGeneration, processor: PalProcessor, target: Path) -> None:
     """Save a model and its processor as one folder; what stands at `target` is replaced when the new one is whole."""
+    with replaced_folder(target) as temporary:
+        model.save_pretrained(temporary)
+        processor.save_pretrained(temporary)
+
+
+def save_llm(llm: Any, tokenizer: PreTrainedTokenizerBase, target: Path) -> None:
+    """Save an LLM and its tokenizer as transformers does, so that `model.llm` of a recipe may name the folder.
+
+    An adapter is added to the weights first, in place. What stands at `target` is replaced when the new folder is whole.
+    """
+    merge_adapter(llm)
+    with replaced_folder(target) as temporary:
+        llm.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+
+
+def save_encoder(encoder: AudioEncoder, target: Path) -> None:
+    """Save an encoder so that `checkpoint` of its type may name the folder; as `save_folder` does."""
+    with replaced_folder(target) as temporary:
+        encoder.save_checkpoint(temporary)
+
+
+@contextmanager
+def replaced_folder(target: Path) -> Iterator[Path]:
+    """A folder to write into, which takes the place of `target` when it is whole and synced."""
     temporary = target.with_name(f".{target.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
     with _without_bars():
-        model.save_pretrained(temporary)
-    processor.save_pretrained(temporary)
+        yield temporary
     for path in (*sorted(temporary.rglob("*")), temporary):
         sync(path)
     shutil.rmtree(target, ignore_errors=True)

@@ -6,11 +6,10 @@ examples of like length, and the batches of an epoch are shuffled again. Source:
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
-from pal_audio.data.manifest import Example
 from pal_audio.errors import PalError
 
 _POOL = 8  # batches that are drawn together and sorted by length
@@ -43,9 +42,9 @@ class Budget:
 
 
 class Batches(Protocol):
-    """Training examples, step by step and without an end."""
+    """Training examples (or what an objective makes of them), step by step and without an end."""
 
-    def from_step(self, first: int) -> Iterator[list[Example]]:
+    def from_step(self, first: int) -> Iterator[list[Any]]:
         """The batches of steps `first`, `first + 1`, ...; those of a step never depend on `first`."""
         ...
 
@@ -69,9 +68,9 @@ class BatchOrder:
         self._lengths = np.array([size.audio_s for size in sizes])
         self._ends = [0]  # step at which each epoch begins; the last is where the next one would
         self._epoch: tuple[int, list[np.ndarray]] = (-1, [])
+        tokens = np.array([size.num_tokens for size in sizes])
+        self._lengths = self._lengths + tokens / max(1, tokens.max()) * max(1e-9, self._lengths.max())
         if isinstance(self.limit, Budget):
-            tokens = np.array([size.num_tokens for size in sizes])
-            self._lengths = self._lengths + tokens / max(1, tokens.max()) * max(1e-9, self._lengths.max())
             for size in self.sizes:
                 if not self.limit.holds([size]):
                     raise PalError(
@@ -129,13 +128,13 @@ class BatchOrder:
 
 
 class ExampleBatches:
-    """Batches of examples that are all at hand."""
+    """Batches of examples, or of other items of an objective, that are all at hand."""
 
-    def __init__(self, examples: Sequence[Example], order: BatchOrder) -> None:
+    def __init__(self, examples: Sequence[Any], order: BatchOrder) -> None:
         self.examples = examples
         self.order = order
 
-    def from_step(self, first: int) -> Iterator[list[Example]]:
+    def from_step(self, first: int) -> Iterator[list[Any]]:
         """See `Batches`."""
         step = first
         while True:

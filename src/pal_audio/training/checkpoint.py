@@ -110,7 +110,7 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
             moments = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
             optimizer.state[parameter] = {
                 # In the parameter's strides (channels last in convolutions): the fused step walks all of them by address.
-                key: tensor if key == "step" else torch.empty_like(parameter).copy_(tensor)
+                key: tensor.to(parameter.device) if key == "step" else torch.empty_like(parameter).copy_(tensor)
                 for key, tensor in moments.items()
             }
             number += 1

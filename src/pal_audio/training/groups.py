@@ -1,13 +1,14 @@
 """The parts of a model that a stage can train, by name."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from torch import nn
 
 from pal_audio.errors import PalError
 from pal_audio.model import PalForConditionalGeneration
 from pal_audio.model.adapters import is_adapter_parameter
+from pal_audio.model.parts import Parts
 
 _NORM_WORDS = ("norm", "ln_")
 _FFN_WORDS = (".mlp.", ".block_sparse_moe.", ".feed_forward.")
@@ -51,7 +52,9 @@ GROUPS: dict[str, Callable[[str], bool]] = {
 }
 
 
-def parameter_groups(model: PalForConditionalGeneration, train: dict[str, float], weight_decay: float) -> list[dict[str, object]]:
+def parameter_groups(
+    model: PalForConditionalGeneration | Parts, train: dict[str, float], weight_decay: float
+) -> list[dict[str, object]]:
     """Freeze and unfreeze parameters, and group them for an optimizer.
 
     Args:
@@ -84,7 +87,15 @@ def parameter_groups(model: PalForConditionalGeneration, train: dict[str, float]
             mend = "its configuration says frozen: true" if part == "encoder" else "this model has none"
             mend = "the recipe has no `adapter:`" if part == "llm.adapter" else mend
             raise PalError(f"train: {part!r} names no parameter ({mend}); take it out of the stage")
-        for decay, chosen in ((weight_decay, [p for _, p in items if p.ndim > 1]), (0.0, [p for _, p in items if p.ndim <= 1])):
-            if chosen:
-                groups.append({"params": chosen, "lr": train[part], "initial_lr": train[part], "weight_decay": decay})
+        groups += rate_groups([parameter for _, parameter in items], train[part], weight_decay)
     return groups
+
+
+def rate_groups(parameters: Sequence[nn.Parameter], rate: float, weight_decay: float) -> list[dict[str, object]]:
+    """Parameters of one rate for an optimizer, matrices with weight decay and vectors without."""
+    matrices, vectors = [p for p in parameters if p.ndim > 1], [p for p in parameters if p.ndim <= 1]
+    return [
+        {"params": chosen, "lr": rate, "initial_lr": rate, "weight_decay": decay}
+        for decay, chosen in ((weight_decay, matrices), (0.0, vectors))
+        if chosen
+    ]

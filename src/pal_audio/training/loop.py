@@ -1,26 +1,28 @@
 """The training loop: deterministic order, one seed a step, checkpoints that continue exactly.
 
 transformers' Trainer works with the model too; this loop exists because a run here is a function of (recipe, step): the
-batch, the dropout and the learning rate of step n do not depend on how often the run was stopped. Source: our choice.
+batch, the dropout and the learning rate of step n do not depend on how often the run was stopped. A step's loss and gradient
+do not depend on the number of processes either: each computes its share of the batch, over the units of all. Source: our
+choice.
 """
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from torch import nn
+from torch.distributed.tensor import DTensor
 
-from pal_audio.data.manifest import Example
-from pal_audio.encoders.base import Frames
 from pal_audio.training.batches import Batches
 from pal_audio.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from pal_audio.training.objectives.base import Objective
+from pal_audio.training.parallel import Parallel, accelerator_for, spread
+from pal_audio.training.processes import Processes, join
 from pal_audio.training.recipe import Stage
 
 
@@ -45,6 +47,8 @@ class StageRun:
         seed: of the run.
         folder: where its checkpoints go.
         identity: what a checkpoint must carry to be resumed (of the resolved recipe).
+        precision: "float32" or "bfloat16".
+        parallel: how many processes share the work: "ddp" or "fsdp"; see `training.parallel`.
     """
 
     stage: Stage
@@ -53,11 +57,12 @@ class StageRun:
     folder: Path
     identity: str
     precision: str = "float32"
+    parallel: Parallel = "ddp"
     records: list[Record] = field(default_factory=list)
 
     def run(
         self,
-        objective: Objective,
+        objective: Objective[Any],
         batches: Batches,
         num_steps: int,
         resume: bool,
@@ -66,80 +71,96 @@ class StageRun:
     ) -> None:
         """Train to the stage's end, or until asked to stop; the objective's module is changed in place.
 
+        Where a launcher has started several processes, all call this alike.
+
         Args:
-            objective: its module is moved to the accelerator's device.
+            objective: its module is moved to the accelerator's device (where it is not sharded).
             batches: training examples.
             num_steps: where the stage ends.
             resume: go on from the newest whole checkpoint, if there is one.
-            on_step: called with each step's record.
-            stopping: asked after each step; where it says yes, that step is saved and the stage is left.
+            on_step: called with each step's record, by the main process alone.
+            stopping: asked after each step, by all processes; where it says yes, that step is saved and the stage is left.
+
+        Raises:
+            ConnectionAbortedError: another process has failed.
         """
-        stage, module = self.stage, objective.module
-        accelerator = Accelerator(mixed_precision="bf16" if self.precision == "bfloat16" else "no")
-        module.to(accelerator.device)
+        stage, module, everyone = self.stage, objective.module, join()
+        accelerator = accelerator_for(self.precision)
+        if self.parallel == "ddp" or everyone.num == 1:
+            module.to(accelerator.device)
         groups = objective.parameter_groups()
         optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)
         first = self._resumed_step(module, optimizer) if resume else 0
-        wrapped, wrapped_optimizer = accelerator.prepare(module, optimizer)
-        trained = [parameter for group in groups for parameter in group["params"]]
         objective.begin()
-        module.train()
-        for step, examples in zip(range(first, num_steps), batches.from_step(first), strict=False):
+        training = spread(self.parallel, module, optimizer, accelerator, everyone)
+        trained = [parameter for group in training.optimizer.param_groups for parameter in group["params"]]
+        training.module.train()
+        ready = self._ready(objective, batches, range(first, num_steps), everyone)
+        following = next(ready, None)
+        for step in range(first, num_steps):
+            assert following is not None
+            parts, num_units = following
             started = time.perf_counter()
             factor = schedule(stage, step, num_steps)
-            for group in optimizer.param_groups:
+            for group in training.optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * factor
-            parts = [objective.inputs(part) for part in _cut(examples, stage.accumulate)]
-            num_units = sum(objective.num_units(inputs) for inputs in parts)
-            loss = 0.0
-            for number, inputs in enumerate(parts):
-                torch.manual_seed(step_seed(self.seed, self.index, step, *([number] if number else [])))
-                part_loss = objective.loss(wrapped, to_device(inputs, accelerator.device), num_units)
-                accelerator.backward(part_loss)
-                loss += float(part_loss.detach())
+            losses = []
+            for number, (inputs, weight) in enumerate(parts):
+                torch.manual_seed(step_seed(self.seed, self.index, step, *everyone.more_seed(number)))
+                with training.part(is_last=number + 1 == len(parts)):
+                    part_loss = (
+                        objective.loss(training.module, objective.on_device(inputs, accelerator.device), num_units) * weight
+                    )
+                    (part_loss * everyone.num).backward()  # the mean over processes, which reduction takes, is then the sum
+                losses.append(part_loss.detach())
             norm = accelerator.clip_grad_norm_(trained, stage.max_grad_norm)
-            wrapped_optimizer.step()
-            wrapped_optimizer.zero_grad(set_to_none=True)
+            norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+            training.optimizer.step()
+            training.optimizer.zero_grad(set_to_none=True)
+            following = next(ready, None)  # made while an accelerator works; reading the loss waits for it
+            loss = everyone.total(float(sum(losses)))
             rates = {part: rate * factor for part, rate in stage.train.items()}
             record = Record(step + 1, loss, float(norm), rates, time.perf_counter() - started)  # type: ignore[arg-type]
             if not math.isfinite(record.loss):
                 raise RuntimeError(f"stage {stage.name!r}: the loss is {record.loss} at step {step + 1}; lower the learning rate")
             self.records.append(record)
-            if on_step is not None:
+            if on_step is not None and everyone.is_main:
                 on_step(record)
             last = stopping() or step + 1 == num_steps
             if last or (step + 1) % stage.save_every == 0:
-                save_checkpoint(self.folder, module, optimizer, {"step": step + 1, "identity": self.identity})
+                training.gather(keep=last or everyone.is_main)
+                with everyone.checked():
+                    if everyone.is_main:
+                        save_checkpoint(self.folder, module, optimizer, {"step": step + 1, "identity": self.identity})
             if last:
                 break
         module.eval()
         objective.end()
 
+    def _ready(
+        self, objective: Objective[Any], batches: Batches, steps: range, everyone: Processes
+    ) -> Iterator[tuple[list[tuple[dict[str, Any], float]], int]]:
+        """This process's inputs of each step, part by part with a weight, and the units of the whole step."""
+        for _, examples in zip(steps, batches.from_step(steps.start), strict=False):
+            with everyone.checked():
+                shares = everyone.share(examples, self.stage.accumulate)
+                # Without a part of its own a process takes part in the gradient's reduction all the same, with weight 0.
+                parts = [(objective.inputs(part or examples[:1]), float(bool(part))) for part in shares]
+                num_own = sum(objective.num_units(inputs) for inputs, weight in parts if weight)
+            yield parts, int(everyone.total(num_own))
+
     def resumable_step(self) -> int:
-        """The step of the newest whole checkpoint of this stage; 0 without one."""
-        newest = newest_checkpoint(self.folder)
-        return 0 if newest is None else int(newest.name)
+        """The step of the newest whole checkpoint of this stage; 0 without one. The main process looks for all."""
+        newest = newest_checkpoint(self.folder) if join().is_main else None
+        return join().main_says(0 if newest is None else int(newest.name))
 
     def _resumed_step(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-        newest = newest_checkpoint(self.folder)
-        if newest is None:
+        newest = self.resumable_step()
+        if newest == 0:
             return 0
-        state = load_checkpoint(newest, module, optimizer)
+        state = load_checkpoint(self.folder / f"{newest:08d}", module, optimizer)
         assert state["identity"] == self.identity, "the run's folder was checked against the recipe before"
         return int(state["step"])
-
-
-def _cut(examples: Sequence[Example], num_parts: int) -> list[Sequence[Example]]:
-    """Examples in at most `num_parts` parts of like size, in order."""
-    size = -(-len(examples) // num_parts)
-    return [examples[start : start + size] for start in range(0, len(examples), size)]
-
-
-def to_device(value: Any, device: torch.device) -> Any:
-    """Inputs on a device; dicts, as of several encoders, are walked through."""
-    if isinstance(value, dict):
-        return {key: to_device(item, device) for key, item in value.items()}
-    return value.to(device) if isinstance(value, torch.Tensor | Frames) else value
 
 
 def schedule(stage: Stage, step: int, num_steps: int) -> float:

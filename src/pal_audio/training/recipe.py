@@ -9,7 +9,8 @@ from pydantic import Discriminator, Field, Tag, TypeAdapter, field_validator, mo
 
 from pal_audio.config import StrictConfig, parse_config
 from pal_audio.data.mix import DataConfig
-from pal_audio.data.sources import ManifestsConfig
+from pal_audio.data.mixing.config import MixConfig
+from pal_audio.data.sources import ManifestsConfig, ShardsConfig, TextSourceConfig
 from pal_audio.errors import PalError
 from pal_audio.model.adapters import AdapterConfig
 from pal_audio.model.building import ModelSpec
@@ -17,19 +18,42 @@ from pal_audio.training.batches import BatchOrder, Budget
 from pal_audio.training.groups import GROUPS
 from pal_audio.training.overlay import read_recipe
 
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+
 
 def _data_type(values: Any) -> str:
     return str(values.get("type", "scenes") if isinstance(values, dict) else getattr(values, "type", "scenes"))
 
 
 Data = Annotated[
-    Annotated[DataConfig, Tag("scenes")] | Annotated[ManifestsConfig, Tag("manifests")],
+    Annotated[DataConfig, Tag("scenes")]
+    | Annotated[MixConfig, Tag("mix")]
+    | Annotated[ManifestsConfig, Tag("manifests")]
+    | Annotated[ShardsConfig, Tag("shards")],
     Discriminator(
         _data_type,
         custom_error_type="data_type",
-        custom_error_message="type must be scenes or manifests",
+        custom_error_message="type must be scenes, mix, manifests or shards",
     ),
 ]
+
+
+HEAD = "head"
+"""In a stage's `train`: the head by which an encoder learns; it is no part of a model."""
+_KEYS_OF = {
+    "max_tokens": ("text",),
+    "batch_audio_s": ("answer", "ctc", "tags"),
+    "batch_text_tokens": ("answer", "text"),
+    "encoder": ("ctc", "tags"),
+    "task": ("ctc", "tags"),
+    "symbols": ("ctc",),
+    "pooling": ("tags",),
+    "packing": ("answer",),
+    "checkpointing": ("answer", "text"),
+    "recompute_audio": ("answer",),
+    "compile": ("answer", "text"),
+}
+"""Keys that not every objective has, and those that have them."""
 
 
 class Stage(StrictConfig):
@@ -40,10 +64,16 @@ class Stage(StrictConfig):
         steps, epochs: its length, one of the two.
         sources: names of the data's sources that it trains on; all of them where left out.
         objective: what it learns by; see `training.objectives`.
+        max_tokens: of `text`: longer texts are cut into pieces of this many tokens.
+        encoder: of `ctc` and `tags`: which one learns, where there are several.
+        task: of `ctc` and `tags`: examples of this task alone.
+        symbols: of `ctc`: what is written, characters (where left out) or words.
+        pooling: of `tags`: frames to one vector by their mean (where left out) or by attention.
         batch_size: examples a step (16), or
         batch_audio_s, batch_text_tokens: what a step holds at most, padding included.
         packing: take a batch through the LLM without its padding; the numbers are the same.
         checkpointing: keep each LLM layer's input only and compute the layer again for its gradients; likewise.
+        recompute_audio: likewise for audio's keys and values only.
         compile: `torch.compile` of the LLM's layers; likewise, to rounding.
         accumulate: parts that a batch is computed in, one after another; the step is the same, the memory less.
         warmup_steps: linear warm-up.
@@ -55,13 +85,19 @@ class Stage(StrictConfig):
     steps: int | None = Field(None, ge=1)
     epochs: float | None = Field(None, gt=0)
     sources: list[str] | None = Field(None, min_length=1)
-    objective: Literal["answer"] = "answer"
+    objective: Literal["answer", "text", "ctc", "tags"] = "answer"
+    max_tokens: int | None = Field(None, ge=2)
+    encoder: str | None = None
+    task: str | None = None
+    symbols: Literal["characters", "words"] | None = None
+    pooling: Literal["mean", "attention"] | None = None
     batch_size: int | None = Field(None, ge=1)
     batch_audio_s: float | None = Field(None, gt=0, allow_inf_nan=False)
     batch_text_tokens: int | None = Field(None, ge=1)
     accumulate: int = Field(1, ge=1)
     packing: bool = True
     checkpointing: bool = False
+    recompute_audio: bool = False
     compile: bool = False
     warmup_steps: int = Field(0, ge=0)
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
@@ -72,9 +108,9 @@ class Stage(StrictConfig):
     @field_validator("train")
     @classmethod
     def _known_groups(cls, train: dict[str, float]) -> dict[str, float]:
-        unknown = [name for name in train if name not in GROUPS]
+        unknown = [name for name in train if name not in (*GROUPS, HEAD)]
         if unknown:
-            raise PalError(f"no part of a model is called {unknown[0]!r}; there are {', '.join(GROUPS)}")
+            raise PalError(f"no part of a model is called {unknown[0]!r}; there are {', '.join(GROUPS)}, and {HEAD}")
         if not train or any(rate <= 0 for rate in train.values()):
             raise PalError("name at least one part with a learning rate above 0; what is not named is frozen")
         return train
@@ -87,6 +123,29 @@ class Stage(StrictConfig):
             raise PalError(f"stage {self.name!r}: give either `batch_size` or `batch_audio_s` and `batch_text_tokens`")
         return self
 
+    @model_validator(mode="after")
+    def _fits_the_objective(self) -> "Stage":
+        where = f"stage {self.name!r}"
+        for key, objectives in _KEYS_OF.items():
+            if getattr(self, key) != type(self).model_fields[key].default and self.objective not in objectives:
+                raise PalError(
+                    f"{where}: `{key}` belongs to objective {' or '.join(objectives)}, not {self.objective}; take it out"
+                )
+        allowed = {"answer": [*GROUPS], "text": [part for part in GROUPS if part.startswith("llm")]}.get(
+            self.objective, ["encoder", HEAD]
+        )
+        stray = [part for part in self.train if part not in allowed]
+        if stray:
+            raise PalError(f"{where}: objective {self.objective} cannot train {stray[0]!r}; it trains {', '.join(allowed)}")
+        if self.of_encoder and "encoder" not in self.train:
+            raise PalError(f"{where}: objective {self.objective} trains an encoder; name its rate: train: {{encoder: 1e-3}}")
+        return self
+
+    @property
+    def of_encoder(self) -> bool:
+        """An encoder learns by a head that is thrown away."""
+        return self.objective in ("ctc", "tags")
+
     @property
     def by_budget(self) -> bool:
         """Batches hold as many examples as fit, not a number of them."""
@@ -95,11 +154,19 @@ class Stage(StrictConfig):
     @property
     def limit(self) -> int | Budget:
         """What a batch holds."""
-        return Budget(self.batch_audio_s, self.batch_text_tokens, self.packing) if self.by_budget else self.batch_size or 16
+        packed = self.packing and self.objective != "text"
+        return Budget(self.batch_audio_s, self.batch_text_tokens, packed) if self.by_budget else self.batch_size or 16
 
     def num_steps(self, order: BatchOrder) -> int:
         """Steps of the stage over examples in this order."""
         return self.steps if self.steps is not None else order.num_steps(self.epochs or 0)
+
+
+class DataRecipe(StrictConfig):
+    """A recipe that says data alone: `pal data mix` makes it, and a recipe to train takes it as its `base`."""
+
+    name: str = Field(pattern=_NAME)
+    data: Data
 
 
 class Recipe(StrictConfig):
@@ -108,11 +175,13 @@ class Recipe(StrictConfig):
     Attributes:
         adapter: on the LLM. It is there from the first stage, as the identity; a stage that names `llm.adapter` trains it.
         frame_cache: a folder of `pal encode`, read instead of sound; every encoder must be frozen.
+        parallel: how several processes share the work; a run may go on under the other, or with another number of them.
     """
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = Field(pattern=_NAME)
     seed: int = Field(0, ge=0, lt=2**31)
     precision: Literal["float32", "bfloat16"] = "float32"
+    parallel: Literal["ddp", "fsdp"] = "ddp"
     model: ModelSpec
     adapter: AdapterConfig | None = None
     data: Data
@@ -126,11 +195,47 @@ class Recipe(StrictConfig):
             raise PalError("stages: 'llm.adapter' trains an adapter, but the recipe has none; write `adapter: {type: lora}`")
         if self.adapter is not None and not trains:
             warnings.warn("adapter: no stage trains 'llm.adapter', so it has no effect", stacklevel=2)
-        known = [source.title for source in self.data.train] if isinstance(self.data, ManifestsConfig) else ["scenes"]
+        if isinstance(self.data, DataConfig | MixConfig):
+            known = ["scenes", *self.data.tasks]
+        else:
+            known = [source.title for source in self.data.train]
+        texts = [source.title for source in getattr(self.data, "train", ()) if isinstance(source, TextSourceConfig)]
+        for stage in self.stages if isinstance(self.data, ShardsConfig) else ():
+            if stage.objective != "answer":
+                raise PalError(
+                    f"stage {stage.name!r}: objective {stage.objective} has to see all examples first; use type: manifests"
+                )
+            if stage.by_budget:
+                raise PalError(f"stage {stage.name!r}: a stream makes batches of a number of examples; give `batch_size`")
         for stage in self.stages:
             unknown = [name for name in stage.sources or () if name not in known]
             if unknown:
                 raise PalError(f"stage {stage.name!r}: no source is called {unknown[0]!r}; there are {', '.join(known)}")
+            silent = [name for name in stage.sources or known if name in texts]
+            if silent and stage.objective != "text":
+                mend = "name the others in its `sources`, or give it objective: text"
+                raise PalError(f"stage {stage.name!r}: source {silent[0]!r} is plain text, it has no {stage.objective}; {mend}")
+        return self
+
+    @model_validator(mode="after")
+    def _model_fits(self) -> "Recipe":
+        for stage in self.stages:
+            where, model = f"stage {stage.name!r}: objective {stage.objective}", self.model
+            if stage.objective == "answer" and not model.is_whole:
+                raise PalError(f"{where} needs a whole model: give model.preset (with `encoder`), or `encoders` and `streams`")
+            if stage.objective in ("answer", "text") and model.llm is None:
+                raise PalError(f"{where} needs a language model: name model.llm")
+            if not stage.of_encoder:
+                continue
+            names = list(model.encoder_configs())
+            if not names:
+                raise PalError(f"{where} needs an encoder: name model.encoder")
+            if stage.encoder is None and len(names) > 1:
+                raise PalError(f"{where} trains one encoder: write `encoder:` and one of {', '.join(names)}")
+            if stage.encoder is not None and stage.encoder not in names:
+                raise PalError(f"{where}: no encoder is called {stage.encoder!r}; there are {', '.join(names)}")
+            if self.frame_cache is not None:
+                raise PalError(f"{where} trains an encoder, but frame_cache holds frames of frozen ones; take one of them out")
         return self
 
 
@@ -144,11 +249,30 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     Raises:
         PalError: the file cannot be read, or a key or value is wrong.
     """
-    file = Path(path)
-    content = read_recipe(file)
+    content = _content(Path(path), overrides)
+    if says_data_alone(content):
+        raise PalError(f"{Path(path).name} says data alone: compose it by `pal data mix`, or take it as another recipe's `base`")
+    return parse_config(TypeAdapter(Recipe), content, f"{Path(path).name}: recipe")
+
+
+def load_data(path: str | Path, overrides: list[str] | None = None) -> DataConfig | MixConfig | ManifestsConfig | ShardsConfig:
+    """Read the `data` of a recipe, or of one that says data alone; see `load_recipe`."""
+    content = _content(Path(path), overrides)
+    if says_data_alone(content):
+        return parse_config(TypeAdapter(DataRecipe), content, f"{Path(path).name}: recipe").data
+    return parse_config(TypeAdapter(Recipe), content, f"{Path(path).name}: recipe").data
+
+
+def says_data_alone(content: dict[str, Any]) -> bool:
+    """Whether a recipe has data and nothing that trains."""
+    return "data" in content and not {"model", "stages"} & content.keys()
+
+
+def _content(path: Path, overrides: list[str] | None) -> dict[str, Any]:
+    content = read_recipe(path)
     for override in overrides or []:
         _override(content, override)
-    return parse_config(TypeAdapter(Recipe), content, f"{file.name}: recipe")
+    return content
 
 
 def _override(content: dict[str, Any], override: str) -> None:

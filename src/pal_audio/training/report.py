@@ -16,30 +16,23 @@ def write_report(folder: Path, plan: Sequence[str]) -> Path:
     """Write report.md, and curves.png where matplotlib is installed.
 
     Args:
-        folder: of a run with recipe.json, log.jsonl, scores.json and answers.jsonl.
+        folder: of a run with recipe.json, log.jsonl, scores.json and, where questions were asked, answers.jsonl.
         plan: the lines that the run printed before it began.
     """
     described = json.loads((folder / "recipe.json").read_text(encoding="utf-8"))
     scores = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
-    answers, records = _rows(folder / "answers.jsonl"), _rows(folder / "log.jsonl")
+    records = _rows(folder / "log.jsonl")
     picture = f"![loss, learning rate and gradient norm]({_CURVES})" if draw_curves(records, folder / _CURVES) else _NOT_DRAWN
-    num_shown = min(_NUM_ANSWERS, len(answers))
-    shown = [answers[number * len(answers) // num_shown] for number in range(num_shown)]
     blocks = [
         f"# {_cell(described['recipe']['name'])}",
         "## Plan",
         "\n".join(f"- {_cell(line)}" for line in plan),
         "## Scores",
-        f"Of {scores['num']} held-out questions. Muted: silence instead of sound. Best guess: without listening.",
-        _table(("task", "right", "muted", "best guess"), [_score_row(task, scores) for task in scores["accuracy"]]),
+        *_scores_of_stages(scores),
+        *_scores_of_answers(scores),
         "## Curves",
         picture,
-        f"## {len(shown)} answers",
-        "Evenly spaced over the held-out questions.",
-        _table(
-            ("question", "truth", "answer", "right"),
-            [(row["question"], row["truth"], row["answer"], "yes" if row["right"] else "no") for row in shown],
-        ),
+        *(_answers(_rows(folder / "answers.jsonl")) if "accuracy" in scores else []),
         "## Versions",
         _table(("package", "version"), list(described["versions"].items())),
     ]
@@ -81,6 +74,32 @@ def draw_curves(records: Sequence[dict[str, Any]], path: Path) -> bool:
         axis.set_ylabel(name)
     figure.savefig(path, dpi=100)
     return True
+
+
+def _scores_of_stages(scores: dict[str, Any]) -> list[str]:
+    rows = [
+        (item["stage"], item["objective"], name, f"{value:g}" if isinstance(value, int) else f"{value:.3f}")
+        for item in scores.get("stages", [])
+        for name, value in item["scores"].items()
+    ]
+    return ["Held out, at the end of its stage:", _table(("stage", "objective", "score", "value"), rows)] if rows else []
+
+
+def _scores_of_answers(scores: dict[str, Any]) -> list[str]:
+    if "accuracy" not in scores:
+        return []
+    return [
+        f"Of {scores['num']} held-out questions. Muted: silence instead of sound. Best guess: without listening.",
+        _table(("task", "right", "muted", "best guess"), [_score_row(task, scores) for task in scores["accuracy"]]),
+    ]
+
+
+def _answers(answers: list[dict[str, Any]]) -> list[str]:
+    num_shown = min(_NUM_ANSWERS, len(answers))
+    shown = [answers[number * len(answers) // num_shown] for number in range(num_shown)]
+    rows = [(row["question"], row["truth"], row["answer"], "yes" if row["right"] else "no") for row in shown]
+    head = [f"## {len(shown)} answers", "Evenly spaced over the held-out questions."]
+    return [*head, _table(("question", "truth", "answer", "right"), rows)]
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ from typing import Any
 from pal_audio.data.collation import Collator
 from pal_audio.data.manifest import Example
 from pal_audio.model import PalForConditionalGeneration
+from pal_audio.training.device import to_device
 
 
 @dataclass
@@ -54,7 +55,7 @@ def answer_all(
     for start in range(0, len(examples), batch_size):
         chunk = examples[start : start + batch_size]
         inputs: dict[str, Any] = collator.prompt_batch(chunk, muted=muted)
-        inputs = {key: value.to(model.device) for key, value in inputs.items()}
+        inputs = to_device(inputs, model.device)
         output = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
         texts = tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         answers += [

@@ -3,18 +3,19 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from pal_audio.data.collation import Collator
 from pal_audio.data.manifest import Example
 from pal_audio.model import PalForConditionalGeneration
 from pal_audio.training.batches import Size
-from pal_audio.training.groups import parameter_groups
-from pal_audio.training.objectives.base import Objective
+from pal_audio.training.device import pinned, to_device
+from pal_audio.training.objectives.llm import LlmObjective
 from pal_audio.training.recipe import Stage
 
 
-class AnswerObjective(Objective):
+class AnswerObjective(LlmObjective[Example]):
     """Cross-entropy over exactly the assistant's tokens (units).
 
     Args:
@@ -23,36 +24,35 @@ class AnswerObjective(Objective):
         stage: says which parts, and how a batch is computed.
     """
 
+    model: PalForConditionalGeneration
+
     def __init__(self, model: PalForConditionalGeneration, collator: Collator, stage: Stage) -> None:
-        self.module = model
-        self.model = model
+        super().__init__(model, stage)
         self.collator = collator
-        self.stage = stage
 
     def begin(self) -> None:
-        if self.stage.checkpointing:
-            self.model.gradient_checkpointing_enable()
-        if self.stage.compile:
-            self.model.get_decoder().compile()
+        self.model.recompute_audio = self.stage.recompute_audio
+        super().begin()
 
     def end(self) -> None:
-        if self.stage.checkpointing:
-            self.model.gradient_checkpointing_disable()
-        if self.stage.compile:
-            self.model.get_decoder()._compiled_call_impl = None
+        self.model.recompute_audio = False
+        super().end()
 
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        return parameter_groups(self.model, self.stage.train, self.stage.weight_decay)
+    def prepare(self, train: Sequence[Example], test: Sequence[Example]) -> Sequence[Example]:
+        return train
 
-    def size(self, example: Example) -> Size:
-        num_tokens = self.collator.num_tokens(example) if self.stage.by_budget else 0
-        return Size(self.collator.seconds(example), num_tokens, example.id)
+    def size(self, item: Example) -> Size:
+        num_tokens = self.collator.num_tokens(item) if self.stage.by_budget else 0
+        return Size(self.collator.seconds(item), num_tokens, item.id)
 
-    def inputs(self, examples: Sequence[Example]) -> dict[str, Any]:
-        return self.collator.training_batch(examples)
+    def inputs(self, items: Sequence[Example]) -> dict[str, Any]:
+        return self.collator.training_batch(items)
 
-    def num_units(self, inputs: dict[str, Any]) -> int:
-        return int((inputs["labels"][:, 1:] >= 0).sum())
+    def on_device(self, inputs: dict[str, Any], device: torch.device) -> dict[str, Any]:
+        """Sound moves; text stays on the CPU, where the model places clips and packs rows before it moves them itself."""
+        if device.type != "cuda" or "input_features" not in inputs:
+            return inputs
+        return {**inputs, "input_features": to_device(pinned(inputs["input_features"]), device)}
 
     def loss(self, module: nn.Module, inputs: dict[str, Any], num_units: int) -> Tensor:
         loss: Tensor = module(**inputs, num_items_in_batch=num_units, use_cache=False, packed=self.stage.packing).loss

@@ -1,47 +1,81 @@
 """What the loop needs of an objective.
 
-    examples ── inputs ──► dict of tensors ── loss(wrapped module) ──► sum over units / units of the whole step
+    examples ── prepare ──► items ── inputs ──► dict of tensors ── loss(wrapped module) ──► sum over units / units of the step
 
-A *unit* is what the loss is a mean over: a supervised token, or a clip. The mean is over all units of a step, in whatever
-processes and parts they are computed, so that the step does not depend on how it was cut.
+An *item* is what batches are made of: an example, or a piece of one. A *unit* is what the loss is a mean over: a supervised
+token, a written symbol, or a clip. The mean is over all units of a step, in whatever processes and parts they are computed, so
+that the step does not depend on how it was cut.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Generic, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from pal_audio.data.manifest import Example
 from pal_audio.training.batches import Size
+from pal_audio.training.device import to_device
+
+Item = TypeVar("Item")
 
 
-class Objective(ABC):
+class Objective(ABC, Generic[Item]):
     """How a stage learns.
 
     Attributes:
-        module: what steps. It is wrapped where there are many processes, and its state is what a checkpoint holds.
+        module: what steps, there once `prepare` was called. It is wrapped where there are many processes, and its state is
+            what a checkpoint holds.
     """
 
     module: nn.Module
 
-    def begin(self) -> None:  # noqa: B027
-        """Called before the stage's first step, `end` after its last; nothing by default."""
+    def begin(self) -> None:
+        """Called before the module is spread over processes, `end` after the last step; nothing by default."""
 
-    def end(self) -> None:  # noqa: B027
+    def end(self) -> None:
         """See `begin`."""
+
+    @abstractmethod
+    def prepare(self, train: Sequence[Example], test: Sequence[Example]) -> Sequence[Item]:
+        """Look at all examples once, before the first step.
+
+        Args:
+            train: of one epoch of the stage.
+            test: held out; what `score` is about.
+
+        Returns:
+            The items of one epoch.
+
+        Raises:
+            PalError: an example cannot be learnt by this objective.
+        """
+
+    def notes(self) -> list[str]:
+        """Lines for the plan: what `prepare` found."""
+        return []
+
+    def score(self) -> dict[str, float]:
+        """Held-out scores at the end of the stage, by name; none where the run is scored as a whole."""
+        return {}
 
     @abstractmethod
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Groups for the optimizer (`params`, `lr`, `initial_lr`, `weight_decay`); freezes all other parameters."""
 
     @abstractmethod
-    def size(self, example: Example) -> Size:
-        """What an example takes in a batch."""
+    def size(self, item: Item) -> Size:
+        """What an item takes in a batch."""
 
     @abstractmethod
-    def inputs(self, examples: Sequence[Example]) -> dict[str, Any]:
-        """Inputs of some examples, on the CPU."""
+    def inputs(self, items: Sequence[Item]) -> dict[str, Any]:
+        """Inputs of some items, on the CPU."""
+
+    def on_device(self, inputs: dict[str, Any], device: torch.device) -> dict[str, Any]:
+        """Inputs where the module computes."""
+        moved: dict[str, Any] = to_device(inputs, device)
+        return moved
 
     @abstractmethod
     def num_units(self, inputs: dict[str, Any]) -> int:

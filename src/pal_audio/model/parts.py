@@ -1,0 +1,116 @@
+"""Parts of a model that train by themselves: encoders without an LLM, or an LLM without encoders.
+
+Their parameters have the names that they have in a whole model (`encoders.NAME.`, `language_model.`).
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
+
+from pal_audio import encoders
+from pal_audio.audio import load_audio
+from pal_audio.encoders import EncoderConfig
+from pal_audio.errors import PalError
+from pal_audio.model.adapters import AdapterConfig, add_adapter
+from pal_audio.model.building import ModelSpec, _fresh_llm, _pretrained_llm
+from pal_audio.model.processing import ClipFeatures
+
+
+class Parts(nn.Module):
+    """An LLM, or encoders, or both side by side. A forward is the LLM's.
+
+    Args:
+        language_model: if any; an adapter is on it already.
+        modules: encoders by name.
+    """
+
+    def __init__(self, language_model: Any = None, modules: dict[str, nn.Module] | None = None) -> None:
+        super().__init__()
+        if language_model is not None:
+            self.language_model = language_model
+        self.encoders = nn.ModuleDict(modules or {})
+
+    def forward(self, **inputs: Any) -> Any:
+        return self.language_model(**inputs)
+
+    def get_decoder(self) -> nn.Module:
+        """The LLM's layers."""
+        return self.language_model.get_decoder()
+
+    # Both names: transformers 5 renamed them on the way.
+    def gradient_checkpointing_enable(self) -> None:
+        """Non-reentrant checkpointing of the LLM's layers."""
+        options = {"use_reentrant": False}
+        if hasattr(self.language_model, "activation_checkpointing_enable"):
+            self.language_model.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
+        else:
+            self.language_model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+
+    def gradient_checkpointing_disable(self) -> None:
+        if hasattr(self.language_model, "activation_checkpointing_disable"):
+            self.language_model.activation_checkpointing_disable()
+        else:
+            self.language_model.gradient_checkpointing_disable()
+
+    def num_parameters(self) -> dict[str, int]:
+        """Of each part."""
+        parts = {f"encoder {name}": module for name, module in self.encoders.items()}
+        if hasattr(self, "language_model"):
+            parts = {"llm": self.language_model, **parts}
+        return {name: sum(tensor.numel() for tensor in module.parameters()) for name, module in parts.items()}
+
+
+class PartsProcessor:
+    """The half of a processor that parts need: a tokenizer for an LLM, features of clips for encoders."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase | None, configs: dict[str, EncoderConfig]) -> None:
+        self.tokenizer = tokenizer
+        self._configs = configs
+        self.front_ends = {name: config.front_end() for name, config in configs.items()}
+
+    def clip(self, source: Any, **options: Any) -> ClipFeatures:
+        """Features of one clip for every encoder.
+
+        Args:
+            source: a file, or what else `load_audio` reads and knows the rate of.
+            **options: of `load_audio`.
+
+        Raises:
+            AudioError: the sound cannot be read.
+        """
+        features, num_samples = {}, {}
+        for name, config in self._configs.items():
+            wav_S = load_audio(source, config.sampling_rate_hz, **options)
+            features[name] = self.front_ends[name](wav_S)
+            num_samples[name] = len(wav_S)
+        return ClipFeatures(features, num_samples)
+
+
+def build_parts(spec: ModelSpec, texts: Iterable[str] = (), adapter: AdapterConfig | None = None) -> tuple[Parts, PartsProcessor]:
+    """What a spec without `preset` and `streams` names.
+
+    Args:
+        spec: with an LLM, encoders, or both.
+        texts: what a fresh tokenizer is trained on.
+        adapter: on the LLM, if any.
+
+    Raises:
+        PalError: the LLM cannot be had, or the spec is wrong.
+    """
+    configs = spec.encoder_configs()
+    llm, tokenizer = None, None
+    if spec.llm is not None:
+        if isinstance(spec.llm, dict):
+            config, tokenizer = _fresh_llm(dict(spec.llm), texts)
+            llm = AutoModelForCausalLM.from_config(config)
+        else:
+            _, tokenizer, llm = _pretrained_llm(spec.llm, spec.revision)
+        if adapter is not None:
+            add_adapter(llm, adapter)
+    elif adapter is not None:
+        raise PalError("adapter: it stands on an LLM, but the model has none; take it out or name `model.llm`")
+    modules: dict[str, nn.Module] = {name: encoders.build(config) for name, config in configs.items()}
+    resolved = {name: config.resolved() for name, config in configs.items()}
+    return Parts(llm, modules), PartsProcessor(tokenizer, resolved)

@@ -1,0 +1,104 @@
+"""`text`: what is learnt of a document and of a conversation, and that nothing is lost where it is cut."""
+
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional
+
+from pal_audio.data import Document, Example, Message
+from pal_audio.data.collation import Collator
+from pal_audio.errors import PalError
+from pal_audio.model import PalForConditionalGeneration
+from pal_audio.training.objectives import TextObjective
+from pal_audio.training.recipe import Stage
+from tests.tiny import tiny_model
+
+TALK = [Message(role="user", content="how many sounds?"), Message(role="assistant", content="a bell")]
+
+
+def document(text: str) -> Document:
+    return Document(id="d", messages=[Message(role="user", content=text)])
+
+
+def made(**stage: Any) -> TextObjective:
+    model, processor = tiny_model("llama", "pal")
+    return TextObjective(model, Collator(processor), Stage(objective="text", train={"llm": 1e-3}, steps=1, **stage))
+
+
+@pytest.mark.parametrize("max_tokens", [2, 3, 7, 8, 9, 100])
+def test_each_token_of_a_long_text_is_predicted_once(max_tokens: int) -> None:
+    objective = made(max_tokens=max_tokens)
+    text = "a dog barks twice <|audio|> <|end|> " * 3
+    end = objective.tokenizer.eos_token_id
+    ids = objective.tokenizer(text.replace("<|audio|>", "< |audio|>"))["input_ids"]
+    pieces = objective.pieces(document(text))
+    assert [token for piece in pieces for token in piece.ids_L[1:].tolist()] == [*ids, end]
+    assert pieces[0].ids_L[0] == end
+    assert all(one.ids_L[-1] == other.ids_L[0] for one, other in pairwise(pieces))
+    assert max(len(piece.ids_L) for piece in pieces) <= max_tokens
+    inputs = objective.inputs(pieces)
+    assert objective.num_units(inputs) == len(ids) + 1
+
+
+def test_a_conversation_is_learnt_as_the_template_writes_it() -> None:
+    objective = made()
+    (piece,) = objective.pieces(Example(id="t", messages=TALK))
+    assert objective.tokenizer.decode(piece.ids_L) == "<|user|>how many sounds?<|end|><|assistant|>a bell<|end|>"
+
+
+def test_the_loss_and_the_scores_are_those_of_the_bare_model() -> None:
+    """Against a loop over single texts with plain torch."""
+    objective = made(max_tokens=10)
+    documents = [document("a bell"), document("a dog barks twice, how many sounds come before the siren?")]
+    objective.prepare([Example(id="t", messages=TALK), *documents], documents)
+    pieces = [piece for item in documents for piece in objective.pieces(item)]
+    inputs = objective.inputs(pieces)
+    nats = 0.0
+    with torch.no_grad():
+        for piece in pieces:
+            ids = torch.from_numpy(piece.ids_L)
+            logits = objective.model.language_model(input_ids=ids[None]).logits[0, :-1]
+            nats += float(functional.cross_entropy(logits, ids[1:], reduction="sum"))
+        loss = objective.loss(objective.module, inputs, objective.num_units(inputs))
+    num_tokens = objective.num_units(inputs)
+    assert float(loss) == pytest.approx(nats / num_tokens, rel=1e-5)
+    scores = objective.score()
+    num_characters = sum(len(item.messages[0].text) for item in documents)
+    assert scores["documents.perplexity"] == pytest.approx(float(torch.tensor(nats / num_tokens).exp()), rel=1e-5)
+    assert scores["documents.bits_per_character"] == pytest.approx(nats / 0.6931471805599453 / num_characters, rel=1e-5)
+    assert not any(name.startswith("conversations") for name in scores)
+
+
+def test_no_hidden_clip_where_no_part_for_sound_trains(monkeypatch: pytest.MonkeyPatch) -> None:
+    objective = made()
+    model = objective.model
+    assert isinstance(model, PalForConditionalGeneration)
+    inputs = objective.inputs(objective.pieces(document("a bell")))
+    runs = []
+    dummy = PalForConditionalGeneration._dummy
+    monkeypatch.setattr(PalForConditionalGeneration, "_dummy", lambda self: runs.append(1) or dummy(self))
+    model.train()
+    objective.parameter_groups()
+    objective.loss(model, inputs, 1).backward()  # type: ignore[no-untyped-call]
+    assert not runs
+    for part in (model.marker, next(model.encoders.parameters()), next(model.streams.parameters())):
+        part.requires_grad_(True)
+        objective.loss(model, inputs, 1)
+        part.requires_grad_(False)
+    assert len(runs) == 3
+
+
+def test_a_piece_fits_the_context() -> None:
+    assert made().max_tokens == 512
+    with pytest.raises(PalError, match="max_tokens 513 is over the LLM's context of 512"):
+        made(max_tokens=513)
+
+
+def test_weighted_documents_are_learnt_as_often() -> None:
+    objective = made()
+    item, other = document("a bell"), document("a dog")
+    assert len(objective.prepare([item, item, other], [])) == 3
+    num_tokens = sum(len(objective.pieces(text)[0].ids_L) - 1 for text in (item, item, other))
+    assert objective.notes() == [f"text: {num_tokens} tokens in 3 pieces of at most 512"]
