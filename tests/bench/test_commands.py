@@ -175,6 +175,15 @@ def test_the_loop_decodes_as_generate_does(arm: str, monkeypatch: pytest.MonkeyP
     assert torch.equal(torch.stack(seen, dim=1), expected[:, -6:])
 
 
+def test_lines_of_a_picture_do_not_cover_each_other() -> None:
+    def row(**changes: object) -> dict[str, object]:
+        return {"case": {"integration": "lal", "projector": "per_layer", "layers": "all", "batch": 4} | changes}
+
+    assert table.label_of(row(), []) == "lal"
+    assert table.label_of(row(batch=8), ["batch"]) == "lal batch 8"
+    assert table.label_of(row(projector="shared"), ["batch"]) == "lal shared all batch 4"
+
+
 def test_no_picture_of_nothing(tmp_path: Path) -> None:
     assert not table.picture([], tmp_path / "none.png", "step_s", "peak_bytes", "step")
 
