@@ -180,6 +180,7 @@ def test_lines_of_a_picture_do_not_cover_each_other() -> None:
         return {"case": {"integration": "lal", "projector": "per_layer", "layers": "all", "batch": 4} | changes}
 
     assert table.label_of(row(), []) == "lal"
+    assert table.label_of(row(integration="pal", summary=4), []) == "pal k=4"
     assert table.label_of(row(batch=8), ["batch"]) == "lal batch 8"
     assert table.label_of(row(projector="shared"), ["batch"]) == "lal shared all batch 4"
 

@@ -112,7 +112,7 @@ def picture(groups: Sequence[Sequence[Row]], path: Path, time: str, memory: str,
     lines: dict[str, dict[int, Row]] = {}
     lengths = sorted({row["case"]["audio_tokens"] for group in groups for row in group if row["case"]["audio_tokens"]})
     rows = [row for group in groups for row in group]
-    varied = [name for name in ("batch", "text_tokens", "summary") if len({row["case"][name] for row in rows}) > 1]
+    varied = [name for name in ("batch", "text_tokens") if len({row["case"][name] for row in rows}) > 1]
     for group in groups:
         length = max(row["case"]["audio_tokens"] for row in group)
         for row in group:
@@ -144,6 +144,8 @@ def label_of(row: Row, varied: Sequence[str]) -> str:
     own = [case["integration"]]
     if case["integration"] in ("lal", "pal") and (case["projector"], case["layers"]) != ("per_layer", "all"):
         own += [case["projector"], case["layers"]]
+    if case["integration"] == "pal" and case["summary"] != 16:
+        own.append(f"k={case['summary']}")
     return " ".join([*own, *(f"{name.removesuffix('_tokens')} {case[name]}" for name in varied)])
 
 
