@@ -45,7 +45,7 @@ def measure_case(case: Case, device: torch.device, repeats: int, warmup: int, ra
         mode = None if case.setup.compile_mode == "default" else case.setup.compile_mode
         model.get_decoder().compile(mode=mode)
     inputs = models.make_batch(case, model, extra["clips"] or case.batch).inputs
-    text: Text = {name: inputs.pop(name) for name in ("input_ids", "attention_mask")}
+    text: Text = {name: inputs.pop(name).to(device) for name in ("input_ids", "attention_mask")}
     encode = partial(make_memory, case, model, inputs, extra["chunk_tokens"])
     decode = DECODERS[extra["decode"]]
     with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=case.setup.precision == "autocast"):

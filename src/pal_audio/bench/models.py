@@ -111,10 +111,11 @@ def make_batch(case: Case, model: PalForConditionalGeneration, num_clips: int | 
     labels[:, : -case.supervised] = -100
     length = row.shape[1]
     columns = torch.arange(length - case.supervised - 1, length - 1, device=device)
-    inputs: dict[str, Any] = {"input_ids": row.to(device), "attention_mask": torch.ones_like(row).to(device)}
+    # Text stays on the CPU, as in training: the model places clips there and moves all of it itself.
+    inputs: dict[str, Any] = {"input_ids": row, "attention_mask": torch.ones_like(row)}
     if not is_text:
         inputs |= audio_inputs(case, model, case.batch if num_clips is None else num_clips)
-    return Batch(inputs, labels.to(device), columns)
+    return Batch(inputs, labels, columns)
 
 
 def audio_inputs(case: Case, model: PalForConditionalGeneration, num_clips: int) -> dict[str, Any]:
@@ -125,13 +126,13 @@ def audio_inputs(case: Case, model: PalForConditionalGeneration, num_clips: int)
     num_frames = case.audio_tokens * encoder.stride
     num_samples = round(num_frames * config.sampling_rate_hz / config.frame_rate_hz)
     assert config.output_lengths(num_samples) == num_frames, f"{num_frames} frames"
-    samples_C = torch.full((num_clips,), num_samples, device=device)
+    samples_C = torch.full((num_clips,), num_samples)
     generator = torch.Generator(device).manual_seed(2)
     if encoder.given:
         shape = (num_clips, num_frames, config.frame_size)
         frames = torch.randn(shape, generator=generator, device=device, dtype=dtype)
         return {
-            "input_features": Frames([frames], torch.full((num_clips,), num_frames, device=device)),
+            "input_features": Frames([frames], torch.full((num_clips,), num_frames)),
             "audio_num_samples": samples_C,
         }
     import numpy as np
@@ -143,14 +144,15 @@ def audio_inputs(case: Case, model: PalForConditionalGeneration, num_clips: int)
 
 def loss_function(case: Case, model: PalForConditionalGeneration, batch: Batch) -> Callable[[], Tensor]:
     """The function that computes the loss of a batch once."""
-    targets = batch.labels[:, -case.supervised :].flatten()
+    device = model.marker.device
+    targets = batch.labels[:, -case.supervised :].flatten().to(device)
     inputs = dict(batch.inputs) | {"use_cache": False}
 
     def text_inputs() -> dict[str, Any]:
         """The marker's vector in its place, without a clip: gradients pass the same tokens with a frozen LLM too."""
         if case.integration != "text":
             return {}
-        embeddings = model.get_input_embeddings()(inputs["input_ids"])
+        embeddings = model.get_input_embeddings()(inputs["input_ids"].to(device))
         at_marker = torch.arange(embeddings.shape[1], device=embeddings.device) == case.system
         return {"inputs_embeds": torch.where(at_marker[:, None], model.marker.to(embeddings.dtype), embeddings)}
 
