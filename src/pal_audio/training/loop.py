@@ -99,7 +99,8 @@ class StageRun:
         ready = self._ready(objective, batches, range(first, num_steps), everyone)
         following = next(ready, None)
         for step in range(first, num_steps):
-            assert following is not None
+            if following is None:
+                break
             parts, num_units = following
             started = time.perf_counter()
             factor = schedule(stage, step, num_steps)
