@@ -1,7 +1,8 @@
 """From a recipe's `model:` to a model and its processor; from a folder back to both; and what a model says of itself."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -94,13 +95,37 @@ def build_model(
     config.pad_token_id, config.eos_token_id = tokenizer.pad_token_id, tokenizer.eos_token_id
     model = PalForConditionalGeneration(config, llm)
     # From here on the weights are ours: a saved folder must not ask for the encoders' checkpoints again.
-    resolved = audio.model_copy(update={"encoders": {name: item.resolved() for name, item in audio.encoders.items()}})
+    resolved = audio.resolved()
     config.audio_config = resolved.model_dump(mode="json")
     if llm is not None and llm.generation_config is not None:
         model.generation_config = llm.generation_config
     model.generation_config.eos_token_id = model.generation_config.eos_token_id or tokenizer.eos_token_id
     model.generation_config.pad_token_id = processor._pad_id
     return model, PalProcessor(tokenizer, resolved)
+
+
+def build_processor(spec: ModelSpec, texts: Iterable[str] = ()) -> PalProcessor:
+    """The processor alone, without any weights; see `build_model`."""
+    audio = spec.audio_config()
+    if isinstance(spec.llm, dict):
+        _, tokenizer = _fresh_llm(dict(spec.llm), texts)
+    else:
+        _, tokenizer = _llm_without_weights(spec.llm, spec.revision)
+    return PalProcessor(tokenizer, audio.resolved())
+
+
+def skeleton(spec: ModelSpec, adapter: AdapterConfig | None = None) -> PalForConditionalGeneration:
+    """The model without memory: its parameters are on the meta device and have names and shapes.
+
+    Raises:
+        PalError: as `build_model`.
+    """
+    if isinstance(spec.llm, dict):
+        text_config = _text_config(dict(spec.llm), {"vocab_size": spec.llm["tokenizer"]["vocab_size"]})
+    else:
+        text_config, _ = _llm_without_weights(spec.llm, spec.revision)
+    with torch.device("meta"):
+        return PalForConditionalGeneration(PalConfig(text_config, spec.audio_config().resolved(), adapter=adapter))
 
 
 def check_spec(spec: ModelSpec) -> None:
@@ -143,17 +168,29 @@ def _text_config(fields: dict[str, Any], ids: dict[str, Any]) -> PretrainedConfi
 
 
 def _pretrained_llm(name: str, revision: str | None) -> tuple[PretrainedConfig, PreTrainedTokenizerBase, Any]:
-    try:
-        config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
+    config, tokenizer = _llm_without_weights(name, revision)
+    with _load_errors(name):
         # float32 whatever was published: the other parts are, and small steps are lost in bfloat16 weights.
         llm = AutoModelForCausalLM.from_pretrained(
             name, revision=revision, trust_remote_code=False, use_safetensors=True, dtype=torch.float32
         )
+    return config, tokenizer, llm
+
+
+def _llm_without_weights(name: str, revision: str | None) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
+    with _load_errors(name):
+        config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
+    return config.get_text_config(), tokenizer
+
+
+@contextmanager
+def _load_errors(name: str) -> Iterator[None]:
+    try:
+        yield
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise PalError(f"model.llm: {name!r} cannot be loaded: {reason}") from error
-    return config.get_text_config(), tokenizer, llm
 
 
 def load(path: str | Path, device: str | torch.device = "cpu") -> tuple[PalForConditionalGeneration, PalProcessor]:

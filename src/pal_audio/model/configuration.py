@@ -75,6 +75,10 @@ class AudioConfig(StrictConfig):
         """
         return value if isinstance(value, cls) else parse_config(TypeAdapter(cls), value, "model")
 
+    def resolved(self) -> "AudioConfig":
+        """The same with encoders that need no checkpoint; see `EncoderConfig.resolved`."""
+        return self.model_copy(update={"encoders": {name: item.resolved() for name, item in self.encoders.items()}})
+
     def num_slots(self, encoder_samples: dict[str, int]) -> int:
         """PLITS tokens of a clip.
 

@@ -1,12 +1,26 @@
-"""What a run is about to do: its stages with their objectives and batches, and the lines that say so."""
+"""What a run is about to do: its stages with their objectives and batches, and the plan that says so before anything is long.
 
-from dataclasses import dataclass
+    recipe ── skeleton (no weights) ── check_memory ── weights ── plan_stages ── Plan ── the table, or JSON ── check_plan
+"""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
 from pal_audio.data.collation import Collator
+from pal_audio.data.manifest import AudioPart, Example
 from pal_audio.data.prepare import Prepared
-from pal_audio.model import PalForConditionalGeneration, describe
-from pal_audio.training.batches import Batches, BatchOrder, ExampleBatches
+from pal_audio.data.preview import Preview, preview_inputs
+from pal_audio.model import PalForConditionalGeneration, PalProcessor, describe
+from pal_audio.training.batches import Batches, BatchOrder, Budget, ExampleBatches
+from pal_audio.training.groups import GROUPS
+from pal_audio.training.memory import Device, Memory, Row, activation_bytes, held_memory, size_text
 from pal_audio.training.objectives import OBJECTIVES, Objective
 from pal_audio.training.recipe import Recipe, Stage
 from pal_audio.training.tensorboard import plan_line
@@ -22,6 +36,79 @@ class PlannedStage:
     num_steps: int
 
 
+@dataclass(frozen=True)
+class StagePlan:
+    """What one stage will do: parameters by part, their share of all, and memory of its largest batch (no batch known: without
+    activations)."""
+
+    name: str
+    objective: str
+    trained: dict[str, int]
+    num_trained: int
+    num_parameters: int
+    learning_rates: dict[str, float]
+    num_steps: int
+    epochs: float | None
+    batch: str
+    memory: Memory
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will do."""
+
+    parameters: dict[str, int]
+    num_train: int
+    num_test: int
+    adapter: str | None
+    stages: list[StagePlan]
+    example: Preview | None
+    device: Device
+    disk_bytes: int
+    tracking: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-able."""
+        stages = [asdict(stage) | {"memory": stage.memory.as_dict()} for stage in self.stages]
+        return asdict(self) | {"stages": stages}
+
+    def lines(self) -> list[str]:
+        """The plan for the report."""
+        lines = [f"model: {', '.join(f'{name} {count:,}' for name, count in self.parameters.items())} parameters"]
+        lines.append(f"data: {self.num_train} examples to train on, {self.num_test} held out")
+        if self.adapter is not None:
+            lines.append(f"adapter: {self.adapter}")
+        for stage in self.stages:
+            rates = ", ".join(f"{part} {rate:g}" for part, rate in stage.learning_rates.items())
+            lines.append(f"stage {stage.name}: {stage.num_steps} steps of {stage.batch}; learning rates: {rates}")
+            share = f"{stage.num_trained:,} of {stage.num_parameters:,} parameters ({stage.num_trained / stage.num_parameters:.1%})"
+            lines.append(f"stage {stage.name} trains {share}; memory about {size_text(stage.memory.total)}")
+        lines.append(f"device: {self.device.name} ({self.device.type}) with {size_text(self.device.memory)}")
+        return [*lines, self.tracking]
+
+    def show(self, console: Console) -> None:
+        """The plan for people: a table of stages, the first supervised example, and what is needed of the machine."""
+        before, after = self.lines()[: 2 + (self.adapter is not None)], self.lines()[-1]
+        for line in before:
+            console.print(line, markup=False)
+        table = Table("stage", "trains", "of all", "steps", "epochs", "batch", "memory", title="plan")
+        for stage in self.stages:
+            parts = "\n".join(f"{part} {count:,}" for part, count in stage.trained.items())
+            epochs = "" if stage.epochs is None else f"{stage.epochs:.3g}"
+            share = f"{stage.num_trained:,}\n{stage.num_trained / stage.num_parameters:.1%}"
+            memory = f"about {size_text(stage.memory.total)}"
+            table.add_row(escape(stage.name), parts, share, f"{stage.num_steps:,}", epochs, stage.batch, memory)
+        table.columns[1].no_wrap = True
+        console.print(table)
+        if self.example is not None:
+            shown = self.example
+            console.print(f"first example {shown.id}: {shown.prompt!r}", markup=False)
+            supervised = " ".join(repr(token) for token in shown.supervised)
+            console.print(f"supervised, {len(shown.supervised)} of {shown.num_tokens} tokens: {supervised}", markup=False)
+        console.print(f"{self.lines()[-2]}; checkpoints take up to {size_text(self.disk_bytes)} of disk", markup=False)
+        console.print(after, markup=False)
+
+
 def plan_stages(recipe: Recipe, model: PalForConditionalGeneration, collator: Collator, data: Prepared) -> list[PlannedStage]:
     """Objective, batches and number of steps of every stage."""
     planned = []
@@ -33,17 +120,147 @@ def plan_stages(recipe: Recipe, model: PalForConditionalGeneration, collator: Co
     return planned
 
 
-def plan_lines(
-    folder: Path, recipe: Recipe, model: PalForConditionalGeneration, data: Prepared, stages: list[PlannedStage]
-) -> list[str]:
-    """The plan for the console and the report."""
-    parts = describe(model)["parameters"]
-    lines = [f"model: {', '.join(f'{name} {count:,}' for name, count in parts.items())} parameters"]
-    lines.append(f"data: {len(data.train())} examples to train on, {len(data.test)} held out")
-    if recipe.adapter is not None:
-        lines.append(f"adapter: {recipe.adapter.type} of rank {recipe.adapter.r} on {recipe.adapter.target}")
+def make_plan(
+    folder: Path,
+    recipe: Recipe,
+    model: PalForConditionalGeneration,
+    processor: PalProcessor,
+    data: Prepared,
+    stages: Sequence[PlannedStage],
+    device: Device,
+) -> Plan:
+    """The plan of these stages.
+
+    Args:
+        folder: of the run.
+        recipe: resolved.
+        model: the real one or its skeleton.
+        processor: the model's.
+        data: the examples.
+        stages: as `plan_stages` gives them.
+        device: where it will train.
+    """
+    plans = [_stage_plan(planned, model, processor, recipe.precision) for planned in stages]
+    adapter = None if recipe.adapter is None else f"{recipe.adapter.type} of rank {recipe.adapter.r} on {recipe.adapter.target}"
+    return Plan(
+        describe(model)["parameters"],
+        len(data.train()),
+        len(data.test),
+        adapter,
+        plans,
+        _first_example(stages, processor),
+        device,
+        sum(checkpoint_bytes(planned.stage, plan) for planned, plan in zip(stages, plans, strict=True)) + plans[-1].memory.weights,
+        plan_line(folder),
+    )
+
+
+def stage_memory(objective: Objective) -> Memory:
+    """Weights, gradients and moments of a stage; sets which parameters train."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the stage itself will say it
+        objective.parameter_groups()
+    return held_memory(objective.module)
+
+
+def checkpoint_bytes(stage: Stage, plan: StagePlan) -> int:
+    """Disk that a stage's checkpoints take at most: those kept, and the one that is being written."""
+    num_kept = min(3, -(-plan.num_steps // stage.save_every))
+    return num_kept * (plan.memory.weights + plan.memory.optimizer)
+
+
+def largest_row(model: PalForConditionalGeneration, processor: PalProcessor, example: Example, audio_s: float) -> Row:
+    """Sizes of an example whose clips last `audio_s` seconds together, taken as one clip; no sound is read."""
+    audio = model.config.audio
+    samples = {name: round(audio_s * config.sampling_rate_hz) for name, config in audio.encoders.items()}
+    if not example.audio:
+        return Row(text_tokens(processor, example), 0, tuple(0 for item in audio.streams if item.integration.type == "lal"), {})
+    lengths = [(stream.integration.type, audio.stream_length(stream, samples)) for stream in audio.streams]
+    frames = {name: config.output_lengths(samples[name]) for name, config in audio.encoders.items()}
+    keys = tuple(length for kind, length in lengths if kind == "lal")
+    return Row(text_tokens(processor, example), sum(length for kind, length in lengths if kind == "plits"), keys, frames)
+
+
+def text_tokens(processor: PalProcessor, example: Example) -> int:
+    """Tokens of an example's text with its markers, without slots; no sound is read."""
+    return len(processor.tokenizer(rendered(processor, example), add_special_tokens=False)["input_ids"])
+
+
+def rendered(processor: PalProcessor, example: Example) -> str:
+    """An example as the chat template writes it."""
+    messages: list[dict[str, Any]] = []
+    for message in example.messages:
+        parts: list[dict[str, Any]] = []
+        for part in message.parts:
+            is_audio = isinstance(part, AudioPart)
+            parts.append({"type": "audio", "path": part.path} if is_audio else {"type": "text", "text": part.text})
+        messages.append({"role": message.role, "content": parts})
+    text: str = processor.apply_chat_template(messages, tokenize=False)
+    return text
+
+
+def _stage_plan(
+    planned: PlannedStage, model: PalForConditionalGeneration, processor: PalProcessor, precision: str
+) -> StagePlan:
+    stage, module = planned.stage, planned.objective.module
+    memory = stage_memory(planned.objective)
+    trained = _by_part(model, stage)
+    num_trained = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+    if num_trained > sum(trained.values()):
+        trained["head"] = num_trained - sum(trained.values())
+    epochs = stage.epochs
+    batches = planned.batches
+    if isinstance(batches, ExampleBatches) and batches.examples:
+        sizes = batches.order.sizes
+        epochs = epochs or planned.num_steps / batches.order.num_steps(1)
+        longest = max(range(len(sizes)), key=lambda number: sizes[number].audio_s)
+        row = largest_row(model, processor, batches.examples[longest], sizes[longest].audio_s)
+        num_rows = -(-_num_rows(stage, sizes[longest].audio_s, row) // stage.accumulate)
+        memory = replace(memory, activations=activation_bytes(module, model, row, num_rows, precision))
+    return StagePlan(
+        stage.name,
+        stage.objective,
+        trained,
+        num_trained,
+        sum(parameter.numel() for parameter in module.parameters()),
+        dict(stage.train),
+        planned.num_steps,
+        epochs,
+        str(stage.limit) if isinstance(stage.limit, int) else _budget_text(stage.limit),
+        memory,
+    )
+
+
+def _num_rows(stage: Stage, audio_s: float, row: Row) -> int:
+    """Rows of the batch that holds the longest example."""
+    limit = stage.limit
+    if isinstance(limit, int):
+        return limit
+    by_sound = limit.audio_s / max(audio_s, 1e-9) if limit.audio_s is not None else float("inf")
+    by_text = limit.text_tokens / (row.num_text + row.num_slots) if limit.text_tokens is not None else float("inf")
+    return max(1, int(min(by_sound, by_text)))
+
+
+def _budget_text(budget: Budget) -> str:
+    parts = [(budget.audio_s, "s of sound"), (budget.text_tokens, "tokens")]
+    return " and ".join(f"{limit:g} {unit}" for limit, unit in parts if limit is not None)
+
+
+def _by_part(model: PalForConditionalGeneration, stage: Stage) -> dict[str, int]:
+    """Trained parameters of each part; "llm" is what no finer part beside it names."""
+    found = dict.fromkeys(stage.train, 0)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            part = next(part for part in sorted(stage.train, key=lambda part: part == "llm") if GROUPS[part](name))
+            found[part] += parameter.numel()
+    return {part: count for part, count in found.items() if count}
+
+
+def _first_example(stages: Sequence[PlannedStage], processor: PalProcessor) -> Preview | None:
+    """The first example of the first stage that supervises tokens."""
     for planned in stages:
-        stage = planned.stage
-        rates = ", ".join(f"{part} {rate:g}" for part, rate in stage.train.items())
-        lines.append(f"stage {stage.name}: {planned.num_steps} steps of {stage.limit}; learning rates: {rates}")
-    return [*lines, plan_line(folder)]
+        examples = next(planned.batches.from_step(0))
+        inputs = planned.objective.inputs(examples[:1])
+        if {"input_ids", "labels"} <= inputs.keys():
+            return preview_inputs(processor, examples[0].id, inputs)
+    return None

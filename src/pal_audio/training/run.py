@@ -1,6 +1,6 @@
 """`pal train`: recipe -> data -> model -> stages -> a finished folder with its scores.
 
-OUT/recipe.json     the resolved recipe, versions       OUT/log.jsonl        one line a step
+OUT/recipe.json     the resolved recipe, provenance     OUT/log.jsonl        one line a step
 OUT/data/           composed sound and manifests        OUT/scores.json      held-out accuracy, with sound and muted
 OUT/checkpoints-K/  of stage K                          OUT/answers.jsonl    every held-out answer beside the truth
 OUT/final/          model and processor                 OUT/report.md        plan, scores, curves.png, ten answers
@@ -9,11 +9,9 @@ OUT/tensorboard/    event files, where it is installed  OUT/finished.json    wri
 
 import hashlib
 import json
-import platform
 import shlex
 import shutil
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import TextIO
 
@@ -22,20 +20,23 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-import pal_audio
 from pal_audio.data.collation import Collator
 from pal_audio.data.folder import LOCK, locked
-from pal_audio.data.frame_cache import FrameCache, check_cache
-from pal_audio.data.manifest import Example, write_text
-from pal_audio.data.prepare import Prepared, check_places, prepare
+from pal_audio.data.frame_cache import FrameCache
+from pal_audio.data.manifest import write_text
+from pal_audio.data.prepare import Prepared, prepare
 from pal_audio.errors import PalError, Stopped
 from pal_audio.model import PalForConditionalGeneration, build_model
-from pal_audio.model.building import check_spec
+from pal_audio.model.building import build_processor, skeleton
 from pal_audio.model.export import save_folder
 from pal_audio.training.checkpoint import full_disk_named
+from pal_audio.training.fit import check_context, check_disk, check_memory
 from pal_audio.training.interrupt import stop_request
 from pal_audio.training.loop import Record, StageRun
-from pal_audio.training.plan import plan_lines, plan_stages
+from pal_audio.training.memory import Device
+from pal_audio.training.plan import make_plan, plan_stages
+from pal_audio.training.preflight import check_recipe, run_folder, texts_of
+from pal_audio.training.provenance import check_data, describe_run
 from pal_audio.training.recipe import Recipe, load_recipe
 from pal_audio.training.report import write_report
 from pal_audio.training.scores import accuracy, answer_all
@@ -69,13 +70,10 @@ def train(
     """
     console = console or Console(stderr=True)
     recipe = load_recipe(recipe_path, overrides)
-    check_places(recipe.data)
-    if recipe.adapter is not None:
-        recipe.adapter.check()
-    folder = Path(out) if out is not None else Path("runs") / recipe.name
-    check_spec(recipe.model)
-    if recipe.frame_cache is not None:
-        check_cache(recipe.frame_cache, recipe.model.audio_config().encoders)
+    folder = run_folder(recipe, out)
+    check_recipe(recipe)
+    device = Device.here()
+    check_memory(recipe, skeleton(recipe.model, recipe.adapter), Collator(build_processor(recipe.model)), device)
     identity = _identity(recipe)
     if folder.exists() and not folder.is_dir():
         raise PalError(f"{folder} is a file; give a folder")
@@ -85,20 +83,21 @@ def train(
         if (folder / "finished.json").is_file():
             console.print(f"{folder}: finished already")
             return folder
-        described = {"identity": identity, "recipe": recipe.model_dump(mode="json"), "versions": _versions()}
-        write_text(folder / "recipe.json", json.dumps(described, indent=2) + "\n")
+        describe_run(folder, recipe, recipe_path, identity, device)
         with _bar(console) as bar:
             task = bar.add_task("prepare data", total=None)
             data = prepare(recipe.data, folder / "data", lambda done, total: bar.update(task, completed=done, total=total))
             bar.update(task, completed=1, total=1)
         torch.manual_seed(recipe.seed)
-        model, processor = build_model(recipe.model, _texts(data.train()), recipe.adapter)
+        model, processor = build_model(recipe.model, texts_of(data), recipe.adapter)
         ready = None if recipe.frame_cache is None else FrameCache(recipe.frame_cache, model.encoders)
+        check_data(folder, recipe, ready)
         collator = Collator(processor, frames=ready)
         stages = plan_stages(recipe, model, collator, data)
-        plan = plan_lines(folder, recipe, model, data, stages)
-        for line in plan:
-            console.print(line, markup=False)
+        plan = make_plan(folder, recipe, model, processor, data, stages, device)
+        plan.show(console)
+        check_context(model, processor, stages, collator)
+        check_disk(folder, plan)
         with stop_request() as stop:
             for index, planned in enumerate(stages):
                 stage = planned.stage
@@ -118,7 +117,7 @@ def train(
                     raise Stopped(f"stopped by {stop.signal.name} and saved at {where}; go on with: {again}", stop.signal)
         _score(console, folder, model, collator, data)
         save_folder(model, processor, folder / "final")
-        write_report(folder, plan)
+        write_report(folder, plan.lines())
         write_text(folder / "finished.json", json.dumps({"identity": identity}) + "\n")
     console.print(f"model: {folder / 'final'}")
     return folder
@@ -176,10 +175,6 @@ def _score(console: Console, folder: Path, model: PalForConditionalGeneration, c
     console.print(table)
 
 
-def _texts(examples: list[Example]) -> list[str]:
-    return [message.text for example in examples for message in example.messages]
-
-
 def resolved_recipe(run: Path) -> Recipe:
     """The recipe that a run was made by, overrides included.
 
@@ -212,11 +207,6 @@ def _prepare_folder(folder: Path, identity: str, resume: bool, overwrite: bool) 
             raise PalError(f"{folder} holds no run that can be resumed (recipe.json is missing or unreadable)") from error
         if found != identity:
             raise PalError(f"{folder} was begun with another recipe; choose another folder, or --overwrite")
-
-
-def _versions() -> dict[str, str]:
-    packages = ("torch", "transformers", "accelerate", "peft", "numpy", "soundfile", "soxr")
-    return {"python": platform.python_version(), "pal-audio": pal_audio.__version__, **{name: version(name) for name in packages}}
 
 
 def _bar(console: Console) -> Progress:

@@ -1,0 +1,140 @@
+"""How much memory a stage takes: weights, gradients and AdamW's moments counted, activations estimated; and what a device has.
+
+Activations are what the backward pass keeps, in elements, with N = audio slots and text of a row, A = LAL keys of it, T = frames:
+
+    each LLM layer             N (8 width + 4 intermediate)     inputs of norms, of projections and of the gated FFN
+    each LAL layer of a stream A 4 width                        P_l's output, its norm, keys and values
+    logits                     2 N vocabulary                   and their gradient, in float32
+    each layer of an encoder   T 24 width                       only where it trains
+
+of 2 bytes under bfloat16, else 4. Attention is taken to keep no scores. Source: our choice, after the count for a transformer layer
+in arXiv 2205.05198, section 4; a rough one that gradient checkpointing and fused kernels change. It refuses nothing.
+"""
+
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pal_audio.model import PalForConditionalGeneration
+
+_MOMENTS = 2  # of AdamW, in the parameter's own type
+_CGROUP = Path("/sys/fs/cgroup/memory.max")
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of a stage."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int = 0
+
+    @property
+    def held(self) -> int:
+        """Without activations: what no smaller batch would spare."""
+        return self.weights + self.gradients + self.optimizer
+
+    @property
+    def total(self) -> int:
+        return self.held + self.activations
+
+    def as_dict(self) -> dict[str, int]:
+        return asdict(self) | {"total": self.total}
+
+
+@dataclass(frozen=True)
+class Row:
+    """The largest row of a batch: tokens of text, and of each encoder the frames of its clips."""
+
+    num_text: int
+    num_slots: int
+    num_keys: tuple[int, ...]  # of each LAL stream
+    num_frames: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where a run trains: `type` of torch, the maker's name, bytes of memory."""
+
+    type: str
+    name: str
+    memory: int
+
+    @classmethod
+    def here(cls) -> "Device":
+        """The device that accelerate takes: a GPU if there is one. Memory is the whole of it, in use or not."""
+        if torch.cuda.is_available():
+            found = torch.cuda.get_device_properties(int(os.environ.get("LOCAL_RANK", "0")))
+            return cls("cuda", found.name, found.total_memory)
+        return cls("mps" if torch.backends.mps.is_available() else "cpu", _processor_name(), _main_memory())
+
+
+def held_memory(module: nn.Module) -> Memory:
+    """What a module takes whose `requires_grad` are set; parameters may be on the meta device."""
+    tensors = [*module.parameters(), *module.buffers()]
+    trained = _bytes(parameter for parameter in module.parameters() if parameter.requires_grad)
+    return Memory(_bytes(tensors), trained, _MOMENTS * trained)
+
+
+def activation_bytes(module: nn.Module, model: PalForConditionalGeneration, row: Row, num_rows: int, precision: str) -> int:
+    """Activations of rows like this one; see the module's header.
+
+    Args:
+        module: what steps. Without an LLM in it only the encoders count.
+        model: whose sizes are taken.
+        row: the largest.
+        num_rows: of one part of a batch.
+        precision: of the recipe.
+    """
+    elements, logits = 0, 0
+    if any(isinstance(part, PalForConditionalGeneration) for part in module.modules()):
+        text: Any = model.language_model.config.get_text_config()
+        width, num_positions = text.hidden_size, row.num_text + row.num_slots
+        inner = getattr(text, "intermediate_size", None) or 4 * width
+        elements += num_positions * text.num_hidden_layers * (8 * width + 4 * inner)
+        lal = [stream for stream in model.streams if stream.projectors is not None]
+        elements += sum(
+            num_keys * len(stream.layers) * 4 * width for stream, num_keys in zip(lal, row.num_keys, strict=True)
+        )
+        logits = 2 * num_positions * text.vocab_size
+    for name, num_frames in row.num_frames.items():
+        if any(parameter.requires_grad for parameter in model.encoders[name].parameters()):
+            config = model.encoders[name].config
+            elements += num_frames * max(1, config.num_hidden_layers) * 24 * config.hidden_size
+    return num_rows * (elements * (2 if precision == "bfloat16" else 4) + logits * 4)
+
+
+def size_text(num_bytes: float) -> str:
+    """Bytes as people write them, in binary units."""
+    for unit in ("B", "KiB", "MiB"):
+        if num_bytes < 1024:
+            return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
+        num_bytes /= 1024
+    return f"{num_bytes:,.1f} GiB"
+
+
+def _bytes(tensors: Iterable[torch.Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _main_memory() -> int:
+    """Bytes of main memory, or of the container's share of it."""
+    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        return min(whole, int(_CGROUP.read_text(encoding="ascii")))
+    except (OSError, ValueError):  # no container, or its share is "max"
+        return whole
+
+
+def _processor_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unnamed processor")

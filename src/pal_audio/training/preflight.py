@@ -1,0 +1,82 @@
+"""`pal train RECIPE --plan`: the plan of a run without its weights, its folder or its hours."""
+
+import tempfile
+from pathlib import Path
+
+from pal_audio.data.collation import Collator
+from pal_audio.data.frame_cache import check_cache
+from pal_audio.data.mix import DataConfig
+from pal_audio.data.prepare import Prepared, check_places, prepare
+from pal_audio.model.building import build_processor, check_spec, skeleton
+from pal_audio.training.fit import check_context, check_disk, check_memory
+from pal_audio.training.memory import Device
+from pal_audio.training.plan import Plan, make_plan, plan_stages
+from pal_audio.training.recipe import Recipe, load_recipe
+
+NUM_SCENES = 64
+"""Scenes that are composed to plan for any number of them."""
+
+
+def plan_run(recipe_path: str | Path, overrides: list[str] | None = None, out: Path | None = None) -> Plan:
+    """The plan of a recipe; nothing is written and no weights are loaded.
+
+    Of composed scenes it makes 64 in a temporary folder and takes the rest to be like them; a fresh tokenizer learns from
+    these alone, so that it may cut words otherwise than in the run.
+
+    Args:
+        recipe_path, overrides, out: as `run.train` takes them.
+
+    Raises:
+        PalError: the recipe is wrong, or its run cannot fit.
+    """
+    recipe = load_recipe(recipe_path, overrides)
+    folder = run_folder(recipe, out)
+    check_recipe(recipe)
+    device = Device.here()
+    model = skeleton(recipe.model, recipe.adapter)
+    check_memory(recipe, model, Collator(build_processor(recipe.model)), device)
+    with tempfile.TemporaryDirectory() as scratch:
+        data = _sample(recipe, Path(scratch))
+        processor = build_processor(recipe.model, texts_of(data))
+        collator = Collator(processor)
+        stages = plan_stages(recipe, model, collator, data)
+        plan = make_plan(folder, recipe, model, processor, data, stages, device)
+        check_context(model, processor, stages, collator)
+    check_disk(folder, plan)
+    return plan
+
+
+def check_recipe(recipe: Recipe) -> None:
+    """What can be said of a recipe before any work is done for it.
+
+    Raises:
+        PalError: data, adapter, model or frame cache are not there or not possible.
+    """
+    check_places(recipe.data)
+    if recipe.adapter is not None:
+        recipe.adapter.check()
+    check_spec(recipe.model)
+    if recipe.frame_cache is not None:
+        check_cache(recipe.frame_cache, recipe.model.audio_config().encoders)
+
+
+def run_folder(recipe: Recipe, out: Path | None) -> Path:
+    """Where a run goes."""
+    return Path(out) if out is not None else Path("runs") / recipe.name
+
+
+def texts_of(data: Prepared) -> list[str]:
+    """What a fresh tokenizer learns from."""
+    return [message.text for example in data.train() for message in example.messages]
+
+
+def _sample(recipe: Recipe, scratch: Path) -> Prepared:
+    """The data, or for composed scenes a few of them in the number that there will be."""
+    config = recipe.data
+    if not isinstance(config, DataConfig):
+        return prepare(config, scratch)
+    few = config.model_copy(update={key: min(NUM_SCENES, getattr(config, key)) for key in ("num_train", "num_test")})
+    data = prepare(few, scratch)
+    sources = {name: (items * -(-config.num_train // len(items)))[: config.num_train] for name, items in data.sources.items()}
+    test = (data.test * -(-config.num_test // len(data.test)))[: config.num_test]
+    return Prepared(sources, test, data.chance, data.chance_by_task)
