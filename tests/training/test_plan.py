@@ -124,7 +124,8 @@ def test_activations_are_estimated_within_a_factor_of_two(arm: str, parts: tuple
     num_slots = sum(length for kind, length in lengths if kind == "plits")
     keys = tuple(length for kind, length in lengths if kind == "lal")
     frames = {name: config.output_lengths(48_000) for name, config in audio.encoders.items()}
-    row = Row(inputs["input_ids"].shape[1] - num_slots, num_slots, keys, frames)
+    num_text = inputs["input_ids"].shape[1] - num_slots
+    row = Row(num_text, num_text + num_slots, num_slots, keys, frames)
     assert 0.5 < activation_bytes(model, model, row, 4, "float32") / real < 2
 
 

@@ -6,11 +6,13 @@ examples of like length, and the batches of an epoch are shuffled again. Source:
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
+import torch
 
 from pal_audio.data.manifest import Example
+from pal_audio.encoders.base import Frames
 from pal_audio.errors import PalError
 
 _POOL = 8  # batches that are drawn together and sorted by length
@@ -126,6 +128,13 @@ class BatchOrder:
                 batches.append(chosen[begin : end - 1])
                 begin = end - 1
         return [*batches, chosen[begin:]]
+
+
+def to_device(value: Any, device: torch.device) -> Any:
+    """Inputs on a device; dicts, as of several encoders, are walked through."""
+    if isinstance(value, dict):
+        return {key: to_device(item, device) for key, item in value.items()}
+    return value.to(device) if isinstance(value, torch.Tensor | Frames) else value
 
 
 class ExampleBatches:

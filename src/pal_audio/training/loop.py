@@ -17,11 +17,11 @@ from accelerate import Accelerator
 from torch import nn
 
 from pal_audio.data.manifest import Example
-from pal_audio.encoders.base import Frames
-from pal_audio.training.batches import Batches
-from pal_audio.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
+from pal_audio.training.batches import Batches, to_device
+from pal_audio.training.checkpoint import best_checkpoint, load_checkpoint, mark_best, newest_checkpoint, save_checkpoint
 from pal_audio.training.objectives.base import Objective
 from pal_audio.training.recipe import Stage
+from pal_audio.training.watch import Watch
 
 
 @dataclass
@@ -33,6 +33,7 @@ class Record:
     gradient_norm: float
     learning_rates: dict[str, float]
     seconds: float
+    held_out_loss: float | None = None
 
 
 @dataclass
@@ -45,6 +46,8 @@ class StageRun:
         seed: of the run.
         folder: where its checkpoints go.
         identity: what a checkpoint must carry to be resumed (of the resolved recipe).
+        watch: evaluates between steps, if anything does.
+        best: step and held-out loss of the best evaluation so far.
     """
 
     stage: Stage
@@ -53,6 +56,8 @@ class StageRun:
     folder: Path
     identity: str
     precision: str = "float32"
+    watch: Watch | None = None
+    best: dict[str, Any] | None = None
     records: list[Record] = field(default_factory=list)
 
     def run(
@@ -84,6 +89,7 @@ class StageRun:
         trained = [parameter for group in groups for parameter in group["params"]]
         objective.begin()
         module.train()
+        done = first
         for step, examples in zip(range(first, num_steps), batches.from_step(first), strict=False):
             started = time.perf_counter()
             factor = schedule(stage, step, num_steps)
@@ -104,14 +110,23 @@ class StageRun:
             record = Record(step + 1, loss, float(norm), rates, time.perf_counter() - started)  # type: ignore[arg-type]
             if not math.isfinite(record.loss):
                 raise RuntimeError(f"stage {stage.name!r}: the loss is {record.loss} at step {step + 1}; lower the learning rate")
+            if self.watch is not None and self.watch.due(step + 1, num_steps):
+                record.held_out_loss = self.watch.evaluate(step + 1, wrapped, accelerator.device)
+            improved = self._improved(record)
             self.records.append(record)
             if on_step is not None:
                 on_step(record)
             last = stopping() or step + 1 == num_steps
-            if last or (step + 1) % stage.save_every == 0:
-                save_checkpoint(self.folder, module, optimizer, {"step": step + 1, "identity": self.identity})
+            if last or improved or (step + 1) % stage.save_every == 0:
+                state = {"step": step + 1, "identity": self.identity, "best": self.best}
+                save_checkpoint(self.folder, module, optimizer, state)
+            done = step + 1
             if last:
                 break
+        if stage.keep == "best" and done == num_steps:
+            if self.best is None:
+                raise RuntimeError(f"stage {stage.name!r}: no held-out loss was a number, so there is no best checkpoint")
+            load_checkpoint(best_checkpoint(self.folder, self.best["step"]), module, optimizer)
         module.eval()
         objective.end()
 
@@ -126,20 +141,23 @@ class StageRun:
             return 0
         state = load_checkpoint(newest, module, optimizer)
         assert state["identity"] == self.identity, "the run's folder was checked against the recipe before"
+        self.best = state["best"]
+        mark_best(self.folder, self.best)
         return int(state["step"])
+
+    def _improved(self, record: Record) -> bool:
+        """Whether this step's held-out loss is the lowest so far; if so it is noted."""
+        loss = record.held_out_loss
+        if loss is None or not math.isfinite(loss) or (self.best is not None and loss >= self.best["held_out_loss"]):
+            return False
+        self.best = {"step": record.step, "held_out_loss": loss}
+        return True
 
 
 def _cut(examples: Sequence[Example], num_parts: int) -> list[Sequence[Example]]:
     """Examples in at most `num_parts` parts of like size, in order."""
     size = -(-len(examples) // num_parts)
     return [examples[start : start + size] for start in range(0, len(examples), size)]
-
-
-def to_device(value: Any, device: torch.device) -> Any:
-    """Inputs on a device; dicts, as of several encoders, are walked through."""
-    if isinstance(value, dict):
-        return {key: to_device(item, device) for key, item in value.items()}
-    return value.to(device) if isinstance(value, torch.Tensor | Frames) else value
 
 
 def schedule(stage: Stage, step: int, num_steps: int) -> float:

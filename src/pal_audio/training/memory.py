@@ -4,11 +4,11 @@ Activations are what the backward pass keeps, in elements, with N = audio slots 
 
     each LLM layer             N (8 width + 4 intermediate)     inputs of norms, of projections and of the gated FFN
     each LAL layer of a stream A 4 width                        P_l's output, its norm, keys and values
-    logits                     2 N vocabulary                   and their gradient, in float32
+    logits                     2 vocabulary a logit             and their gradient, in float32
     each layer of an encoder   T 24 width                       only where it trains
 
-of 2 bytes under bfloat16, else 4. Attention is taken to keep no scores. Source: our choice, after the count for a transformer layer
-in arXiv 2205.05198, section 4; a rough one that gradient checkpointing and fused kernels change. It refuses nothing.
+of 2 bytes under bfloat16, else 4. With checkpointing a layer keeps its input alone and one layer at a time is whole. Attention is taken to keep no scores. Source: our choice, after the count for a transformer layer
+in arXiv 2205.05198, section 4; a rough one that fused kernels change. It refuses nothing.
 """
 
 import os
@@ -50,9 +50,10 @@ class Memory:
 
 @dataclass(frozen=True)
 class Row:
-    """The largest row of a batch: tokens of text, and of each encoder the frames of its clips."""
+    """The largest row of a batch: tokens of text, those with logits, and of each encoder the frames of its clips."""
 
     num_text: int
+    num_logits: int
     num_slots: int
     num_keys: tuple[int, ...]  # of each LAL stream
     num_frames: dict[str, int]
@@ -82,7 +83,9 @@ def held_memory(module: nn.Module) -> Memory:
     return Memory(_bytes(tensors), trained, _MOMENTS * trained)
 
 
-def activation_bytes(module: nn.Module, model: PalForConditionalGeneration, row: Row, num_rows: int, precision: str) -> int:
+def activation_bytes(
+    module: nn.Module, model: PalForConditionalGeneration, row: Row, num_rows: int, precision: str, checkpointing: bool = False
+) -> int:
     """Activations of rows like this one; see the module's header.
 
     Args:
@@ -91,18 +94,20 @@ def activation_bytes(module: nn.Module, model: PalForConditionalGeneration, row:
         row: the largest.
         num_rows: of one part of a batch.
         precision: of the recipe.
+        checkpointing: of the stage.
     """
     elements, logits = 0, 0
     if any(isinstance(part, PalForConditionalGeneration) for part in module.modules()):
         text: Any = model.language_model.config.get_text_config()
         width, num_positions = text.hidden_size, row.num_text + row.num_slots
         inner = getattr(text, "intermediate_size", None) or 4 * width
-        elements += num_positions * text.num_hidden_layers * (8 * width + 4 * inner)
+        num_layers = text.num_hidden_layers
+        layer, kept = num_positions * (8 * width + 4 * inner), num_positions * width
+        elements += num_layers * kept + layer if checkpointing else num_layers * layer
         lal = [stream for stream in model.streams if stream.projectors is not None]
-        elements += sum(
-            num_keys * len(stream.layers) * 4 * width for stream, num_keys in zip(lal, row.num_keys, strict=True)
-        )
-        logits = 2 * num_positions * text.vocab_size
+        for stream, num_keys in zip(lal, row.num_keys, strict=True):
+            elements += num_keys * 4 * width * (1 if checkpointing else len(stream.layers))
+        logits = 2 * row.num_logits * text.vocab_size
     for name, num_frames in row.num_frames.items():
         if any(parameter.requires_grad for parameter in model.encoders[name].parameters()):
             config = model.encoders[name].config

@@ -23,7 +23,7 @@ from pal_audio.training.groups import GROUPS
 from pal_audio.training.memory import Device, Memory, Row, activation_bytes, held_memory, size_text
 from pal_audio.training.objectives import OBJECTIVES, Objective
 from pal_audio.training.recipe import Recipe, Stage
-from pal_audio.training.tensorboard import plan_line
+from pal_audio.training.trackers import plan_line
 
 
 @dataclass
@@ -151,7 +151,7 @@ def make_plan(
         _first_example(stages, processor),
         device,
         sum(checkpoint_bytes(planned.stage, plan) for planned, plan in zip(stages, plans, strict=True)) + plans[-1].memory.weights,
-        plan_line(folder),
+        plan_line(folder, recipe.trackers),
     )
 
 
@@ -165,7 +165,8 @@ def stage_memory(objective: Objective) -> Memory:
 
 def checkpoint_bytes(stage: Stage, plan: StagePlan) -> int:
     """Disk that a stage's checkpoints take at most: those kept, and the one that is being written."""
-    num_kept = min(3, -(-plan.num_steps // stage.save_every))
+    num_saves = plan.num_steps if stage.eval_every is not None else -(-plan.num_steps // stage.save_every)
+    num_kept = min(3 + (stage.eval_every is not None), num_saves)
     return num_kept * (plan.memory.weights + plan.memory.optimizer)
 
 
@@ -173,12 +174,15 @@ def largest_row(model: PalForConditionalGeneration, processor: PalProcessor, exa
     """Sizes of an example whose clips last `audio_s` seconds together, taken as one clip; no sound is read."""
     audio = model.config.audio
     samples = {name: round(audio_s * config.sampling_rate_hz) for name, config in audio.encoders.items()}
+    num_text = text_tokens(processor, example)
+    num_logits = min(num_text, 2 + len(processor.tokenizer(example.answer or "", add_special_tokens=False)["input_ids"]))
     if not example.audio:
-        return Row(text_tokens(processor, example), 0, tuple(0 for item in audio.streams if item.integration.type == "lal"), {})
+        num_lal = sum(stream.integration.type == "lal" for stream in audio.streams)
+        return Row(num_text, num_logits, 0, (0,) * num_lal, {})
     lengths = [(stream.integration.type, audio.stream_length(stream, samples)) for stream in audio.streams]
     frames = {name: config.output_lengths(samples[name]) for name, config in audio.encoders.items()}
     keys = tuple(length for kind, length in lengths if kind == "lal")
-    return Row(text_tokens(processor, example), sum(length for kind, length in lengths if kind == "plits"), keys, frames)
+    return Row(num_text, num_logits, sum(length for kind, length in lengths if kind == "plits"), keys, frames)
 
 
 def text_tokens(processor: PalProcessor, example: Example) -> int:
@@ -215,8 +219,10 @@ def _stage_plan(
         epochs = epochs or planned.num_steps / batches.order.num_steps(1)
         longest = max(range(len(sizes)), key=lambda number: sizes[number].audio_s)
         row = largest_row(model, processor, batches.examples[longest], sizes[longest].audio_s)
+        row = row if stage.packing else replace(row, num_logits=row.num_text + row.num_slots)
         num_rows = -(-_num_rows(stage, sizes[longest].audio_s, row) // stage.accumulate)
-        memory = replace(memory, activations=activation_bytes(module, model, row, num_rows, precision))
+        activations = activation_bytes(module, model, row, num_rows, precision, stage.checkpointing)
+        memory = replace(memory, activations=activations)
     return StagePlan(
         stage.name,
         stage.objective,

@@ -12,6 +12,7 @@ from pal_audio.training.fit import check_context, check_disk, check_memory
 from pal_audio.training.memory import Device
 from pal_audio.training.plan import Plan, make_plan, plan_stages
 from pal_audio.training.recipe import Recipe, load_recipe
+from pal_audio.training.trackers import chosen
 
 NUM_SCENES = 64
 """Scenes that are composed to plan for any number of them."""
@@ -50,9 +51,10 @@ def check_recipe(recipe: Recipe) -> None:
     """What can be said of a recipe before any work is done for it.
 
     Raises:
-        PalError: data, adapter, model or frame cache are not there or not possible.
+        PalError: data, trackers, adapter, model or frame cache are not there or not possible.
     """
     check_places(recipe.data)
+    chosen(recipe.trackers)
     if recipe.adapter is not None:
         recipe.adapter.check()
     check_spec(recipe.model)

@@ -4,13 +4,15 @@ OUT/recipe.json     the resolved recipe, provenance     OUT/log.jsonl        one
 OUT/data/           composed sound and manifests        OUT/scores.json      held-out accuracy, with sound and muted
 OUT/checkpoints-K/  of stage K                          OUT/answers.jsonl    every held-out answer beside the truth
 OUT/final/          model and processor                 OUT/report.md        plan, scores, curves.png, ten answers
-OUT/tensorboard/    event files, where it is installed  OUT/finished.json    written last
+OUT/tensorboard/    event files, where it is installed  OUT/samples.jsonl    answers while it trained
+OUT/finished.json   written last
 """
 
 import hashlib
 import json
 import shlex
 import shutil
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TextIO
@@ -40,7 +42,8 @@ from pal_audio.training.provenance import check_data, describe_run
 from pal_audio.training.recipe import Recipe, load_recipe
 from pal_audio.training.report import write_report
 from pal_audio.training.scores import accuracy, answer_all
-from pal_audio.training.tensorboard import EventFiles
+from pal_audio.training.trackers import Trackers, chosen, tracking
+from pal_audio.training.watch import Pace, Watch
 
 
 def train(
@@ -98,7 +101,8 @@ def train(
         plan.show(console)
         check_context(model, processor, stages, collator)
         check_disk(folder, plan)
-        with stop_request() as stop:
+        names = chosen(recipe.trackers)
+        with stop_request() as stop, tracking(folder, names, recipe.model_dump(mode="json")) as trackers:
             for index, planned in enumerate(stages):
                 stage = planned.stage
                 run = StageRun(stage, index, recipe.seed, folder / f"checkpoints-{index}", identity, recipe.precision)
@@ -106,10 +110,13 @@ def train(
                 with (
                     _bar(console) as bar,
                     _open_log(folder / "log.jsonl", index, step) as log,
-                    EventFiles(folder, index, step) as events,
+                    trackers.stage(stage.name, index, step, sum(earlier.num_steps for earlier in stages[:index])),
+                    _open_log(folder / "samples.jsonl", index, step) if stage.eval_every else nullcontext() as samples,
                 ):
+                    run.watch = Watch(stage, index, planned.objective, data.test, recipe.seed, samples, console)
+                    pace = Pace(planned.num_steps - step, partial(console.print, markup=False))
                     task = bar.add_task(f"train {stage.name}", total=planned.num_steps)
-                    report = partial(_report, bar, task, log, events, index, stage.name)
+                    report = partial(_report, bar, task, log, trackers, pace, index, stage.name)
                     run.run(planned.objective, planned.batches, planned.num_steps, resume, report, stop.made)
                 if stop.signal is not None:
                     where = f"stage {stage.name!r}, step {run.resumable_step()}"
@@ -143,9 +150,13 @@ def _open_log(path: Path, index: int, step: int) -> TextIO:
     return path.open("a", encoding="utf-8", buffering=1)
 
 
-def _report(bar: Progress, task: TaskID, log: TextIO, events: EventFiles, index: int, stage: str, record: Record) -> None:
-    log.write(json.dumps({"index": index, "stage": stage, **vars(record)}) + "\n")
-    events.write(record)
+def _report(
+    bar: Progress, task: TaskID, log: TextIO, trackers: Trackers, pace: Pace, index: int, stage: str, record: Record
+) -> None:
+    numbers = {name: value for name, value in vars(record).items() if value is not None}
+    log.write(json.dumps({"index": index, "stage": stage, **numbers}) + "\n")
+    trackers.write(record)
+    pace.step()
     bar.update(task, completed=record.step, description=f"train {stage}, loss {record.loss:.3f}")
 
 
@@ -188,7 +199,7 @@ def resolved_recipe(run: Path) -> Recipe:
 
 
 def _identity(recipe: Recipe) -> str:
-    return hashlib.sha256(recipe.model_dump_json().encode()).hexdigest()[:16]
+    return hashlib.sha256(recipe.model_dump_json(exclude={"trackers"}).encode()).hexdigest()[:16]
 
 
 def _prepare_folder(folder: Path, identity: str, resume: bool, overwrite: bool) -> None:
