@@ -38,7 +38,13 @@ def test_the_commands_lead_from_a_folder_of_sounds_to_an_answer(
     shrinkers = [item for item in overrides(tmp_path / "own.yaml", tmp_path / "unused") if not item.startswith("data.")]
     assert any(item.startswith("model.llm=") for item in shrinkers)
     commands = [shlex.split(line) for line in block("sh").splitlines()]
-    assert [command[:2] for command in commands] == [["pal", "data"], ["pal", "data"], ["pal", "train"], ["pal", "train"], ["pal", "ask"]]
+    assert [command[:2] for command in commands] == [
+        ["pal", "data"],
+        ["pal", "data"],
+        ["pal", "train"],
+        ["pal", "train"],
+        ["pal", "ask"],
+    ]
     for _, *command in commands:
         capsys.readouterr()
         added = [word for item in shrinkers for word in ("--set", item)] if command[0] == "train" else []

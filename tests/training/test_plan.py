@@ -138,7 +138,9 @@ def test_a_model_beyond_the_devices_memory_is_refused_before_weights_or_data_are
     small = Device("cuda", "tiny card", 240_000)
     monkeypatch.setattr(Device, "here", classmethod(lambda cls: small))
     for call in (train, plan_run):
-        with pytest.raises(PalError, match=r"stage 'first' needs .* KiB without any batch .* tiny card has 234.4 KiB; train an ada") as e:
+        with pytest.raises(
+            PalError, match=r"stage 'first' needs .* KiB without any batch .* tiny card has 234.4 KiB; train an ada"
+        ) as e:
             call(recipe, out=tmp_path / "run")  # type: ignore[operator]
         assert "\n" not in str(e.value)
     assert not (tmp_path / "run").exists()
@@ -153,9 +155,7 @@ class Usage(NamedTuple):
     free: int
 
 
-def test_a_disk_too_small_for_the_checkpoints_is_refused(
-    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_disk_too_small_for_the_checkpoints_is_refused(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     need = plan_run(recipe).disk_bytes
     run = train(recipe, out=tmp_path / "run")
     used = sum(file.stat().st_size for file in run.glob("checkpoints-*/*/*"))

@@ -42,7 +42,13 @@ def test_training_is_the_same_with_and_without(recipe: Path, tmp_path: Path, cap
     assert [(row["loss"], row["gradient_norm"]) for row in plain] == [(row["loss"], row["gradient_norm"]) for row in seen]
     assert not (without / "samples.jsonl").exists()
     samples = rows(watched / "samples.jsonl")
-    assert [(row["stage"], row["step"]) for row in samples] == [("first", 2), ("first", 4), ("first", 6), ("second", 3), ("second", 4)]
+    assert [(row["stage"], row["step"]) for row in samples] == [
+        ("first", 2),
+        ("first", 4),
+        ("first", 6),
+        ("second", 3),
+        ("second", 4),
+    ]
     assert [row["held_out_loss"] for row in samples] == [row["held_out_loss"] for row in seen if "held_out_loss" in row]
     assert [len(row["answers"]) for row in samples] == [2, 2, 2, 4, 4]
     shown = capsys.readouterr().err

@@ -1,14 +1,13 @@
 """From a recipe's `model:` to a model and its processor; from a folder back to both; and what a model says of itself."""
 
 import difflib
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerBase
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from pal_audio.config import StrictConfig
@@ -17,6 +16,7 @@ from pal_audio.model.adapters import AdapterConfig, is_adapter_parameter
 from pal_audio.model.configuration import AudioConfig, PalConfig
 from pal_audio.model.modeling import PalForConditionalGeneration
 from pal_audio.model.presets import preset
+from pal_audio.model.pretrained import llm_weights, llm_without_weights
 from pal_audio.model.processing import PalProcessor
 from pal_audio.model.tokenizer import train_tokenizer
 
@@ -85,7 +85,8 @@ def build_model(
         text_config, tokenizer = _fresh_llm(dict(spec.llm), texts)
         llm = None
     else:
-        text_config, tokenizer, llm = _pretrained_llm(spec.llm, spec.revision)
+        text_config, tokenizer = llm_without_weights(spec.llm, spec.revision)
+        llm = llm_weights(spec.llm, spec.revision)
     processor = PalProcessor(tokenizer, audio)
     provenance = {
         "llm": None if llm is None else {"name": spec.llm, "revision": spec.revision},
@@ -110,7 +111,7 @@ def build_processor(spec: ModelSpec, texts: Iterable[str] = ()) -> PalProcessor:
     if isinstance(spec.llm, dict):
         _, tokenizer = _fresh_llm(dict(spec.llm), texts)
     else:
-        _, tokenizer = _llm_without_weights(spec.llm, spec.revision)
+        _, tokenizer = llm_without_weights(spec.llm, spec.revision)
     return PalProcessor(tokenizer, audio.resolved())
 
 
@@ -123,7 +124,7 @@ def skeleton(spec: ModelSpec, adapter: AdapterConfig | None = None) -> PalForCon
     if isinstance(spec.llm, dict):
         text_config = _text_config(dict(spec.llm), {"vocab_size": spec.llm["tokenizer"]["vocab_size"]})
     else:
-        text_config, _ = _llm_without_weights(spec.llm, spec.revision)
+        text_config, _ = llm_without_weights(spec.llm, spec.revision)
     with torch.device("meta"):
         return PalForConditionalGeneration(PalConfig(text_config, spec.audio_config().resolved(), adapter=adapter))
 
@@ -165,32 +166,6 @@ def _text_config(fields: dict[str, Any], ids: dict[str, Any]) -> PretrainedConfi
     except (ValueError, TypeError, RuntimeError, KeyError, StrictDataclassError) as error:
         raise PalError(f"model.llm: {model_type} cannot be built from these fields: {' '.join(str(error).split())}") from error
     return config
-
-
-def _pretrained_llm(name: str, revision: str | None) -> tuple[PretrainedConfig, PreTrainedTokenizerBase, Any]:
-    config, tokenizer = _llm_without_weights(name, revision)
-    with _load_errors(name):
-        # float32 whatever was published: the other parts are, and small steps are lost in bfloat16 weights.
-        llm = AutoModelForCausalLM.from_pretrained(
-            name, revision=revision, trust_remote_code=False, use_safetensors=True, dtype=torch.float32
-        )
-    return config, tokenizer, llm
-
-
-def _llm_without_weights(name: str, revision: str | None) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
-    with _load_errors(name):
-        config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
-    return config.get_text_config(), tokenizer
-
-
-@contextmanager
-def _load_errors(name: str) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise PalError(f"model.llm: {name!r} cannot be loaded: {reason}") from error
 
 
 def load(path: str | Path, device: str | torch.device = "cpu") -> tuple[PalForConditionalGeneration, PalProcessor]:

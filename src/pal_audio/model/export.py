@@ -3,16 +3,18 @@
 import os
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import transformers
+from torch import nn
 
 from pal_audio.errors import PalError
 from pal_audio.model.building import load
 from pal_audio.model.modeling import PalForConditionalGeneration
 from pal_audio.model.processing import PalProcessor
+from pal_audio.model.trained import Bases, write_trained
 
 
 def export(model_folder: str | Path, out: str | Path, merge: bool = False, overwrite: bool = False) -> Path:
@@ -41,11 +43,35 @@ def export(model_folder: str | Path, out: str | Path, merge: bool = False, overw
 
 def save_folder(model: PalForConditionalGeneration, processor: PalProcessor, target: Path) -> None:
     """Save a model and its processor as one folder; what stands at `target` is replaced when the new one is whole."""
+    with _replacing(target) as temporary:
+        with _without_bars():
+            model.save_pretrained(temporary)
+        processor.save_pretrained(temporary)
+
+
+def save_trained(
+    model: PalForConditionalGeneration, processor: PalProcessor, target: Path, bases: Bases, trained: Iterable[nn.Parameter]
+) -> None:
+    """Save what training made of a model, as one folder; see `model.trained`, and `save_folder`.
+
+    Args:
+        model, processor: as a whole.
+        target: the folder.
+        bases: where the rest comes from.
+        trained: parameters that training may have changed.
+    """
+    with _replacing(target) as temporary:
+        temporary.mkdir(parents=True)
+        write_trained(model, bases, trained, temporary)
+        processor.save_pretrained(temporary)
+
+
+@contextmanager
+def _replacing(target: Path) -> Iterator[Path]:
+    """A name for a new folder, which takes the place of `target` when it is whole and synced."""
     temporary = target.with_name(f".{target.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    with _without_bars():
-        model.save_pretrained(temporary)
-    processor.save_pretrained(temporary)
+    yield temporary
     for path in (*sorted(temporary.rglob("*")), temporary):
         sync(path)
     shutil.rmtree(target, ignore_errors=True)

@@ -38,6 +38,7 @@ from pal_audio.model.adapters import add_adapter, merge_adapter
 from pal_audio.model.configuration import PalConfig
 from pal_audio.model.logits import VocabularyOnly
 from pal_audio.model.streams import Stream, join_slots
+from pal_audio.model.trained import read_trained
 
 MAX_WINDOWS = 16  # encoder windows in one pass without gradients: bounds memory on long clips
 
@@ -98,10 +99,16 @@ class PalForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
         """As transformers', and the LLM is proved again; a folder that lacks a weight of ours is an error.
 
+        A folder of trained parts is completed by its bases; see `model.trained`.
+
         Raises:
-            PalError: parameters are missing in the checkpoint (they would be left unset).
+            PalError: parameters are missing in the checkpoint (they would be left unset), or a base is not the right one.
         """
         wants_info = kwargs.pop("output_loading_info", False)
+        config = kwargs.get("config") or PalConfig.from_pretrained(args[0])
+        if config.bases is not None:
+            model = read_trained(cls, str(args[0]), **kwargs | {"config": config})
+            return (model, {"missing_keys": set(), "unexpected_keys": set()}) if wants_info else model
         model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
         if info["missing_keys"]:
             missing = sorted(info["missing_keys"])

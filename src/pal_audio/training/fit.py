@@ -73,7 +73,9 @@ def check_context(
     if limit is None:
         return
     for planned in stages:
-        if not isinstance(planned.batches, ExampleBatches) or not isinstance(planned.objective.module, PalForConditionalGeneration):
+        if not isinstance(planned.batches, ExampleBatches) or not isinstance(
+            planned.objective.module, PalForConditionalGeneration
+        ):
             continue
         batches = planned.batches
         examples = batches.examples
@@ -81,7 +83,9 @@ def check_context(
         template = (len(rendered(processor, first).encode()) - _content(first)) / len(first.messages)
         for example, size in zip(examples, batches.order.sizes, strict=True):
             seconds = size.audio_s * 1.05 + 1  # headers may be a little wrong
-            at_most = _content(example) + (template + 16) * len(example.messages) + _positions_of(model, seconds, len(example.audio))
+            at_most = (
+                _content(example) + (template + 16) * len(example.messages) + _positions_of(model, seconds, len(example.audio))
+            )
             if at_most > limit:
                 _count(model, processor, collator, example, limit, planned.stage.name)
 

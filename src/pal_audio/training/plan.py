@@ -1,6 +1,6 @@
 """What a run is about to do: its stages with their objectives and batches, and the plan that says so before anything is long.
 
-    recipe ── skeleton (no weights) ── check_memory ── weights ── plan_stages ── Plan ── the table, or JSON ── check_plan
+recipe ── skeleton (no weights) ── check_memory ── weights ── plan_stages ── Plan ── the table, or JSON ── check_plan
 """
 
 import warnings
@@ -81,7 +81,9 @@ class Plan:
         for stage in self.stages:
             rates = ", ".join(f"{part} {rate:g}" for part, rate in stage.learning_rates.items())
             lines.append(f"stage {stage.name}: {stage.num_steps} steps of {stage.batch}; learning rates: {rates}")
-            share = f"{stage.num_trained:,} of {stage.num_parameters:,} parameters ({stage.num_trained / stage.num_parameters:.1%})"
+            share = (
+                f"{stage.num_trained:,} of {stage.num_parameters:,} parameters ({stage.num_trained / stage.num_parameters:.1%})"
+            )
             lines.append(f"stage {stage.name} trains {share}; memory about {size_text(stage.memory.total)}")
         lines.append(f"device: {self.device.name} ({self.device.type}) with {size_text(self.device.memory)}")
         return [*lines, self.tracking]
@@ -150,7 +152,8 @@ def make_plan(
         plans,
         _first_example(stages, processor),
         device,
-        sum(checkpoint_bytes(planned.stage, plan) for planned, plan in zip(stages, plans, strict=True)) + plans[-1].memory.weights,
+        sum(checkpoint_bytes(planned.stage, plan) for planned, plan in zip(stages, plans, strict=True))
+        + plans[-1].memory.weights,
         plan_line(folder, recipe.trackers),
     )
 
@@ -196,16 +199,16 @@ def rendered(processor: PalProcessor, example: Example) -> str:
     for message in example.messages:
         parts: list[dict[str, Any]] = []
         for part in message.parts:
-            is_audio = isinstance(part, AudioPart)
-            parts.append({"type": "audio", "path": part.path} if is_audio else {"type": "text", "text": part.text})
+            if isinstance(part, AudioPart):
+                parts.append({"type": "audio", "path": part.path})
+            else:
+                parts.append({"type": "text", "text": part.text})
         messages.append({"role": message.role, "content": parts})
     text: str = processor.apply_chat_template(messages, tokenize=False)
     return text
 
 
-def _stage_plan(
-    planned: PlannedStage, model: PalForConditionalGeneration, processor: PalProcessor, precision: str
-) -> StagePlan:
+def _stage_plan(planned: PlannedStage, model: PalForConditionalGeneration, processor: PalProcessor, precision: str) -> StagePlan:
     stage, module = planned.stage, planned.objective.module
     memory = stage_memory(planned.objective)
     trained = _by_part(model, stage)

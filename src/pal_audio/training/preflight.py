@@ -7,7 +7,9 @@ from pal_audio.data.collation import Collator
 from pal_audio.data.frame_cache import check_cache
 from pal_audio.data.mix import DataConfig
 from pal_audio.data.prepare import Prepared, check_places, prepare
+from pal_audio.errors import PalError
 from pal_audio.model.building import build_processor, check_spec, skeleton
+from pal_audio.model.trained import bases_of
 from pal_audio.training.fit import check_context, check_disk, check_memory
 from pal_audio.training.memory import Device
 from pal_audio.training.plan import Plan, make_plan, plan_stages
@@ -58,8 +60,14 @@ def check_recipe(recipe: Recipe) -> None:
     if recipe.adapter is not None:
         recipe.adapter.check()
     check_spec(recipe.model)
+    audio = recipe.model.audio_config()
+    if recipe.save == "trained" and not bases_of(recipe.model.llm, recipe.model.revision, audio).parts:
+        raise PalError(
+            "save: trained leaves out what comes from a base, but this model's language model and encoders are all fresh; write "
+            "save: all"
+        )
     if recipe.frame_cache is not None:
-        check_cache(recipe.frame_cache, recipe.model.audio_config().encoders)
+        check_cache(recipe.frame_cache, audio.encoders)
 
 
 def run_folder(recipe: Recipe, out: Path | None) -> Path:

@@ -106,7 +106,11 @@ def _tracks(path: Path) -> bool:
 
 def versions() -> dict[str, str]:
     """Of Python, of this package and of those that change numbers."""
-    return {"python": platform.python_version(), "pal-audio": pal_audio.__version__, **{name: version(name) for name in _PACKAGES}}
+    return {
+        "python": platform.python_version(),
+        "pal-audio": pal_audio.__version__,
+        **{name: version(name) for name in _PACKAGES},
+    }
 
 
 def _git(folder: Path, *arguments: str) -> str | None:

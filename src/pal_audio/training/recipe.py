@@ -119,6 +119,7 @@ class Recipe(StrictConfig):
     Attributes:
         adapter: on the LLM. It is there from the first stage, as the identity; a stage that names `llm.adapter` trains it.
         frame_cache: a folder of `pal encode`, read instead of sound; every encoder must be frozen.
+        save: what the final folder holds: everything, or what was trained, with the names and hashes of the bases.
         trackers: where numbers go beside the log; TensorBoard where it is installed and nothing is named.
     """
 
@@ -128,6 +129,7 @@ class Recipe(StrictConfig):
     model: ModelSpec
     adapter: AdapterConfig | None = None
     data: Data
+    save: Literal["all", "trained"] = "all"
     frame_cache: Path | None = None
     trackers: list[Literal["tensorboard", "wandb", "trackio"]] | None = None
     stages: list[Stage] = Field(min_length=1)

@@ -28,15 +28,16 @@ from pal_audio.data.frame_cache import FrameCache
 from pal_audio.data.manifest import write_text
 from pal_audio.data.prepare import Prepared, prepare
 from pal_audio.errors import PalError, Stopped
-from pal_audio.model import PalForConditionalGeneration, build_model
+from pal_audio.model import PalForConditionalGeneration, PalProcessor, build_model
 from pal_audio.model.building import build_processor, skeleton
-from pal_audio.model.export import save_folder
+from pal_audio.model.export import save_folder, save_trained
+from pal_audio.model.trained import bases_of
 from pal_audio.training.checkpoint import full_disk_named
 from pal_audio.training.fit import check_context, check_disk, check_memory
 from pal_audio.training.interrupt import stop_request
 from pal_audio.training.loop import Record, StageRun
 from pal_audio.training.memory import Device
-from pal_audio.training.plan import make_plan, plan_stages
+from pal_audio.training.plan import PlannedStage, make_plan, plan_stages
 from pal_audio.training.preflight import check_recipe, run_folder, texts_of
 from pal_audio.training.provenance import check_data, describe_run
 from pal_audio.training.recipe import Recipe, load_recipe
@@ -123,11 +124,25 @@ def train(
                     again = _again(recipe_path, overrides, folder)
                     raise Stopped(f"stopped by {stop.signal.name} and saved at {where}; go on with: {again}", stop.signal)
         _score(console, folder, model, collator, data)
-        save_folder(model, processor, folder / "final")
+        _save(recipe, model, processor, stages, folder / "final")
         write_report(folder, plan.lines())
         write_text(folder / "finished.json", json.dumps({"identity": identity}) + "\n")
     console.print(f"model: {folder / 'final'}")
     return folder
+
+
+def _save(
+    recipe: Recipe, model: PalForConditionalGeneration, processor: PalProcessor, stages: list[PlannedStage], target: Path
+) -> None:
+    if recipe.save == "all":
+        save_folder(model, processor, target)
+        return
+    trained: list[torch.nn.Parameter] = []
+    for planned in stages:
+        planned.objective.parameter_groups()
+        trained += [parameter for parameter in model.parameters() if parameter.requires_grad]
+    bases = bases_of(recipe.model.llm, recipe.model.revision, recipe.model.audio_config())
+    save_trained(model, processor, target, bases, trained)
 
 
 def _again(recipe_path: str | Path, overrides: list[str] | None, folder: Path) -> str:
