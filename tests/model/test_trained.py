@@ -200,8 +200,8 @@ def test_a_trained_language_model_is_stored_whole_with_its_tied_head_once(bases:
 
 def test_a_model_without_bases_cannot_leave_anything_out(bases: Path, tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path, bases)
-    fresh = ["model.llm={model_type: llama, hidden_size: 32, num_attention_heads: 4, intermediate_size: 48, num_hidden_layers: 2, "
-             "tokenizer: {vocab_size: 300}}"]  # fmt: skip
+    sizes = "hidden_size: 32, num_attention_heads: 4, intermediate_size: 48, num_hidden_layers: 2, tokenizer: {vocab_size: 300}"
+    fresh = [f"model.llm={{model_type: llama, {sizes}}}"]
     with pytest.raises(PalError, match="save: trained leaves out what comes from a base"):
         train(recipe, [*fresh, "model.encoder={type: conv}"], out=tmp_path / "run")
     folder = train(recipe, fresh, out=tmp_path / "run") / "final"

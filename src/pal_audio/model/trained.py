@@ -28,6 +28,7 @@ from pal_audio.model.configuration import AudioConfig, PalConfig
 from pal_audio.model.pretrained import llm_weights
 
 _WEIGHTS = "model.safetensors"
+_HUB = {"revision", "token", "cache_dir", "local_files_only", "force_download"}
 _TOLD_BY_OTHERS = {"use_safetensors", "trust_remote_code", "_from_auto", "_commit_hash", "code_revision", "adapter_kwargs"}
 
 
@@ -108,13 +109,13 @@ def read_trained(model_class: Any, path: str, config: PalConfig, **options: Any)
         model_class: `PalForConditionalGeneration`.
         path: folder or hub id.
         config: that of the folder, with `bases`.
-        **options: `dtype`, as in `from_pretrained`; what changes nothing is let through.
+        **options: of `from_pretrained`: `dtype`, and how a file is fetched; what changes nothing is let through.
 
     Raises:
         PalError: a base cannot be had or is not what was trained on, the tensors do not fit, or an option is unknown here.
     """
     dtype = options.pop("dtype", options.pop("torch_dtype", None))
-    unknown = sorted(set(options) - _TOLD_BY_OTHERS)
+    unknown = sorted(name for name in set(options) - _TOLD_BY_OTHERS - _HUB if options[name] is not None)
     if unknown:
         raise PalError(f"{path} holds trained parts only, for which {unknown[0]!r} cannot be used; make it whole by `pal export`")
     bases = parse_config(_adapter, config.bases, f"{path}: bases")
@@ -125,17 +126,17 @@ def read_trained(model_class: Any, path: str, config: PalConfig, **options: Any)
     except PalError as error:
         raise PalError(f"{path} needs its bases (`bases` in config.json says where they lie): {error}") from error
     model.config.audio_config = config.audio_config
-    stored = _read(path)
+    stored = _read(path, hub_options(options))
     if unexpected := sorted(set(stored) - set(_tensors(model))):
         raise PalError(f"{path}: {len(unexpected)} tensors are of no part of this model, the first is {unexpected[0]!r}")
     for prefix, base in bases.parts.items():
         if _digest(model, prefix, stored) != base.sha256:
             raise PalError(
-                f"{path}: the base {base.name!r} is not the one that it was trained on (its SHA-256 differs); put that one in its "
-                "place, or name where it lies under `bases` in config.json"
+                f"{path}: the base {base.name!r} is not the one that it was trained on (its SHA-256 differs); put that one "
+                "in its place, or name where it lies under `bases` in config.json"
             )
     _fill(model, stored, bases, path)
-    model.generation_config = GenerationConfig.from_pretrained(path)
+    model.generation_config = GenerationConfig.from_pretrained(path, **hub_options(options))
     if dtype not in (None, "auto"):
         model.to(getattr(torch, dtype) if isinstance(dtype, str) else dtype)
     return model.eval()
@@ -196,9 +197,14 @@ def _without_repeats(items: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in items if not (id(tensor) in seen or seen.add(id(tensor)))}  # type: ignore[func-returns-value]
 
 
-def _read(path: str) -> dict[str, Tensor]:
+def hub_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Those of `from_pretrained`'s options that say how a file is fetched."""
+    return {name: value for name, value in options.items() if name in _HUB and value is not None}
+
+
+def _read(path: str, options: dict[str, Any]) -> dict[str, Tensor]:
     try:
-        return dict(load_file(str(cached_file(path, _WEIGHTS))))
+        return dict(load_file(str(cached_file(path, _WEIGHTS, **options))))
     except (OSError, SafetensorError) as error:
         raise PalError(f"{path}: {_WEIGHTS} cannot be read: {' '.join(str(error).split())}") from error
 

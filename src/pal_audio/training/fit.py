@@ -12,8 +12,9 @@ from pal_audio.model import PalForConditionalGeneration, PalProcessor
 from pal_audio.training.batches import ExampleBatches
 from pal_audio.training.memory import Device, size_text
 from pal_audio.training.objectives import OBJECTIVES
-from pal_audio.training.plan import Plan, PlannedStage, rendered, stage_memory, text_tokens
+from pal_audio.training.plan import Plan, PlannedStage, stage_memory
 from pal_audio.training.recipe import Recipe
+from pal_audio.training.rows import rendered, text_tokens
 
 
 def check_memory(recipe: Recipe, skeleton: PalForConditionalGeneration, collator: Collator, device: Device) -> None:
@@ -117,6 +118,6 @@ def _count(
     if num_text + spans > limit:
         zero = "" if model.config.audio.positions == "zero" else ", or write `positions: zero`"
         raise PalError(
-            f"stage {stage!r}: example {example.id!r} takes {num_text + spans} positions ({num_text} of text, {spans} of sound) but "
-            f"the language model was trained on {limit}; shorten it, give the connector fewer tokens{zero}"
+            f"stage {stage!r}: example {example.id!r} takes {num_text + spans} positions ({num_text} of text, {spans} of sound) "
+            f"but the language model was trained on {limit}; shorten it, give the connector fewer tokens{zero}"
         )

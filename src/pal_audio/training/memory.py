@@ -7,8 +7,10 @@ Activations are what the backward pass keeps, in elements, with N = audio slots 
     logits                     2 vocabulary a logit             and their gradient, in float32
     each layer of an encoder   T 24 width                       only where it trains
 
-of 2 bytes under bfloat16, else 4. With checkpointing a layer keeps its input alone and one layer at a time is whole. Attention is taken to keep no scores. Source: our choice, after the count for a transformer layer
-in arXiv 2205.05198, section 4; a rough one that fused kernels change. It refuses nothing.
+of 2 bytes under bfloat16, else 4. With checkpointing a layer keeps its input alone, and one layer at a time is whole. Attention
+is taken to keep no scores. A rough estimate, which fused kernels change; it refuses nothing.
+
+Source: our choice, after the count for a transformer layer in arXiv 2205.05198, section 4.
 """
 
 import os

@@ -14,15 +14,15 @@ from rich.markup import escape
 from rich.table import Table
 
 from pal_audio.data.collation import Collator
-from pal_audio.data.manifest import AudioPart, Example
 from pal_audio.data.prepare import Prepared
 from pal_audio.data.preview import Preview, preview_inputs
 from pal_audio.model import PalForConditionalGeneration, PalProcessor, describe
 from pal_audio.training.batches import Batches, BatchOrder, Budget, ExampleBatches
 from pal_audio.training.groups import GROUPS
-from pal_audio.training.memory import Device, Memory, Row, activation_bytes, held_memory, size_text
+from pal_audio.training.memory import Device, Memory, activation_bytes, held_memory, size_text
 from pal_audio.training.objectives import OBJECTIVES, Objective
 from pal_audio.training.recipe import Recipe, Stage
+from pal_audio.training.rows import largest_row, num_rows_of
 from pal_audio.training.trackers import plan_line
 
 
@@ -173,41 +173,6 @@ def checkpoint_bytes(stage: Stage, plan: StagePlan) -> int:
     return num_kept * (plan.memory.weights + plan.memory.optimizer)
 
 
-def largest_row(model: PalForConditionalGeneration, processor: PalProcessor, example: Example, audio_s: float) -> Row:
-    """Sizes of an example whose clips last `audio_s` seconds together, taken as one clip; no sound is read."""
-    audio = model.config.audio
-    samples = {name: round(audio_s * config.sampling_rate_hz) for name, config in audio.encoders.items()}
-    num_text = text_tokens(processor, example)
-    num_logits = min(num_text, 2 + len(processor.tokenizer(example.answer or "", add_special_tokens=False)["input_ids"]))
-    if not example.audio:
-        num_lal = sum(stream.integration.type == "lal" for stream in audio.streams)
-        return Row(num_text, num_logits, 0, (0,) * num_lal, {})
-    lengths = [(stream.integration.type, audio.stream_length(stream, samples)) for stream in audio.streams]
-    frames = {name: config.output_lengths(samples[name]) for name, config in audio.encoders.items()}
-    keys = tuple(length for kind, length in lengths if kind == "lal")
-    return Row(num_text, num_logits, sum(length for kind, length in lengths if kind == "plits"), keys, frames)
-
-
-def text_tokens(processor: PalProcessor, example: Example) -> int:
-    """Tokens of an example's text with its markers, without slots; no sound is read."""
-    return len(processor.tokenizer(rendered(processor, example), add_special_tokens=False)["input_ids"])
-
-
-def rendered(processor: PalProcessor, example: Example) -> str:
-    """An example as the chat template writes it."""
-    messages: list[dict[str, Any]] = []
-    for message in example.messages:
-        parts: list[dict[str, Any]] = []
-        for part in message.parts:
-            if isinstance(part, AudioPart):
-                parts.append({"type": "audio", "path": part.path})
-            else:
-                parts.append({"type": "text", "text": part.text})
-        messages.append({"role": message.role, "content": parts})
-    text: str = processor.apply_chat_template(messages, tokenize=False)
-    return text
-
-
 def _stage_plan(planned: PlannedStage, model: PalForConditionalGeneration, processor: PalProcessor, precision: str) -> StagePlan:
     stage, module = planned.stage, planned.objective.module
     memory = stage_memory(planned.objective)
@@ -223,7 +188,7 @@ def _stage_plan(planned: PlannedStage, model: PalForConditionalGeneration, proce
         longest = max(range(len(sizes)), key=lambda number: sizes[number].audio_s)
         row = largest_row(model, processor, batches.examples[longest], sizes[longest].audio_s)
         row = row if stage.packing else replace(row, num_logits=row.num_text + row.num_slots)
-        num_rows = -(-_num_rows(stage, sizes[longest].audio_s, row) // stage.accumulate)
+        num_rows = -(-num_rows_of(stage, sizes[longest].audio_s, row) // stage.accumulate)
         activations = activation_bytes(module, model, row, num_rows, precision, stage.checkpointing)
         memory = replace(memory, activations=activations)
     return StagePlan(
@@ -238,16 +203,6 @@ def _stage_plan(planned: PlannedStage, model: PalForConditionalGeneration, proce
         str(stage.limit) if isinstance(stage.limit, int) else _budget_text(stage.limit),
         memory,
     )
-
-
-def _num_rows(stage: Stage, audio_s: float, row: Row) -> int:
-    """Rows of the batch that holds the longest example."""
-    limit = stage.limit
-    if isinstance(limit, int):
-        return limit
-    by_sound = limit.audio_s / max(audio_s, 1e-9) if limit.audio_s is not None else float("inf")
-    by_text = limit.text_tokens / (row.num_text + row.num_slots) if limit.text_tokens is not None else float("inf")
-    return max(1, int(min(by_sound, by_text)))
 
 
 def _budget_text(budget: Budget) -> str:

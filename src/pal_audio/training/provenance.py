@@ -86,7 +86,9 @@ def data_checksums(folder: Path, recipe: Recipe, frames: FrameCache | None) -> d
 
 
 def commit(path: Path) -> dict[str, Any] | None:
-    """The commit that a file's folder is at; `dirty` where a tracked file of the folder differs from it, or this one is not in it.
+    """The commit that a file's folder is at.
+
+    `dirty` is True where a tracked file of the folder differs from it, or this file is not in it.
 
     Returns:
         `{"commit": ..., "dirty": ...}`, or None where git is not installed or the folder is in no repository.
