@@ -198,7 +198,8 @@ def test_every_help_has_an_example(path: tuple[str, ...]) -> None:
 
 def test_only_verbs_that_work_are_named() -> None:
     verbs = {" ".join(path) for path in commands(get_command(cli.app))} - {""}
-    data, recipe = {"data", "data mix", "data import", "data check"}, {"recipes", "recipes list", "recipes show", "recipes copy"}
+    data = {"data", "data mix", "data import", "data check", "data shard"}
+    recipe = {"recipes", "recipes list", "recipes show", "recipes copy"}
     assert verbs == {"ask", "train", "encode", "info", "export"} | data | recipe
 
 

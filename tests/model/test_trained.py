@@ -8,14 +8,22 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, WhisperConfig, WhisperFeatureExtractor, WhisperModel
+from transformers import (
+    AutoModelForCausalLM,
+    HubertConfig,
+    HubertModel,
+    Wav2Vec2FeatureExtractor,
+    WhisperConfig,
+    WhisperFeatureExtractor,
+    WhisperModel,
+)
 
 from pal_audio import cli
 from pal_audio.errors import PalError
 from pal_audio.model import PalForConditionalGeneration, load
 from pal_audio.model.tokenizer import train_tokenizer
 from pal_audio.training.run import train
-from tests.encoders.cases import WHISPER
+from tests.encoders.cases import CASES, WHISPER
 from tests.tiny import batch, llm_config, message, noise, tokenizer_texts
 from tests.training.shrink import write_clips
 
@@ -196,6 +204,20 @@ def test_a_trained_language_model_is_stored_whole_with_its_tied_head_once(bases:
     model, _ = load(folder)
     assert model.get_output_embeddings().weight is model.get_input_embeddings().weight  # type: ignore[union-attr]
     assert logits(folder).isfinite().all()
+
+
+def test_buffers_that_training_changed_are_stored(bases: Path, tmp_path: Path) -> None:
+    """Running statistics of a batch norm change with every batch of an encoder that is not frozen, whatever trains."""
+    fields = {key: value for key, value in CASES["hubert-batch-norm"]["config"].items() if key != "model_type"}
+    HubertModel(HubertConfig(**fields)).save_pretrained(tmp_path / "hubert")
+    Wav2Vec2FeatureExtractor(do_normalize=False, sampling_rate=8000).save_pretrained(tmp_path / "hubert")
+    recipe = write_recipe(tmp_path, bases)
+    settings = [f"model.encoder={{type: transformers, checkpoint: {tmp_path / 'hubert'}}}"]
+    small = train(recipe, settings, out=tmp_path / "small") / "final"
+    whole = train(recipe, [*settings, "save=all"], out=tmp_path / "whole") / "final"
+    running = [name for name in load_file(small / "model.safetensors") if name.endswith("running_mean")]
+    assert running
+    assert torch.equal(logits(small), logits(whole))
 
 
 def test_a_model_without_bases_cannot_leave_anything_out(bases: Path, tmp_path: Path) -> None:

@@ -117,6 +117,30 @@ def check(
         raise typer.Exit(2)
 
 
+@app.command("shard", epilog="Example: pal data shard manifests/esc50/train.jsonl shards --root ESC-50-master")
+def shard(
+    manifest: Annotated[Path, typer.Argument(metavar="MANIFEST", help="A .jsonl file.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="New or empty folder for the shards.")],
+    size_mb: Annotated[float, typer.Option(min=0.001, help="A shard is closed when it reaches this size.")] = 256,
+    roots: Annotated[
+        list[Path] | None, typer.Option("--root", metavar="DIR", help="A folder outside MANIFEST's own that may hold audio.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the order in which examples are dealt to shards.")] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the shards that are in OUT.")] = False,
+) -> None:
+    """Writes a manifest and its sound as tar shards, which `type: shards` of a recipe streams."""
+    for root in roots or []:
+        if not root.is_dir():
+            raise PalError(f"--root {root}: no such folder")
+    from pal_audio.data.manifest import read_manifest
+    from pal_audio.data.shard_writing import write_shards
+
+    with progress_bar("writing shards") as report:
+        index = write_shards(read_manifest(manifest, roots or []), out, round(size_mb * 10**6), seed, overwrite, report)
+    print(out)
+    print(f"pal: {index.num_examples} examples in {len(index.shards)} shards", file=sys.stderr)
+
+
 def _preview(folder: str, example: "Example") -> dict[str, Any]:
     with contextlib.redirect_stdout(sys.stderr):  # what a library prints must not mix with the answer
         from dataclasses import asdict

@@ -66,10 +66,10 @@ class Connector(nn.Module, ABC):
 
         Args:
             frames_CTD: encoder frames, float; what stands past a clip's length is never read.
-            lengths_C: int64, frames of each clip, at least 1.
+            lengths_C: int64 on the CPU, frames of each clip, at least 1.
 
         Returns:
-            tokens_CAD in time order, zero past each clip's length, and token_lengths_C, int64.
+            tokens_CAD in time order, zero past each clip's length, and token_lengths_C, int64 on the CPU.
         """
 
 

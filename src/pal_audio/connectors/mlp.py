@@ -48,11 +48,12 @@ class MlpConnector(Connector):
 
     def forward(self, frames_CTD: Tensor, lengths_C: Tensor) -> tuple[Tensor, Tensor]:
         stride = self.config.stride
-        mask_CT = length_mask(lengths_C, frames_CTD.shape[1])
+        mask_CT = length_mask(lengths_C, frames_CTD.shape[1], frames_CTD.device)
         frames_CTD = frames_CTD.masked_fill(~mask_CT[:, :, None], 0)
         frames_CTD = F.pad(frames_CTD, (0, 0, 0, -frames_CTD.shape[1] % stride))
         tokens_CAD = self.projector(rearrange(frames_CTD, "c (a s) d -> c a (s d)", s=stride))
         token_lengths_C = self.token_lengths(lengths_C)
         places_A = torch.arange(tokens_CAD.shape[1], device=tokens_CAD.device, dtype=torch.float32)
         times_CA = ((places_A + 0.5) * stride / self.frame_rate_hz).expand(len(tokens_CAD), -1)
-        return self.head(tokens_CAD, length_mask(token_lengths_C, tokens_CAD.shape[1]), times_CA), token_lengths_C
+        mask_CA = length_mask(token_lengths_C, tokens_CAD.shape[1], tokens_CAD.device)
+        return self.head(tokens_CAD, mask_CA, times_CA), token_lengths_C

@@ -38,14 +38,14 @@ class PoolConnectorConfig(ConnectorConfig):
         assert self.tokens_per_s is not None
         return max(frame_rate_hz / self.tokens_per_s, 1.0)
 
-    def segment(self, frame: int, num_frames: int, frame_rate_hz: float) -> int:
-        """The token that a frame belongs to: over the frames it grows from 0 in steps of 0 or 1."""
+    def segments(self, frames: Tensor, num_frames: int, frame_rate_hz: float) -> Tensor:
+        """The tokens that frames (int64) belong to: over a clip's frames they grow from 0 in steps of 0 or 1."""
         if self.num_tokens is not None:
-            return frame * min(self.num_tokens, num_frames) // num_frames
-        return int(frame / self.frames_per_token(num_frames, frame_rate_hz))
+            return frames * min(self.num_tokens, num_frames) // num_frames
+        return (frames.double() / self.frames_per_token(num_frames, frame_rate_hz)).long()
 
     def output_lengths(self, num_frames: int, frame_rate_hz: float) -> int:
-        return self.segment(num_frames - 1, num_frames, frame_rate_hz) + 1
+        return int(self.segments(torch.tensor(num_frames - 1), num_frames, frame_rate_hz)) + 1
 
     def build(self, frame_size: int, token_size: int, frame_rate_hz: float, init_rms: float) -> "PoolConnector":
         return PoolConnector(self, frame_size, token_size, frame_rate_hz, init_rms)
@@ -71,15 +71,14 @@ class PoolConnector(Connector):
 
     def forward(self, frames_CTD: Tensor, lengths_C: Tensor) -> tuple[Tensor, Tensor]:
         lengths, device = lengths_C.tolist(), frames_CTD.device
-        mask_CT = length_mask(lengths_C, frames_CTD.shape[1])
+        mask_CT = length_mask(lengths_C, frames_CTD.shape[1], frames_CTD.device)
         frames_CTD = frames_CTD.masked_fill(~mask_CT[:, :, None], 0)
         token_lengths_C = self.token_lengths(lengths_C)
         num_tokens = int(token_lengths_C.max())
         segments_CT = torch.zeros(mask_CT.shape, dtype=torch.int64)
         for clip, num_frames in enumerate(lengths):
-            segments = [self.config.segment(frame, num_frames, self.frame_rate_hz) for frame in range(num_frames)]
-            segments_CT[clip, :num_frames] = torch.tensor(segments)
-        segments_CT = segments_CT.to(device)
+            segments_CT[clip, :num_frames] = self.config.segments(torch.arange(num_frames), num_frames, self.frame_rate_hz)
+        segments_CT = segments_CT.to(device, non_blocking=True)
 
         weights_CT = self._weights(frames_CTD, mask_CT, segments_CT, num_tokens)
         totals_CA = weights_CT.new_zeros(len(lengths), num_tokens).scatter_add(1, segments_CT, weights_CT)
@@ -90,7 +89,8 @@ class PoolConnector(Connector):
         durations = [self.config.frames_per_token(num_frames, self.frame_rate_hz) / self.frame_rate_hz for num_frames in lengths]
         durations_C = torch.tensor(durations, dtype=torch.float32, device=device)
         times_CA = (torch.arange(num_tokens, device=device) + 0.5) * durations_C[:, None]
-        return self.head(self.projector(tokens_CAD), length_mask(token_lengths_C, num_tokens), times_CA), token_lengths_C
+        mask_CA = length_mask(token_lengths_C, num_tokens, device)
+        return self.head(self.projector(tokens_CAD), mask_CA, times_CA), token_lengths_C
 
     def _weights(self, frames_CTD: Tensor, mask_CT: Tensor, segments_CT: Tensor, num_tokens: int) -> Tensor:
         """Positive weight of each frame, float32, 0 where the mask is False; not normalised."""

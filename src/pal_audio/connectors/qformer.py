@@ -98,7 +98,7 @@ class QformerConnector(Connector):
 
     def forward(self, frames_CTD: Tensor, lengths_C: Tensor) -> tuple[Tensor, Tensor]:
         num_clips, num_frames, _ = frames_CTD.shape
-        mask_CT = length_mask(lengths_C, num_frames)
+        mask_CT = length_mask(lengths_C, num_frames, frames_CTD.device)
         memory_CTD = self.frame_projection(frames_CTD.masked_fill(~mask_CT[:, :, None], 0))
         if self.time_gain is not None:
             times_T = (torch.arange(num_frames, device=frames_CTD.device, dtype=torch.float32) + 0.5) / self.frame_rate_hz

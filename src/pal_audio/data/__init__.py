@@ -10,7 +10,10 @@ from pal_audio.data.manifest import AudioPart, Example, Message, TextPart, read_
 from pal_audio.data.mix import DataConfig, Mix, build, chance, read_mix
 from pal_audio.data.prepare import Prepared, prepare
 from pal_audio.data.scenes import Scene, SceneSettings, scene
-from pal_audio.data.sources import ManifestsConfig, SourceConfig
+from pal_audio.data.shard_source import ShardSource
+from pal_audio.data.shard_writing import write_shards
+from pal_audio.data.shards import ShardStream
+from pal_audio.data.sources import ManifestsConfig, ShardsConfig, ShardsSourceConfig, SourceConfig
 
 __all__ = [
     "IMPORTERS",
@@ -27,6 +30,10 @@ __all__ = [
     "Report",
     "Scene",
     "SceneSettings",
+    "ShardSource",
+    "ShardStream",
+    "ShardsConfig",
+    "ShardsSourceConfig",
     "SourceConfig",
     "TextPart",
     "build",
@@ -40,4 +47,5 @@ __all__ = [
     "read_mix",
     "scene",
     "write_manifest",
+    "write_shards",
 ]

@@ -32,6 +32,8 @@ class Collator:
         """Features of one clip of a manifest, or its frames."""
         if self.frames is not None:
             return ClipFeatures(self.frames.read(part), self.frames.num_samples(part))
+        if part.content is not None:  # of a stream: it comes again in an epoch, and memory must not grow until then
+            return self.processor.clip({"bytes": part.content, "path": part.path}, start_s=part.start_s, end_s=part.end_s)
         key = (part.path, part.start_s, part.end_s)
         if key in self._clips:
             return self._clips[key]
@@ -45,7 +47,10 @@ class Collator:
     def seconds(self, example: Example) -> float:
         """Seconds of an example's clips: what batches are grouped by. Read from headers, or from the cache."""
         if self.frames is None:
-            return sum(header_seconds(part.path, part.start_s, part.end_s) for part in example.audio)
+            return sum(
+                header_seconds(part.path if part.content is None else part.content, part.start_s, part.end_s)
+                for part in example.audio
+            )
         name, encoder = next(iter(self.processor._audio.encoders.items()))
         return sum(self.frames.num_samples(part)[name] for part in example.audio) / encoder.sampling_rate_hz
 

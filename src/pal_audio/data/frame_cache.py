@@ -220,9 +220,7 @@ class FrameCache:
         return {name: self._read(name, *self._entry(name, part)) for name in self.ids}
 
     def _entry(self, name: str, part: AudioPart) -> tuple[str, Path, Entry]:
-        if part.path not in self._hashes:
-            self._hashes[part.path] = hash_file(part.path)
-        key = entry_key(self._hashes[part.path], part, self.ids[name], self.dtype)
+        key = entry_key(self._hash(part), part, self.ids[name], self.dtype)
         if key not in self._entries:
             end = "its end" if part.end_s is None else f"{part.end_s:g} s"
             raise PalError(
@@ -230,6 +228,13 @@ class FrameCache:
                 "it is new or has changed; run `pal encode` over its manifest"
             )
         return key, *self._entries[key]
+
+    def _hash(self, part: AudioPart) -> str:
+        if part.content is not None:
+            return hashlib.sha256(part.content).hexdigest()
+        if part.path not in self._hashes:
+            self._hashes[part.path] = hash_file(part.path)
+        return self._hashes[part.path]
 
     def _read(self, name: str, key: str, shard: Path, entry: Entry) -> Frames:
         config = self._configs[name]

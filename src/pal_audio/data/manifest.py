@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic import ConfigDict, Discriminator, Field, PrivateAttr, Tag, ValidationError, model_validator
 
 from pal_audio.config import StrictConfig, one_line
 from pal_audio.errors import PalError
@@ -32,6 +32,16 @@ class AudioPart(StrictConfig):
     path: str = Field(min_length=1)
     start_s: Seconds | None = None
     end_s: Seconds | None = None
+    _content: bytes | None = PrivateAttr(default=None)
+
+    @property
+    def content(self) -> bytes | None:
+        """The encoded sound where it came with the example, out of a shard; then `path` only names it. Never written."""
+        return self._content
+
+    def attach(self, content: bytes) -> None:
+        """Carry the encoded sound; see `content`."""
+        self._content = content
 
     @model_validator(mode="after")
     def _ordered(self) -> AudioPart:

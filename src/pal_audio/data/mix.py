@@ -33,7 +33,7 @@ from pal_audio.data.importers.recordings import RECORDING_TASKS, Recording
 from pal_audio.data.manifest import AudioPart, Example, Message, TextPart, write_manifest, write_text
 from pal_audio.data.scenes import DEFAULT_TASKS, SCENE_TASKS, SceneSettings, check_weights, scene
 from pal_audio.data.sounds import Split
-from pal_audio.data.sources import ManifestsConfig
+from pal_audio.data.sources import ManifestsConfig, ShardsConfig
 from pal_audio.errors import PalError
 
 FORMAT = 1  # to be raised whenever the same config would give other bytes
@@ -121,7 +121,7 @@ def chance(train: Sequence[Example], test: Sequence[Example]) -> float:
 
 
 def build(
-    config: DataConfig | ManifestsConfig,
+    config: DataConfig | ManifestsConfig | ShardsConfig,
     out: str | os.PathLike[str],
     progress: Callable[[int, int], None] | None = None,
     workers: int = 2,
@@ -140,8 +140,8 @@ def build(
     Raises:
         PalError: The folder holds something else, `config.root` lacks the recordings, or there is nothing to make.
     """
-    if isinstance(config, ManifestsConfig):
-        raise PalError("data: type manifests names what is there already; there is nothing to compose")
+    if isinstance(config, ManifestsConfig | ShardsConfig):
+        raise PalError(f"data: type {config.type} names what is there already; there is nothing to compose")
     if config.root is not None:
         config = config.model_copy(update={"root": config.root.resolve()})
         idle = config.model_fields_set & SceneSettings.model_fields.keys() - {"tasks"}

@@ -2,15 +2,20 @@
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from pal_audio.data.manifest import Example, read_manifest
 from pal_audio.data.mix import DataConfig, build, chance, read_mix
-from pal_audio.data.sources import ManifestsConfig, SourceConfig
+from pal_audio.data.shard_index import find_shards
+from pal_audio.data.shard_source import ShardSource, weighted
+from pal_audio.data.shards import ShardStream
+from pal_audio.data.sources import ManifestsConfig, ShardsConfig, SourceConfig
 from pal_audio.errors import PalError
+
+HEAD = 2000  # examples of a stream that are looked at before training
 
 
 @dataclass
@@ -22,12 +27,29 @@ class Prepared:
         test: held-out examples.
         chance: the best accuracy on `test` without listening; see `mix.chance`.
         chance_by_task: the same by task.
+        streams: shards by source; then `sources` is empty, and `chance` is taken from the first `HEAD` examples of each.
+        shuffle_buffer: of streams; see `ShardStream`.
     """
 
     sources: dict[str, list[Example]]
     test: list[Example]
     chance: float
     chance_by_task: dict[str, float]
+    streams: dict[str, ShardSource] = field(default_factory=dict)
+    shuffle_buffer: int = 0
+
+    def stream(self, names: Sequence[str] | None = None, seed: int = 0) -> ShardStream:
+        """A stream over the named sources, or over all. Only where the data are shards."""
+        chosen = [self.streams[name] for name in (self.streams if names is None else names)]
+        return ShardStream(chosen, seed, self.shuffle_buffer)
+
+    def num_examples(self, names: Sequence[str] | None = None) -> int:
+        """Examples of one epoch over the named sources, or over all, streamed or not."""
+        return self.stream(names).num_examples if self.streams else len(self.train(names))
+
+    def sample(self) -> list[Example]:
+        """Training examples to look at and to make a vocabulary from: all, or of each stream the first `HEAD`, without sound."""
+        return [example for source in self.streams.values() for example in source.head(HEAD)] or self.train()
 
     def train(self, names: Sequence[str] | None = None) -> list[Example]:
         """Examples of one epoch over the named sources, or over all."""
@@ -35,18 +57,22 @@ class Prepared:
 
 
 def prepare(
-    config: DataConfig | ManifestsConfig, out: str | os.PathLike[str], progress: Callable[[int, int], None] | None = None
+    config: DataConfig | ManifestsConfig | ShardsConfig,
+    out: str | os.PathLike[str],
+    progress: Callable[[int, int], None] | None = None,
 ) -> Prepared:
     """Compose or read what a recipe's `data:` names.
 
     Args:
-        config: of either type.
-        out: where composed scenes go; manifests are read where they are and nothing is written.
+        config: of any type.
+        out: where composed scenes go; manifests and shards are read where they are and nothing is written.
         progress: called with what is done and what there is in all.
 
     Raises:
-        PalError: a manifest or a sound file is not there, or an example has no answer to learn.
+        PalError: a manifest, a shard or a sound file is not there, or an example has no answer to learn.
     """
+    if isinstance(config, ShardsConfig):
+        return _found(config, progress)
     if isinstance(config, ManifestsConfig):
         return _read(config, progress)
     train_path, test_path = build(config, out, progress)
@@ -55,14 +81,17 @@ def prepare(
     return Prepared({"scenes": train}, test, mix.chance, mix.chance_by_task)
 
 
-def check_places(config: DataConfig | ManifestsConfig) -> None:
-    """Say at once, before a run's folder is begun, which manifest or root is not there.
+def check_places(config: DataConfig | ManifestsConfig | ShardsConfig) -> None:
+    """Say at once, before a run's folder is begun, which manifest, root or local folder of shards is not there.
 
     Raises:
         PalError: the first that is missing, by its place in the recipe.
     """
-    if not isinstance(config, ManifestsConfig):
+    if not isinstance(config, ManifestsConfig | ShardsConfig):
         return
+    for number, where in enumerate(source.shards for source in config.train) if isinstance(config, ShardsConfig) else ():
+        if not any(mark in where for mark in ("://", *"*?[")) and not Path(where).exists():
+            raise PalError(f"data.train[{number}]: no such folder {where}; write it by `pal data shard`")
     for place, path in _places(config).items():
         if not path.is_file():
             raise PalError(f"{place}: no such manifest {path}; write it there, or name yours with --set {_setting(place)}=FILE")
@@ -71,8 +100,10 @@ def check_places(config: DataConfig | ManifestsConfig) -> None:
             raise PalError(f"data.roots[{number}]: no such folder {root}")
 
 
-def _places(config: ManifestsConfig) -> dict[str, Path]:
-    places = {f"data.train[{number}]": source.path for number, source in enumerate(config.train)}
+def _places(config: ManifestsConfig | ShardsConfig) -> dict[str, Path]:
+    places = {}
+    if isinstance(config, ManifestsConfig):
+        places = {f"data.train[{number}]": source.path for number, source in enumerate(config.train)}
     return places | {f"data.test[{number}]": path for number, path in enumerate(config.test)}
 
 
@@ -90,8 +121,34 @@ def _read(config: ManifestsConfig, progress: Callable[[int, int], None] | None) 
     }
     test = [example for number in range(len(config.test)) for example in read[f"data.test[{number}]"]]
     train = [example for examples in sources.values() for example in examples]
+    return Prepared(sources, test, *_chances(train, test))
+
+
+def _found(config: ShardsConfig, progress: Callable[[int, int], None] | None) -> Prepared:
+    check_places(config)
+    test = [example for path in config.test for example in _answered(path, config.roots)]
+    streams: dict[str, ShardSource] = {}
+    source_of: dict[str, str] = {}
+    for number, source in enumerate(config.train):
+        shards = find_shards(source.shards)
+        for shard in shards:
+            if source_of.setdefault(shard.path, source.title) != source.title:
+                raise PalError(f"data.train[{number}]: {shard.path} belongs to {source_of[shard.path]!r} already; use `weight`")
+        try:
+            visits = weighted(shards, source.weight, np.random.default_rng([5, config.seed, number]))
+        except PalError as error:
+            raise PalError(f"data.train[{number}]: {error}") from error
+        streams[source.title] = ShardSource(source.title, visits, source.question)
+        if progress is not None:
+            progress(number + 1, len(config.train))
+    data = Prepared({}, test, 0.0, {}, streams, config.shuffle_buffer)
+    data.chance, data.chance_by_task = _chances(data.sample(), test)
+    return data
+
+
+def _chances(train: Sequence[Example], test: Sequence[Example]) -> tuple[float, dict[str, float]]:
     by_task = {task: [example for example in test if example.task == task] for task in sorted({item.task for item in test})}
-    return Prepared(sources, test, chance(train, test), {task: chance(train, items) for task, items in by_task.items()})
+    return chance(train, test), {task: chance(train, items) for task, items in by_task.items()}
 
 
 def _setting(place: str) -> str:

@@ -134,15 +134,19 @@ class EncoderConfig(StrictConfig, ABC):
 class Frames:
     """What an encoder gives: `layers`, CTD each (one entry, or one per encoder layer), and `lengths`, (C,) int64.
 
-    Frames past a clip's length are zero."""
+    Frames past a clip's length are zero. Lengths stay on the CPU wherever the frames are: Python reads them, and reading one
+    from an accelerator would wait for all work that is queued there."""
 
     layers: list[Tensor]
     lengths: Tensor
 
     def to(self, device: str | torch.device, non_blocking: bool = False) -> "Frames":
-        """The same frames on a device."""
-        layers = [layer.to(device, non_blocking=non_blocking) for layer in self.layers]
-        return Frames(layers, self.lengths.to(device, non_blocking=non_blocking))
+        """The same frames on a device; the lengths stay where they are."""
+        return Frames([layer.to(device, non_blocking=non_blocking) for layer in self.layers], self.lengths)
+
+    def pin_memory(self) -> "Frames":
+        """The same frames in page-locked memory, from which they are copied while other work goes on."""
+        return Frames([layer.pin_memory() for layer in self.layers], self.lengths)
 
 
 def join_frames(parts: Sequence[Frames]) -> Frames:
@@ -190,7 +194,7 @@ class AudioEncoder(nn.Module, ABC):
         if len(samples_W) != len(features):
             raise ValueError(f"features hold {len(features)} windows, the lengths of {len(clips)} clips ask for {len(samples_W)}")
         frames_W = [self.config.window_frames(num_samples) for num_samples in samples_W]
-        lengths_C = torch.tensor([self.config.output_lengths(n) for n in num_samples_C.tolist()], device=features.device)
+        lengths_C = torch.tensor([self.config.output_lengths(n) for n in num_samples_C.tolist()])
         step = max_windows or len(samples_W)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.frozen):
             passes = [slice(start, start + step) for start in range(0, len(samples_W), step)]
@@ -205,8 +209,9 @@ class AudioEncoder(nn.Module, ABC):
         chosen = [states[index] for index in self.layer_indices]
         if isinstance(self.config.encoder_layers, list):
             chosen = [torch.cat(chosen, dim=-1)]
-        mask_WT = length_mask(torch.tensor(frames_W, device=features.device), chosen[0].shape[1])
-        return [state_WTD[mask_WT] for state_WTD in chosen]
+        mask_WT = length_mask(torch.tensor(frames_W), chosen[0].shape[1])
+        valid = mask_WT.flatten().nonzero()[:, 0].to(features.device, non_blocking=True)
+        return [state_WTD.flatten(0, 1)[valid] for state_WTD in chosen]
 
     def train(self, mode: bool = True) -> Self:
         """As usual, except that a frozen encoder stays in eval mode."""
@@ -219,18 +224,19 @@ class AudioEncoder(nn.Module, ABC):
         self.train()
 
 
-def length_mask(lengths: Tensor, size: int) -> Tensor:
-    """Bool mask (len(lengths), size), True within the length."""
-    return torch.arange(size, device=lengths.device) < lengths[:, None]
+def length_mask(lengths: Tensor, size: int, device: torch.device | None = None) -> Tensor:
+    """Bool mask (len(lengths), size), True within the length; on `device`, or beside the lengths."""
+    mask = torch.arange(size, device=lengths.device) < lengths[:, None]
+    return mask if device is None else mask.to(device, non_blocking=True)
 
 
 def _to_clips(frames_D: Tensor, lengths_C: Tensor) -> Tensor:
     """Rows (frames of all clips, D) to CTD with zeros past each clip's length."""
     num_frames = int(lengths_C.max()) if len(lengths_C) else 0
     frames_CTD = frames_D.new_zeros(len(lengths_C), num_frames, frames_D.shape[-1])
-    mask_CT = length_mask(lengths_C, num_frames)
     assert len(frames_D) == int(lengths_C.sum()), f"{len(frames_D)} frames, lengths {lengths_C.tolist()}"
-    return frames_CTD.masked_scatter(mask_CT[:, :, None], frames_D)
+    places = length_mask(lengths_C, num_frames).flatten().nonzero()[:, 0].to(frames_D.device, non_blocking=True)
+    return frames_CTD.flatten(0, 1).index_copy(0, places, frames_D).view_as(frames_CTD)
 
 
 def ceil_div(number: int, divisor: int) -> int:

@@ -29,6 +29,8 @@ class ClipTokens:
         num_slots_C: PLITS tokens of each clip.
         num_keys_SC: tokens of each LAL stream (first axis) and clip.
         spans_C: N, the tokens of the clip's longest stream.
+
+    The numbers stay on the CPU: clips are placed in text there, so that nothing waits for the accelerator.
     """
 
     slots_CAD: Tensor | None
@@ -122,12 +124,8 @@ class AudioMemory:
         """
         if isinstance(device, torch.dtype):
             raise PalError("a memory moves to a device, not to a dtype: encode the audio with a model of that dtype")
-        clips = ClipTokens(
-            None if self.clips.slots_CAD is None else self.clips.slots_CAD.to(device),
-            self.clips.num_slots_C.to(device),
-            self.clips.num_keys_SC.to(device),
-            self.clips.spans_C.to(device),
-        )
+        slots_CAD = self.clips.slots_CAD
+        clips = replace(self.clips, slots_CAD=None if slots_CAD is None else slots_CAD.to(device))
         keys = [{layer: tensor.to(device) for layer, tensor in stream.items()} for stream in self.keys]
         values = [{layer: tensor.to(device) for layer, tensor in stream.items()} for stream in self.values]
         return replace(self, clips=clips, keys=keys, values=values)
@@ -285,18 +283,20 @@ def attach(
     rules: dict[int, LayerKeyValues],
     layers: list[frozenset[int]],
     mode: str,
+    device: torch.device,
     summary_sees_audio: bool = True,
     max_positions: int | None = None,
 ) -> AttachedAudio:
-    """Place clips in a full prompt.
+    """Place clips in a full prompt. All is worked out on the CPU and moved to the model's device once.
 
     Args:
         audio: clips in reading order of the batch's markers.
-        input_ids, attention_mask: (B, L) the full prompt.
+        input_ids, attention_mask: (B, L) the full prompt; where they are on the CPU, nothing waits for the accelerator.
         audio_ids: marker id and slot id.
         rules: key/value path of each LAL layer.
         layers: LAL layers of each LAL stream.
         mode: "span" or "zero".
+        device: the model's.
         summary_sees_audio: False hides a clip's keys from its own slots.
         max_positions: the LLM's trained context, or None if unknown.
 
@@ -304,6 +304,7 @@ def attach(
         PalError: markers, slots and clips do not match, or `span` runs past the LLM's context.
     """
     clips = audio.clips
+    prompt_BL, input_ids, attention_mask = input_ids, input_ids.cpu(), attention_mask.cpu()
     hidden = isinstance(audio, LiveAudio) and audio.hidden
     if hidden:  # no text refers to the dummy clip: it stands in row 0 behind everything
         placement = place(input_ids, attention_mask, audio_ids, clips.num_slots_C[:0], clips.spans_C[:0], mode)
@@ -314,13 +315,15 @@ def attach(
         placement = place(input_ids, attention_mask, audio_ids, clips.num_slots_C, clips.spans_C, mode)
     _check_context(placement, clips, mode, max_positions)
     layouts = [
-        lay_out(placement, lengths, clips.num_slots_C, clips.spans_C, width, mode, summary_sees_audio)
+        lay_out(placement, lengths, clips.num_slots_C, clips.spans_C, width, mode, summary_sees_audio).to(device)
         for lengths, width in zip(clips.num_keys_SC, audio.widths, strict=True)
     ]
     union = sorted(set().union(*layers))
     streams_of_layer = {layer: tuple(s for s, chosen in enumerate(layers) if layer in chosen) for layer in union}
     live = audio if isinstance(audio, LiveAudio) else None
-    attached = AttachedAudio(clips, placement, audio_ids, layouts, streams_of_layer, rules, live, input_ids)
+    placed = placement.to(device)
+    prompt_BL = prompt_BL.to(device, non_blocking=True)
+    attached = AttachedAudio(clips, placed, audio_ids, layouts, streams_of_layer, rules, live, prompt_BL)
     if isinstance(audio, AudioMemory):
         attached.remember(audio)
     return attached

@@ -50,6 +50,20 @@ class Packing:
         index_BL = (mask_BL.flatten().cumsum(0) - 1).view(mask_BL.shape).masked_fill(~mask_BL, 0)
         return cls(mask_BL, flat_T, index_BL, _windows(text_config))
 
+    def to(self, device: torch.device) -> "Packing":
+        """The same on another device."""
+        mask_BL, flat_T, index_BL = (item.to(device, non_blocking=True) for item in (self.mask_BL, self.flat_T, self.index_BL))
+        return Packing(mask_BL, flat_T, index_BL, self.windows)
+
+    def supervised(self, labels_BL: Tensor) -> tuple[Tensor, Tensor]:
+        """Places in the packed row that a supervised token follows in its row, and those tokens; (n,) each.
+
+        Args:
+            labels_BL: -100 = not supervised; on the device of the packing.
+        """
+        follows = (labels_BL[:, 1:] >= 0) & self.mask_BL[:, 1:]
+        return self.index_BL[:, :-1][follows], labels_BL[:, 1:][follows]
+
     def pack(self, padded: Tensor) -> Tensor:
         """(B, L, ...) -> (1, T, ...)."""
         return padded.flatten(0, 1)[self.flat_T][None]

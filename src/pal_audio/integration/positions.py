@@ -38,6 +38,10 @@ class Placement:
     shifts_BR: Tensor
     position_ids_BL: Tensor
 
+    def to(self, device: torch.device) -> "Placement":
+        """The same on another device."""
+        return Placement(*(tensor.to(device, non_blocking=True) for tensor in vars(self).values()))
+
 
 def text_positions(
     input_ids: Tensor, attention_mask: Tensor, audio_ids: tuple[int, int], shifts_BR: Tensor, num_clips_B: Tensor
@@ -163,6 +167,13 @@ class KeyLayout:
     positions_BA: Tensor
     after_BA: Tensor
     is_identity: bool
+
+    def to(self, device: torch.device) -> "KeyLayout":
+        """The same on another device."""
+        source, positions, after = (
+            item.to(device, non_blocking=True) for item in (self.source_BA, self.positions_BA, self.after_BA)
+        )
+        return KeyLayout(source, positions, after, self.is_identity)
 
     def arrange(self, per_clip: Tensor) -> Tensor:
         """(C, K, A, d) keys or values of clips -> (B, K, A', d) of rows."""

@@ -202,7 +202,6 @@ class PalForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """
         per_stream = self._stream_tokens(input_features, audio_num_samples, max_windows)
         num_clips = len(per_stream[0][1])
-        device = self.marker.device
         slots, keys, inputs, widths = [], [], [], []
         for stream, (tokens, lengths) in zip(self.streams, per_stream, strict=True):
             if stream.projectors is None:
@@ -211,7 +210,7 @@ class PalForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 keys.append(lengths)
                 widths.append(tokens[0].shape[1])
                 inputs.append(stream.layer_inputs(tokens))
-        none = torch.zeros(num_clips, dtype=torch.int64, device=device)
+        none = torch.zeros(num_clips, dtype=torch.int64)
         slots_CAD, num_slots_C = join_slots(slots) if slots else (None, none)
         num_keys_SC = torch.stack(keys) if keys else none.new_zeros(0, num_clips)
         every = [lengths for _, lengths in slots] + keys
@@ -240,7 +239,9 @@ class PalForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self, input_features: Features, audio_num_samples: Lengths, max_windows: int | None
     ) -> list[tuple[list[Tensor], Tensor]]:
         """Tokens and lengths of every stream; each encoder runs once, however many streams read it."""
-        features, samples = self._by_encoder(input_features), self._by_encoder(audio_num_samples)
+        device = self.marker.device
+        features = {name: item.to(device, non_blocking=True) for name, item in self._by_encoder(input_features).items()}
+        samples = {name: item.cpu() for name, item in self._by_encoder(audio_num_samples).items()}
         frames = {
             name: _frames(name, encoder, features[name], samples[name], max_windows) for name, encoder in self.encoders.items()
         }
@@ -268,16 +269,16 @@ class PalForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if isinstance(value, Tensor | Frames):
             if len(names) > 1:
                 raise PalError(f"this model has encoders {names}: pass a dict by encoder name, as the processor does")
-            return {names[0]: value.to(self.marker.device)}
-        return {name: value[name].to(self.marker.device) for name in names}
+            value = {names[0]: value}
+        return {name: value[name] for name in names}
 
     def _dummy(self) -> LiveAudio:
         """A hidden clip of one sample, so that a batch without audio still touches every trainable part."""
         features: dict[str, Tensor | Frames] = {}
         samples = {}
         for name, config in self._audio.encoders.items():
-            features[name] = config.front_end()(np.zeros(1, dtype=np.float32)).to(self.marker.device)
-            samples[name] = torch.ones(1, dtype=torch.int64, device=self.marker.device)
+            features[name] = config.front_end()(np.zeros(1, dtype=np.float32))
+            samples[name] = torch.ones(1, dtype=torch.int64)
         live = self.encode(features, samples)
         live.hidden = True
         return live
@@ -303,6 +304,7 @@ class PalForConditionalGeneration(PreTrainedModel, GenerationMixin):
             self._rules,
             self._lal_layers,
             self._audio.positions,
+            self.marker.device,
             self._audio.summary_sees_audio,
             max_span(self.language_model.config.get_text_config()),
         )
@@ -334,7 +336,8 @@ class PalForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """The LLM's forward over text and audio.
 
         Args:
-            input_ids: (B, L), with marker and slot ids where clips stand.
+            input_ids: (B, L), with marker and slot ids where clips stand. It, the mask and the labels may be on the CPU whatever
+                the model's device: then clips are placed and rows packed without waiting for the accelerator.
             attention_mask: (B, L), or (B, cached + L); all ones if None.
             position_ids: (B, L); made from the clips' spans if None.
             input_features, audio_num_samples: clips, in the order of the markers; see `encode`.
@@ -357,12 +360,13 @@ class PalForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if input_features is None and audio_memory is None:
             audio_memory = _audio_of(past_key_values)
         context = self._context(input_ids, attention_mask, input_features, audio_num_samples, audio_memory, past_key_values)
-        is_audio = self._is_audio(input_ids)
-        if inputs_embeds is None:
-            inputs_embeds = self.get_input_embeddings()(input_ids.masked_fill(is_audio, 0))
         if labels is not None:
-            labels = labels.masked_fill(is_audio, -100)
+            labels = labels.masked_fill(self._is_audio(input_ids).to(labels.device), -100)
         packing = self._packing(input_ids, attention_mask, past_key_values) if packed else None
+        supervised = None if packing is None or labels is None else packing.supervised(labels)
+        input_ids, attention_mask, labels = (_moved(item, self.marker.device) for item in (input_ids, attention_mask, labels))
+        if inputs_embeds is None:
+            inputs_embeds = self.get_input_embeddings()(input_ids.masked_fill(self._is_audio(input_ids), 0))
         if context is not None:
             if attention_mask is None:  # a position jump without a mask is read as packing
                 past = past_key_values.get_seq_length() if past_key_values is not None else 0
@@ -373,7 +377,7 @@ class PalForConditionalGeneration(PreTrainedModel, GenerationMixin):
             if context.expected:
                 kwargs["pal_audio"] = context
         if packing is not None:
-            outputs = self._packed(packing, inputs_embeds, position_ids, labels, **kwargs)
+            outputs = self._packed(packing, inputs_embeds, position_ids, supervised, **kwargs)
         else:
             outputs = self.language_model(
                 inputs_embeds=inputs_embeds, attention_mask=attention_mask, position_ids=position_ids,
@@ -401,17 +405,17 @@ class PalForConditionalGeneration(PreTrainedModel, GenerationMixin):
         packing: Packing,
         embeddings_BLD: Tensor,
         position_ids: Tensor | None,
-        labels: Tensor | None,
+        supervised: tuple[Tensor, Tensor] | None,
         num_items_in_batch: Any = None,
         **kwargs: Any,
     ) -> Any:
         """The LLM over a packed row; logits (B, L, V), or with labels (1, n, V) at the n positions before a supervised token."""
+        packing = packing.to(embeddings_BLD.device)
         if position_ids is None:
             position_ids = torch.arange(embeddings_BLD.shape[1], device=embeddings_BLD.device).expand(embeddings_BLD.shape[:2])
         embeddings = packing.pack(embeddings_BLD)
-        if labels is not None:
-            supervised = (labels[:, 1:] >= 0) & packing.mask_BL[:, 1:]
-            kwargs["logits_to_keep"] = packing.index_BL[:, :-1][supervised]
+        if supervised is not None:
+            kwargs["logits_to_keep"] = supervised[0].to(embeddings.device, non_blocking=True)
         # A 4D mask goes through transformers as it is; our attention makes its own.
         mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=embeddings.device)
         outputs = self.language_model(
@@ -419,10 +423,10 @@ class PalForConditionalGeneration(PreTrainedModel, GenerationMixin):
             position_ids=packing.pack(position_ids), pal_packing=packing, **kwargs | {"use_cache": False},
         )  # fmt: skip
         packing.check_called(self.language_model.config.get_text_config().num_hidden_layers)
-        if labels is None:
+        if supervised is None:
             outputs.logits = packing.unpack(outputs.logits)
         else:
-            targets = labels[:, 1:][supervised][None]
+            targets = supervised[1].to(embeddings.device, non_blocking=True)[None]
             outputs.loss = self.language_model.loss_function(
                 outputs.logits, targets, outputs.logits.shape[-1], num_items_in_batch=num_items_in_batch, shift_labels=targets
             )
@@ -543,6 +547,10 @@ class PalForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     def _get_logits_processor(self, *args: Any, **kwargs: Any) -> LogitsProcessorList:
         return VocabularyOnly(super()._get_logits_processor(*args, **kwargs), self._audio_ids)
+
+
+def _moved(tensor: Any, device: torch.device) -> Any:
+    return tensor.to(device, non_blocking=True) if isinstance(tensor, Tensor) else tensor
 
 
 def _audio_of(cache: Any) -> AttachedAudio | None:

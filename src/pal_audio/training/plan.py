@@ -4,7 +4,7 @@ recipe ── skeleton (no weights) ── check_memory ── weights ── pl
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from rich.table import Table
 from pal_audio.data.collation import Collator
 from pal_audio.data.prepare import Prepared
 from pal_audio.data.preview import Preview, preview_inputs
+from pal_audio.data.shards import StreamBatches
 from pal_audio.model import PalForConditionalGeneration, PalProcessor, describe
 from pal_audio.training.batches import Batches, BatchOrder, Budget, ExampleBatches
 from pal_audio.training.groups import GROUPS
@@ -116,6 +117,11 @@ def plan_stages(recipe: Recipe, model: PalForConditionalGeneration, collator: Co
     planned = []
     for index, stage in enumerate(recipe.stages):
         objective = OBJECTIVES[stage.objective](model, collator, stage)
+        if data.streams:
+            stream, size = data.stream(stage.sources, recipe.seed + index), stage.batch_size or 16
+            num_steps = stage.steps or max(1, round((stage.epochs or 0) * stream.num_examples / size))
+            planned.append(PlannedStage(stage, objective, StreamBatches(stream, size), num_steps))
+            continue
         examples = data.train(stage.sources)
         order = BatchOrder([objective.size(example) for example in examples], stage.limit, recipe.seed + index)
         planned.append(PlannedStage(stage, objective, ExampleBatches(examples, order), stage.num_steps(order)))
@@ -146,7 +152,7 @@ def make_plan(
     adapter = None if recipe.adapter is None else f"{recipe.adapter.type} of rank {recipe.adapter.r} on {recipe.adapter.target}"
     return Plan(
         describe(model)["parameters"],
-        len(data.train()),
+        data.num_examples(),
         len(data.test),
         adapter,
         plans,
@@ -223,7 +229,10 @@ def _by_part(model: PalForConditionalGeneration, stage: Stage) -> dict[str, int]
 def _first_example(stages: Sequence[PlannedStage], processor: PalProcessor) -> Preview | None:
     """The first example of the first stage that supervises tokens."""
     for planned in stages:
-        examples = next(planned.batches.from_step(0))
+        batches = planned.batches.from_step(0)
+        examples = next(batches)
+        if isinstance(batches, Generator):
+            batches.close()  # a stream's readers
         inputs = planned.objective.inputs(examples[:1])
         if {"input_ids", "labels"} <= inputs.keys():
             return preview_inputs(processor, examples[0].id, inputs)

@@ -77,7 +77,7 @@ def run_folder(recipe: Recipe, out: Path | None) -> Path:
 
 def texts_of(data: Prepared) -> list[str]:
     """What a fresh tokenizer learns from."""
-    return [message.text for example in data.train() for message in example.messages]
+    return [message.text for example in data.sample() for message in example.messages]
 
 
 def _sample(recipe: Recipe, scratch: Path) -> Prepared:

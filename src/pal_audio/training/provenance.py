@@ -14,6 +14,8 @@ from typing import Any
 import pal_audio
 from pal_audio.data.frame_cache import FrameCache, hash_file
 from pal_audio.data.manifest import write_text
+from pal_audio.data.mix import DataConfig
+from pal_audio.data.prepare import Prepared
 from pal_audio.data.sources import ManifestsConfig
 from pal_audio.errors import PalError
 from pal_audio.training.memory import Device
@@ -50,7 +52,7 @@ def describe_run(folder: Path, recipe: Recipe, recipe_path: str | Path, identity
         _write(file, described | {"resumed": [*described.get("resumed", []), now]})
 
 
-def check_data(folder: Path, recipe: Recipe, frames: FrameCache | None) -> None:
+def check_data(folder: Path, recipe: Recipe, data: Prepared, frames: FrameCache | None) -> None:
     """Note the checksums of a run's data, or compare them with those that it began with.
 
     Raises:
@@ -58,7 +60,7 @@ def check_data(folder: Path, recipe: Recipe, frames: FrameCache | None) -> None:
     """
     file = folder / "recipe.json"
     described = json.loads(file.read_text(encoding="utf-8"))
-    now = data_checksums(folder, recipe, frames)
+    now = data_checksums(folder, recipe, data, frames)
     before = described.setdefault("data", now)
     for name in sorted({*now, *before}):
         if now.get(name) != before.get(name):
@@ -69,17 +71,18 @@ def check_data(folder: Path, recipe: Recipe, frames: FrameCache | None) -> None:
     _write(file, described)
 
 
-def data_checksums(folder: Path, recipe: Recipe, frames: FrameCache | None) -> dict[str, str]:
-    """SHA-256 of each manifest, for composed scenes also of mix.json, and of a frame cache its encoders and dtype.
+def data_checksums(folder: Path, recipe: Recipe, data: Prepared, frames: FrameCache | None) -> dict[str, str]:
+    """SHA-256 of each manifest, of sources of shards and of mix.json, and of a frame cache its encoders and dtype.
 
     Sound files are not read: they may be large, and a frame cache knows them by their content.
     """
-    if isinstance(recipe.data, ManifestsConfig):
-        paths = [*(source.path for source in recipe.data.train), *recipe.data.test]
-        found = {str(path): hash_file(str(path)) for path in paths}
-    else:
+    if isinstance(recipe.data, DataConfig):
         names = ("mix.json", "train.jsonl", "test.jsonl")
         found = {f"data/{name}": hash_file(str(folder / "data" / name)) for name in names}
+    else:
+        train = [source.path for source in recipe.data.train] if isinstance(recipe.data, ManifestsConfig) else []
+        found = {str(path): hash_file(str(path)) for path in [*train, *recipe.data.test]}
+        found |= {f"shards of {name}": source.checksum for name, source in data.streams.items()}
     if frames is not None:
         found |= {f"frame_cache of encoder {name}": f"{encoder_id} {frames.dtype}" for name, encoder_id in frames.ids.items()}
     return found

@@ -9,7 +9,7 @@ from pydantic import Discriminator, Field, Tag, TypeAdapter, field_validator, mo
 
 from pal_audio.config import StrictConfig, parse_config
 from pal_audio.data.mix import DataConfig
-from pal_audio.data.sources import ManifestsConfig
+from pal_audio.data.sources import ManifestsConfig, ShardsConfig
 from pal_audio.errors import PalError
 from pal_audio.model.adapters import AdapterConfig
 from pal_audio.model.building import ModelSpec
@@ -23,11 +23,11 @@ def _data_type(values: Any) -> str:
 
 
 Data = Annotated[
-    Annotated[DataConfig, Tag("scenes")] | Annotated[ManifestsConfig, Tag("manifests")],
+    Annotated[DataConfig, Tag("scenes")] | Annotated[ManifestsConfig, Tag("manifests")] | Annotated[ShardsConfig, Tag("shards")],
     Discriminator(
         _data_type,
         custom_error_type="data_type",
-        custom_error_message="type must be scenes or manifests",
+        custom_error_message="type must be scenes, manifests or shards",
     ),
 ]
 
@@ -141,7 +141,10 @@ class Recipe(StrictConfig):
             raise PalError("stages: 'llm.adapter' trains an adapter, but the recipe has none; write `adapter: {type: lora}`")
         if self.adapter is not None and not trains:
             warnings.warn("adapter: no stage trains 'llm.adapter', so it has no effect", stacklevel=2)
-        known = [source.title for source in self.data.train] if isinstance(self.data, ManifestsConfig) else ["scenes"]
+        known = ["scenes"] if isinstance(self.data, DataConfig) else [source.title for source in self.data.train]
+        for stage in self.stages if isinstance(self.data, ShardsConfig) else ():
+            if stage.by_budget:
+                raise PalError(f"stage {stage.name!r}: a stream makes batches of a number of examples; give `batch_size`")
         for stage in self.stages:
             unknown = [name for name in stage.sources or () if name not in known]
             if unknown:

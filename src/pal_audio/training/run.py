@@ -95,7 +95,7 @@ def train(
         torch.manual_seed(recipe.seed)
         model, processor = build_model(recipe.model, texts_of(data), recipe.adapter)
         ready = None if recipe.frame_cache is None else FrameCache(recipe.frame_cache, model.encoders)
-        check_data(folder, recipe, ready)
+        check_data(folder, recipe, data, ready)
         collator = Collator(processor, frames=ready)
         stages = plan_stages(recipe, model, collator, data)
         plan = make_plan(folder, recipe, model, processor, data, stages, device)
