@@ -115,14 +115,14 @@ def fake_training(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """`pal_audio.training` and the builder of data, faked."""
     seen: dict[str, Any] = {}
 
-    def build(config: Any, out: Path, progress: Callable[[int, int], None]) -> tuple[Path, Path]:
+    def build(config: Any, out: Path, progress: Callable[[int, int], None], workers: int) -> tuple[Path, Path]:
         progress(1, 2)
-        seen["build"] = (config, out)
+        seen["build"] = (config, out, workers)
         return out / "train.jsonl", out / "test.jsonl"
 
     fakes = {
         "pal_audio.training.run": SimpleNamespace(train=lambda *arguments: seen.update(train=arguments)),
-        "pal_audio.training.recipe": SimpleNamespace(load_recipe=lambda path, overrides: SimpleNamespace(data=(path, overrides))),
+        "pal_audio.training.recipe": SimpleNamespace(load_data=lambda path, overrides: (path, overrides)),
         "pal_audio.data.mix": SimpleNamespace(build=build),
     }
     for name, module in fakes.items():
@@ -485,8 +485,8 @@ def test_train_passes_everything_on(own_recipe: str, fake_training: dict[str, An
 
 
 def test_data_mix(own_recipe: str, fake_training: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["data", "mix", own_recipe, "scenes", "--set", "data.seed=2"]) == 0
-    assert fake_training["build"] == ((Path(own_recipe), ["data.seed=2"]), Path("scenes"))
+    assert cli.main(["data", "mix", own_recipe, "scenes", "--set", "data.seed=2", "--workers", "3"]) == 0
+    assert fake_training["build"] == ((Path(own_recipe), ["data.seed=2"]), Path("scenes"), 3)
     assert capsys.readouterr().out == "scenes/train.jsonl\nscenes/test.jsonl\n"
 
 

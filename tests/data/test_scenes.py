@@ -11,7 +11,8 @@ import pytest
 from pydantic import ValidationError
 
 from pal_audio.data import Example, Message, chance, scenes
-from pal_audio.data.scenes import BLOCK, NUMBER_WORDS, SCENE_TASKS, WORDINGS, Scene, SceneSettings, answers, scene
+from pal_audio.data.balance import BLOCK
+from pal_audio.data.scenes import NUMBER_WORDS, SCENE_TASKS, WORDINGS, Scene, SceneSettings, answers, scene
 from pal_audio.data.sounds import KINDS, NUM_CELLS, cell_split, render
 
 EVERY_TASK = dict.fromkeys(SCENE_TASKS, 1.0)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import soundfile
 import torch
 
 from pal_audio import cli
@@ -17,7 +18,7 @@ from pal_audio.training.groups import GROUPS, parameter_groups
 from pal_audio.training.memory import Device, Row, activation_bytes, held_memory, size_text
 from pal_audio.training.preflight import plan_run
 from pal_audio.training.run import train
-from tests.tiny import batch, message, noise, tiny_model
+from tests.tiny import RATE_HZ, batch, message, noise, tiny_model
 from tests.training.shrink import write_clips
 
 
@@ -191,9 +192,14 @@ def test_an_example_beyond_the_context_is_named(recipe: Path, tmp_path: Path, po
 
 
 def test_long_sound_counts_where_it_takes_positions(recipe: Path, tmp_path: Path) -> None:
-    """Clips of 2 s give 13 audio tokens, texts have about 17 with the two slots."""
-    settings = ["model.llm.max_position_embeddings=25", "data.num_train=4"]
-    with pytest.raises(PalError, match=r"trained on 25; .*`positions: zero`"):
+    """30 s give 188 audio tokens; the texts alone are far below the limit."""
+    manifest = write_clips(tmp_path, "a", 3)
+    soundfile.write(tmp_path / "a-1.wav", noise(30.0), RATE_HZ)
+    settings = [
+        f"data={json.dumps({'type': 'manifests', 'train': [str(manifest)], 'test': [str(manifest)]})}",
+        "model.llm.max_position_embeddings=150",
+    ]
+    with pytest.raises(PalError, match=r"example 'a-1' takes .* 188 of sound\) .* trained on 150; .*`positions: zero`"):
         plan_run(recipe, settings)
     plan_run(recipe, [*settings, "model.positions=zero"])
 

@@ -4,11 +4,13 @@ from pathlib import Path
 
 import pytest
 
+from pal_audio.data.prepare import prepare
 from pal_audio.errors import PalError
 from pal_audio.training.batches import BatchOrder, Budget, Size
 from pal_audio.training.groups import GROUPS, parameter_groups
 from pal_audio.training.loop import schedule, step_seed
-from pal_audio.training.recipe import Stage, load_recipe
+from pal_audio.training.overlay import read_recipe
+from pal_audio.training.recipe import Stage, load_data, load_recipe, says_data_alone
 from tests.tiny import tiny_model
 
 ROOT = Path(__file__).parents[2]
@@ -17,7 +19,10 @@ QUICKSTART = ROOT / "recipes" / "quickstart.yaml"
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_shipped_recipe_is_read(path: Path) -> None:
-    assert load_recipe(path).name == path.stem
+    assert read_recipe(path)["name"] == path.stem
+    assert load_data(path).type in ("scenes", "mix", "manifests")
+    if not says_data_alone(read_recipe(path)):
+        assert load_recipe(path).name == path.stem
 
 
 def test_overrides_are_yaml_values_at_a_path() -> None:
@@ -115,6 +120,15 @@ def test_the_order_of_batches_is_a_function_of_seed_and_step(limit: int | Budget
     assert sorted(index for step in second for index in order.batch(step)) == list(range(101))
     other = _order(lengths, limit, seed=2)
     assert epoch != [index for step in range(other.num_steps(1)) for index in other.batch(step)]
+
+
+def test_stages_name_tasks_of_composed_scenes(recipe: Path, tmp_path: Path) -> None:
+    settings = load_recipe(recipe, ["stages.0.sources=[count, first]", "data.tasks={count: 1, first: 1, last: 2}"])
+    data = prepare(settings.data, tmp_path / "data")
+    assert {example.task for example in data.train(settings.stages[0].sources)} == {"count", "first"}
+    assert len(data.train()) == 24
+    with pytest.raises(PalError, match="no source is called 'pitch'; there are scenes, count"):
+        load_recipe(recipe, ["stages.0.sources=[pitch]", "data.tasks={count: 1}"])
 
 
 def test_batches_hold_examples_of_like_length() -> None:

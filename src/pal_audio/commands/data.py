@@ -19,19 +19,34 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Makes and checks data.", epilog="Example: pal data mix quickstart scenes")
 
 
+def _print_tasks(wanted: bool) -> None:
+    if not wanted:
+        return
+    from pal_audio.data.mixing.tasks import TASK_KINDS
+
+    for name, kind in TASK_KINDS.items():
+        question, answer = kind.example
+        print(f"{name:<11} {kind.about:<24} of {kind.categories[0]:<11} {question}  {answer}")
+    raise typer.Exit
+
+
 @app.command("mix", epilog="Example: pal data mix quickstart scenes --set data.seed=2")
 def mix(
     recipe: RecipeArgument,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the sounds and their manifest.")],
     settings: SetOption = None,
+    workers: Annotated[int, typer.Option(min=1, max=256, help="Processes; the result does not depend on it.")] = 2,
+    listed: Annotated[
+        bool, typer.Option("--list-tasks", callback=_print_tasks, is_eager=True, help="What can be asked, with an example each.")
+    ] = False,
 ) -> None:
     """Composes the scenes of a recipe's data section: sounds, and a manifest of questions with exact answers."""
     path, overrides = recipes.find(recipe), checked_settings(settings)
     from pal_audio.data.mix import build
-    from pal_audio.training.recipe import load_recipe
+    from pal_audio.training.recipe import load_data
 
     with progress_bar("composing") as report:
-        manifests = build(load_recipe(path, overrides).data, out, report)
+        manifests = build(load_data(path, overrides), out, report, workers)
     for manifest in manifests:
         print(manifest)
 

@@ -8,6 +8,7 @@ from pal_audio.data.importers import IMPORTERS, Imported, Importer, import_set
 from pal_audio.data.importers.recordings import import_recordings
 from pal_audio.data.manifest import AudioPart, Example, Message, TextPart, read_manifest, write_manifest
 from pal_audio.data.mix import DataConfig, Mix, build, chance, read_mix
+from pal_audio.data.mixing import Composer, MixConfig, parse_caption, read_catalogue
 from pal_audio.data.prepare import Prepared, prepare
 from pal_audio.data.scenes import Scene, SceneSettings, scene
 from pal_audio.data.shard_source import ShardSource
@@ -18,6 +19,7 @@ from pal_audio.data.sources import ManifestsConfig, ShardsConfig, ShardsSourceCo
 __all__ = [
     "IMPORTERS",
     "AudioPart",
+    "Composer",
     "DataConfig",
     "Example",
     "Imported",
@@ -25,6 +27,7 @@ __all__ = [
     "ManifestsConfig",
     "Message",
     "Mix",
+    "MixConfig",
     "Prepared",
     "Problem",
     "Report",
@@ -42,7 +45,9 @@ __all__ = [
     "import_recordings",
     "import_set",
     "inspect_manifest",
+    "parse_caption",
     "prepare",
+    "read_catalogue",
     "read_manifest",
     "read_mix",
     "scene",

@@ -1,7 +1,9 @@
 """The `data:` part of a recipe, and the folder that is made of it.
 
     OUT/train.jsonl, OUT/test.jsonl      manifests
-    OUT/audio/{train,test}/000000.flac   composed scenes, 16 bit (none for real recordings: the manifests point at the originals)
+    OUT/audio/{train,test}/000000.flac   composed scenes, 16 bit (none for real recordings: the manifests point at the originals);
+                                         of a mix in folders of 5,000: 000/000000.flac
+    OUT/clips.json                       of a mix: the clips of each split by id
     OUT/mix.json                         config, counts and chance; written last, so it says that the folder is whole
     OUT/mix.partial.json                 the config while the work lasts
 
@@ -10,28 +12,27 @@ After a kill, `build` finds the unfinished folder of its own config and makes it
 
 from __future__ import annotations
 
-import io
 import json
-import multiprocessing
 import os
-import threading
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-import numpy as np
-import soundfile
 from pydantic import Field, field_validator, model_validator
 
 from pal_audio.config import StrictConfig
+from pal_audio.data.balance import check_weights
 from pal_audio.data.folder import locked
-from pal_audio.data.importers.recordings import RECORDING_TASKS, Recording
-from pal_audio.data.manifest import AudioPart, Example, Message, TextPart, write_manifest, write_text
-from pal_audio.data.scenes import DEFAULT_TASKS, SCENE_TASKS, SceneSettings, check_weights, scene
+from pal_audio.data.importers.recordings import RECORDING_TASKS
+from pal_audio.data.manifest import Example, write_manifest, write_text
+from pal_audio.data.mixing.compose import Composer
+from pal_audio.data.mixing.config import MixConfig
+from pal_audio.data.mixing.reading import read_catalogue
+from pal_audio.data.pool import in_processes
+from pal_audio.data.scene_files import Chunk, recorded, write_mix, write_scenes
+from pal_audio.data.scenes import DEFAULT_TASKS, SCENE_TASKS, SceneSettings
 from pal_audio.data.sounds import Split
 from pal_audio.data.sources import ManifestsConfig, ShardsConfig
 from pal_audio.errors import PalError
@@ -95,7 +96,7 @@ class Mix(StrictConfig):
     """What `mix.json` holds: the resolved config, examples by split and task, and what guessing gets."""
 
     format: int
-    config: DataConfig
+    config: Annotated[DataConfig | MixConfig, Field(discriminator="type")]
     num_examples: dict[str, dict[str, int]]
     chance: float
     chance_by_task: dict[str, float]
@@ -121,7 +122,7 @@ def chance(train: Sequence[Example], test: Sequence[Example]) -> float:
 
 
 def build(
-    config: DataConfig | ManifestsConfig | ShardsConfig,
+    config: DataConfig | MixConfig | ManifestsConfig | ShardsConfig,
     out: str | os.PathLike[str],
     progress: Callable[[int, int], None] | None = None,
     workers: int = 2,
@@ -142,24 +143,34 @@ def build(
     """
     if isinstance(config, ManifestsConfig | ShardsConfig):
         raise PalError(f"data: type {config.type} names what is there already; there is nothing to compose")
-    if config.root is not None:
+    if isinstance(config, MixConfig):
+        config = config.resolved()
+    elif config.root is not None:
         config = config.model_copy(update={"root": config.root.resolve()})
         idle = config.model_fields_set & SceneSettings.model_fields.keys() - {"tasks"}
         if idle:
             warnings.warn(f"with data.root these have no effect: {', '.join(sorted(idle))}", stacklevel=2)
     folder = Path(out)
     manifests = folder / "train.jsonl", folder / "test.jsonl"
-    described = {"format": FORMAT, "config": config.model_dump(mode="json")}
+    described: dict[str, Any] = {"format": FORMAT, "config": config.model_dump(mode="json")}
     if _finished(folder, described):
         return manifests
+    composer = Composer(config, read_catalogue(config)) if isinstance(config, MixConfig) else None  # says what is wrong at once
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
         write_text(folder / "mix.partial.json", json.dumps(described, indent=2) + "\n")
         (folder / "mix.json").unlink(missing_ok=True)
-        if config.root is None:
-            examples = _composed(config, folder, progress, workers)
+        if composer is not None:
+            catalogue = {split: sorted(clip.id for clip in composer.catalogue.clips[split]) for split in _SPLITS}
+            write_text(folder / "clips.json", json.dumps(catalogue, indent=1) + "\n")
+            examples = _composed(config, folder, write_mix, (composer, folder), progress, workers)
+        elif isinstance(config, DataConfig) and config.root is not None:
+            tasks, root = config.active_tasks, config.root
+            examples = {split: recorded(tasks, _num(config, split), config.seed, root, split) for split in _SPLITS}
         else:
-            examples = {split: _recorded(config, config.root, split) for split in _SPLITS}
+            assert isinstance(config, DataConfig)
+            shared = (config.seed, config.scene_settings(), folder)
+            examples = _composed(config, folder, write_scenes, shared, progress, workers)
         for path, split in zip(manifests, _SPLITS, strict=True):
             write_manifest(path, examples[split])
         by_task = {name: [_of_task(examples[split], name) for split in _SPLITS] for name in config.active_tasks}
@@ -210,110 +221,35 @@ def _finished(folder: Path, described: dict[str, Any]) -> bool:
         )
     if marks[0].name != "mix.json":
         return False
-    num_files = {split: len(list((folder / "audio" / split).glob("*.flac"))) for split in _SPLITS}
+    num_files = {split: len(list((folder / "audio" / split).rglob("*.flac"))) for split in _SPLITS}
     config = described["config"]
     whole = config["root"] is not None or num_files == {split: config[f"num_{split}"] for split in _SPLITS}
     return whole and all((folder / f"{split}.jsonl").is_file() for split in _SPLITS)
 
 
+def _num(config: DataConfig | MixConfig, split: Split) -> int:
+    return config.num_train if split == "train" else config.num_test
+
+
 def _composed(
-    config: DataConfig, folder: Path, progress: Callable[[int, int], None] | None, workers: int
-) -> dict[str, list[Example]]:
-    chunks: list[tuple[Split, range]] = []
+    config: DataConfig | MixConfig,
+    folder: Path,
+    write: Callable[[Any, Chunk], list[Example]],
+    shared: Any,
+    progress: Callable[[int, int], None] | None,
+    workers: int,
+) -> dict[Split, list[Example]]:
+    """Examples by split, written by chunks in any order."""
+    chunks: list[Chunk] = []
     for split in _SPLITS:
         (folder / "audio" / split).mkdir(parents=True, exist_ok=True)
-        num = config.num_train if split == "train" else config.num_test
+        num = _num(config, split)
         chunks += [(split, range(start, min(start + _CHUNK, num))) for start in range(0, num, _CHUNK)]
     num_done, num_all = 0, config.num_train + config.num_test
-    made: dict[tuple[Split, range], list[Example]] = {}
-    for chunk, examples in _in_processes(config, folder, chunks, workers):
+    made: dict[Chunk, list[Example]] = {}
+    for chunk, examples in in_processes(write, shared, chunks, workers):
         made[chunk] = examples
         num_done += len(examples)
         if progress is not None:
             progress(num_done, num_all)
     return {split: [example for chunk in chunks if chunk[0] == split for example in made[chunk]] for split in _SPLITS}
-
-
-def _in_processes(
-    config: DataConfig, folder: Path, chunks: list[tuple[Split, range]], workers: int
-) -> Iterator[tuple[tuple[Split, range], list[Example]]]:
-    """Yield chunks with their examples as they get done. Few chunks are not worth the start of a process."""
-    if workers <= 1 or len(chunks) <= 4:
-        for chunk in chunks:
-            yield chunk, _compose_chunk(config, folder, *chunk)
-        return
-    # Spawned, not forked: the caller may hold threads of torch.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent)
-    try:
-        chunk_of = {pool.submit(_compose_chunk, config, folder, *chunk): chunk for chunk in chunks}
-        for future in as_completed(chunk_of):
-            yield chunk_of[future], future.result()
-    except BrokenProcessPool as error:
-        raise PalError(
-            "a composing process died; a script must call build() under `if __name__ == '__main__':`, or pass workers=1"
-        ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _end_with_parent() -> None:
-    """Let a worker end when its parent is killed; left alone it would wait for work for ever."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def _compose_chunk(config: DataConfig, folder: Path, split: Split, indices: range) -> list[Example]:
-    settings = config.scene_settings()
-    examples = []
-    for index in indices:
-        item = scene(config.seed, split, index, settings)
-        name = f"audio/{split}/{index:06d}.flac"
-        encoded = io.BytesIO()  # one write a file: many small ones are several times slower on some file systems
-        soundfile.write(encoded, item.wav_S, settings.sampling_rate_hz, subtype="PCM_16", format="FLAC")
-        (folder / name).write_bytes(encoded.getvalue())
-        events = [{"kind": e.kind, "start_s": round(e.start_s, 4), "end_s": round(e.end_s, 4)} for e in item.events]
-        examples.append(
-            Example(
-                id=f"{split}-{index:06d}",
-                messages=[
-                    Message(role="user", content=[AudioPart(path=name), TextPart(text=item.question)]),
-                    Message(role="assistant", content=item.answer),
-                ],
-                task=item.task,
-                meta={"events": events},
-            )
-        )
-    return examples
-
-
-def _recorded(config: DataConfig, root: Path, split: Split) -> list[Example]:
-    """Take recordings by the tasks' weights, classes in turn: `train` goes round them, `test` takes each at most once."""
-    num = config.num_train if split == "train" else config.num_test
-    bounds = np.rint(np.cumsum([0.0, *config.active_tasks.values()]) / sum(config.active_tasks.values()) * num).astype(int)
-    examples = []
-    for number, task in enumerate(config.active_tasks):
-        rng = np.random.default_rng([3, config.seed, _SPLITS.index(split), number])
-        ranked = _classes_in_turn(RECORDING_TASKS[task](root, split), rng)
-        quota = int(bounds[number + 1] - bounds[number])
-        for i in range(quota if split == "train" else min(quota, len(ranked))):
-            recording, rank = ranked[i % len(ranked)]
-            examples.append(recording.example(rank + i // len(ranked)))
-    return examples
-
-
-def _classes_in_turn(recordings: Sequence[Recording], rng: np.random.Generator) -> list[tuple[Recording, int]]:
-    """Shuffle, then order by each recording's number within its class, which is given with it."""
-    ranked: list[tuple[Recording, int]] = []
-    seen: Counter[str] = Counter()
-    for i in rng.permutation(len(recordings)):
-        recording = recordings[int(i)]
-        ranked.append((recording, seen[recording.answer]))
-        seen[recording.answer] += 1
-    return sorted(ranked, key=lambda pair: pair[1])

@@ -9,6 +9,7 @@ import numpy as np
 
 from pal_audio.data.manifest import Example, read_manifest
 from pal_audio.data.mix import DataConfig, build, chance, read_mix
+from pal_audio.data.mixing.config import MixConfig
 from pal_audio.data.shard_index import find_shards
 from pal_audio.data.shard_source import ShardSource, weighted
 from pal_audio.data.shards import ShardStream
@@ -52,12 +53,16 @@ class Prepared:
         return [example for source in self.streams.values() for example in source.head(HEAD)] or self.train()
 
     def train(self, names: Sequence[str] | None = None) -> list[Example]:
-        """Examples of one epoch over the named sources, or over all."""
-        return [example for name in (self.sources if names is None else names) for example in self.sources[name]]
+        """Examples of one epoch over the named sources, or over all. A name that is no source is a task of composed scenes."""
+        chosen = self.sources if names is None else names
+        return [example for name in chosen for example in self.sources.get(name) or self._of_task(name)]
+
+    def _of_task(self, task: str) -> list[Example]:
+        return [example for examples in self.sources.values() for example in examples if example.task == task]
 
 
 def prepare(
-    config: DataConfig | ManifestsConfig | ShardsConfig,
+    config: DataConfig | MixConfig | ManifestsConfig | ShardsConfig,
     out: str | os.PathLike[str],
     progress: Callable[[int, int], None] | None = None,
 ) -> Prepared:
@@ -81,12 +86,14 @@ def prepare(
     return Prepared({"scenes": train}, test, mix.chance, mix.chance_by_task)
 
 
-def check_places(config: DataConfig | ManifestsConfig | ShardsConfig) -> None:
-    """Say at once, before a run's folder is begun, which manifest, root or local folder of shards is not there.
+def check_places(config: DataConfig | MixConfig | ManifestsConfig | ShardsConfig) -> None:
+    """Say at once, before a run's folder is begun, which manifest, root, source or local folder of shards is not there.
 
     Raises:
         PalError: the first that is missing, by its place in the recipe.
     """
+    if isinstance(config, MixConfig):
+        config.check_places()
     if not isinstance(config, ManifestsConfig | ShardsConfig):
         return
     for number, where in enumerate(source.shards for source in config.train) if isinstance(config, ShardsConfig) else ():

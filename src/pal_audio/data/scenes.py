@@ -18,11 +18,11 @@ import numpy.typing as npt
 from pydantic import Field, field_validator
 
 from pal_audio.config import StrictConfig
+from pal_audio.data.balance import check_weights, deal
 from pal_audio.data.sounds import KINDS, MIN_RATE_HZ, SoundParams, Split, coloured_noise, draw, render
 
 SceneTask = Literal["classify", "first", "last", "count", "presence"]
 SCENE_TASKS: tuple[str, ...] = get_args(SceneTask)
-BLOCK = 100
 NUMBER_WORDS = ("one", "two", "three", "four")
 WORDINGS: dict[str, tuple[str, ...]] = {
     "classify": ("What sound is this?", "What do you hear?", "Which sound is in this recording?", "Name the sound."),
@@ -100,16 +100,6 @@ class Scene:
     answer: str
 
 
-def check_weights(tasks: dict[str, float]) -> dict[str, float]:
-    """Return task weights unchanged if they are finite, not negative and not all zero, and no share is too small to be met."""
-    if any(not 0 <= weight < float("inf") for weight in tasks.values()) or sum(tasks.values()) <= 0:
-        raise ValueError(f"task weights must be positive numbers, got {tasks}")
-    for name, weight in tasks.items():
-        if 0 < weight / sum(tasks.values()) < 2 / BLOCK:
-            raise ValueError(f"task {name!r} has a share below {2 / BLOCK:.0%}; raise its weight or set it to 0")
-    return tasks
-
-
 def answers(task: str) -> tuple[str, ...]:
     """All answers of a task, each equally frequent."""
     if task == "presence":
@@ -159,13 +149,9 @@ def _others(rng: np.random.Generator, kind: str, num: int) -> list[str]:
 
 def _plan(seed: int, split: Split, index: int, tasks: dict[str, float]) -> tuple[str, int, int]:
     """Give an item its task, the number of its answer, and how often that answer was asked for before."""
-    block, place = divmod(index, BLOCK)
-    slot = int(np.random.default_rng([_BLOCK_STREAM, seed, _SPLIT_IDS[split], block]).permutation(BLOCK)[place])
     weights = [tasks.get(name, 0.0) for name in SCENE_TASKS]  # in our order, so that the user's order changes nothing
-    bounds = np.rint(np.cumsum([0.0, *weights]) / sum(weights) * BLOCK).astype(int)
-    number = int(np.searchsorted(bounds, slot, side="right")) - 1
+    number, within = deal([_BLOCK_STREAM, seed, _SPLIT_IDS[split]], index, weights)
     task = SCENE_TASKS[number]
-    within = block * int(bounds[number + 1] - bounds[number]) + slot - int(bounds[number])
     rank, answer_index = divmod(within, len(answers(task)))
     return task, answer_index, rank
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from pal_audio.data.collation import Collator
 from pal_audio.data.frame_cache import check_cache
 from pal_audio.data.mix import DataConfig
+from pal_audio.data.mixing.config import MixConfig
 from pal_audio.data.prepare import Prepared, check_places, prepare
 from pal_audio.errors import PalError
 from pal_audio.model.building import build_processor, check_spec, skeleton
@@ -83,7 +84,7 @@ def texts_of(data: Prepared) -> list[str]:
 def _sample(recipe: Recipe, scratch: Path) -> Prepared:
     """The data, or for composed scenes a few of them in the number that there will be."""
     config = recipe.data
-    if not isinstance(config, DataConfig):
+    if not isinstance(config, DataConfig | MixConfig) or any(stage.sources for stage in recipe.stages):
         return prepare(config, scratch)
     few = config.model_copy(update={key: min(NUM_SCENES, getattr(config, key)) for key in ("num_train", "num_test")})
     data = prepare(few, scratch)

@@ -15,6 +15,7 @@ import pal_audio
 from pal_audio.data.frame_cache import FrameCache, hash_file
 from pal_audio.data.manifest import write_text
 from pal_audio.data.mix import DataConfig
+from pal_audio.data.mixing.config import MixConfig
 from pal_audio.data.prepare import Prepared
 from pal_audio.data.sources import ManifestsConfig
 from pal_audio.errors import PalError
@@ -76,7 +77,7 @@ def data_checksums(folder: Path, recipe: Recipe, data: Prepared, frames: FrameCa
 
     Sound files are not read: they may be large, and a frame cache knows them by their content.
     """
-    if isinstance(recipe.data, DataConfig):
+    if isinstance(recipe.data, DataConfig | MixConfig):
         names = ("mix.json", "train.jsonl", "test.jsonl")
         found = {f"data/{name}": hash_file(str(folder / "data" / name)) for name in names}
     else:

@@ -9,6 +9,7 @@ from pydantic import Discriminator, Field, Tag, TypeAdapter, field_validator, mo
 
 from pal_audio.config import StrictConfig, parse_config
 from pal_audio.data.mix import DataConfig
+from pal_audio.data.mixing.config import MixConfig
 from pal_audio.data.sources import ManifestsConfig, ShardsConfig
 from pal_audio.errors import PalError
 from pal_audio.model.adapters import AdapterConfig
@@ -17,17 +18,22 @@ from pal_audio.training.batches import BatchOrder, Budget
 from pal_audio.training.groups import GROUPS
 from pal_audio.training.overlay import read_recipe
 
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+
 
 def _data_type(values: Any) -> str:
     return str(values.get("type", "scenes") if isinstance(values, dict) else getattr(values, "type", "scenes"))
 
 
 Data = Annotated[
-    Annotated[DataConfig, Tag("scenes")] | Annotated[ManifestsConfig, Tag("manifests")] | Annotated[ShardsConfig, Tag("shards")],
+    Annotated[DataConfig, Tag("scenes")]
+    | Annotated[MixConfig, Tag("mix")]
+    | Annotated[ManifestsConfig, Tag("manifests")]
+    | Annotated[ShardsConfig, Tag("shards")],
     Discriminator(
         _data_type,
         custom_error_type="data_type",
-        custom_error_message="type must be scenes, manifests or shards",
+        custom_error_message="type must be scenes, mix, manifests or shards",
     ),
 ]
 
@@ -113,6 +119,13 @@ class Stage(StrictConfig):
         return self.steps if self.steps is not None else order.num_steps(self.epochs or 0)
 
 
+class DataRecipe(StrictConfig):
+    """A recipe that says data alone: `pal data mix` makes it, and a recipe to train takes it as its `base`."""
+
+    name: str = Field(pattern=_NAME)
+    data: Data
+
+
 class Recipe(StrictConfig):
     """A whole run; docs/training.md lists every key.
 
@@ -123,7 +136,7 @@ class Recipe(StrictConfig):
         trackers: where numbers go beside the log; TensorBoard where it is installed and nothing is named.
     """
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = Field(pattern=_NAME)
     seed: int = Field(0, ge=0, lt=2**31)
     precision: Literal["float32", "bfloat16"] = "float32"
     model: ModelSpec
@@ -141,7 +154,10 @@ class Recipe(StrictConfig):
             raise PalError("stages: 'llm.adapter' trains an adapter, but the recipe has none; write `adapter: {type: lora}`")
         if self.adapter is not None and not trains:
             warnings.warn("adapter: no stage trains 'llm.adapter', so it has no effect", stacklevel=2)
-        known = ["scenes"] if isinstance(self.data, DataConfig) else [source.title for source in self.data.train]
+        if isinstance(self.data, DataConfig | MixConfig):
+            known = ["scenes", *self.data.tasks]
+        else:
+            known = [source.title for source in self.data.train]
         for stage in self.stages if isinstance(self.data, ShardsConfig) else ():
             if stage.by_budget:
                 raise PalError(f"stage {stage.name!r}: a stream makes batches of a number of examples; give `batch_size`")
@@ -162,11 +178,30 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     Raises:
         PalError: the file cannot be read, or a key or value is wrong.
     """
-    file = Path(path)
-    content = read_recipe(file)
+    content = _content(Path(path), overrides)
+    if says_data_alone(content):
+        raise PalError(f"{Path(path).name} says data alone: compose it by `pal data mix`, or take it as another recipe's `base`")
+    return parse_config(TypeAdapter(Recipe), content, f"{Path(path).name}: recipe")
+
+
+def load_data(path: str | Path, overrides: list[str] | None = None) -> DataConfig | MixConfig | ManifestsConfig | ShardsConfig:
+    """Read the `data` of a recipe, or of one that says data alone; see `load_recipe`."""
+    content = _content(Path(path), overrides)
+    if says_data_alone(content):
+        return parse_config(TypeAdapter(DataRecipe), content, f"{Path(path).name}: recipe").data
+    return parse_config(TypeAdapter(Recipe), content, f"{Path(path).name}: recipe").data
+
+
+def says_data_alone(content: dict[str, Any]) -> bool:
+    """Whether a recipe has data and nothing that trains."""
+    return "data" in content and not {"model", "stages"} & content.keys()
+
+
+def _content(path: Path, overrides: list[str] | None) -> dict[str, Any]:
+    content = read_recipe(path)
     for override in overrides or []:
         _override(content, override)
-    return parse_config(TypeAdapter(Recipe), content, f"{file.name}: recipe")
+    return content
 
 
 def _override(content: dict[str, Any], override: str) -> None:

@@ -1,0 +1,218 @@
+"""One item of a mix: what sounds when, how loud, behind and within what, and the question with its answer.
+
+Every choice comes from a generator of (seed, split, index) and what it is for. So the number of items, their order and the
+process change nothing, and the same item with another background or room has the same events at the same times.
+Shape suffix: S samples. Source: our choice.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pal_audio.data.balance import deal
+from pal_audio.data.mixing import acoustics
+from pal_audio.data.mixing.captions import caption
+from pal_audio.data.mixing.catalogue import SPLITS, Catalogue, Drawn
+from pal_audio.data.mixing.clips import ClipStore, faded, looped, stretch
+from pal_audio.data.mixing.config import MixConfig
+from pal_audio.data.mixing.layout import Layout, lay_out, longest_event_s
+from pal_audio.data.mixing.settings import NOISES, SceneConfig
+from pal_audio.data.mixing.tasks import TASK_KINDS, Draws, Plan
+from pal_audio.data.sounds import Split, render
+from pal_audio.errors import PalError
+
+EVENT_RMS = 0.1  # of an event at 0 dB
+PEAK = 0.99
+_BLOCKS, _WHAT, _WHERE, _LEVELS, _BEHIND, _ROOM = range(20, 26)  # what a generator is for; scenes and others use lower numbers
+_TRIES = 50  # of a string that is too long for its scene
+_LOOP_FADE_S = 0.1
+
+Wave = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Composed:
+    """An item.
+
+    Attributes:
+        wav_S: float32, peak at most `PEAK`; the sum of the next two.
+        events_S: all events with their room.
+        background_S: what is behind them.
+        meta: what the manifest says of it: events with onset and offset in seconds, gain and clip, background, room, scale.
+    """
+
+    wav_S: npt.NDArray[np.float32]
+    events_S: Wave
+    background_S: Wave
+    task: str
+    question: str
+    answer: str
+    meta: dict[str, Any]
+
+
+class Composer:
+    """Composes the items of a mix. It may be pickled; decoded clips stay behind.
+
+    Args:
+        config: of the mix.
+        catalogue: of its clips.
+
+    Raises:
+        PalError: a task cannot be made out of the clips.
+    """
+
+    def __init__(self, config: MixConfig, catalogue: Catalogue) -> None:
+        self.config, self.catalogue = config, catalogue
+        self.tasks = sorted(name for name, task in config.tasks.items() if task.weight > 0)
+        self.scenes = {name: config.scene_of(config.tasks[name]) for name in self.tasks}
+        self.store = ClipStore(config.sampling_rate_hz)
+        for name in self.tasks:
+            try:
+                self._check(name)
+            except PalError as error:
+                raise PalError(f"data.tasks.{name}: {error}") from None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"store": ClipStore(self.config.sampling_rate_hz)}
+
+    def _check(self, name: str) -> None:
+        task, scene, catalogue = self.config.tasks[name], self.scenes[name], self.catalogue
+        kind = TASK_KINDS[task.kind]
+        if task.kind == "background" or (task.kind == "transcribe" and task.categories == ["digit"]):
+            catalogue.check_labels(task.categories, 1)
+            catalogue.check_speakers(task.categories[0])
+        elif task.kind == "transcribe":
+            if any(not any(clip.category == task.categories[0] for clip in catalogue.clips[split]) for split in SPLITS):
+                raise PalError(f"category {task.categories[0]!r} needs clips both to train and to test")
+        elif task.kind == "pitch":
+            catalogue.check_labels(task.categories, 1)
+            catalogue.check_notes(task.categories, scene.interval)
+        else:
+            catalogue.check_labels(task.categories, kind.num_events(scene)[1] + (task.kind == "presence"))
+        if task.kind == "caption":
+            catalogue.check_captions(task.categories)
+        if scene.background is not None:
+            for category in scene.background.categories:
+                catalogue.check_labels([category], 1)
+
+    def plans(self, split: Split, index: int) -> Iterator[tuple[str, Plan]]:
+        """Yield an item's task and what it may hold and ask; the first plan is the item's, unless that is too long for it."""
+        key = [self.config.seed, SPLITS.index(split)]
+        number, within = deal([_BLOCKS, *key], index, [self.config.tasks[name].weight for name in self.tasks])
+        name = self.tasks[number]
+        task = self.config.tasks[name]
+        kind = TASK_KINDS[task.kind]
+        rng = np.random.default_rng([_WHAT, *key, index])
+        draws = Draws(rng, self.catalogue, split, task.categories, self.scenes[name])
+        while True:
+            yield name, kind.make(draws, *divmod(within, kind.num_answers(draws)))
+
+    def item(self, split: Split, index: int) -> Composed:
+        """Compose one item, index from 0."""
+        key = [self.config.seed, SPLITS.index(split), index]
+        rngs = {purpose: np.random.default_rng([purpose, *key]) for purpose in (_WHERE, _LEVELS, _BEHIND, _ROOM)}
+        for name, plan in itertools.islice(self.plans(split, index), _TRIES):
+            task, scene = self.config.tasks[name], self.scenes[name]
+            waves = self._waves(plan, scene, rngs[_WHERE], TASK_KINDS[task.kind].num_events(scene)[1])
+            layout = lay_out([len(wave_S) for wave_S in waves], scene, self.config.sampling_rate_hz, rngs[_WHERE], plan)
+            if layout is not None:
+                break
+        else:
+            what = f"data.tasks.{name}: {split} item {index}"
+            raise PalError(f"{what}: its sounds do not fit into {scene.seconds[1]:g} s; raise seconds, or ask for fewer")
+        answer = plan.answer if plan.answer is not None else self._caption(plan, layout, task.categories)
+        wav_S, events_S, background_S, meta = self._sound(plan, layout, waves, scene, split, rngs)
+        return Composed(wav_S, events_S, background_S, name, plan.question, answer, meta)
+
+    def _waves(self, plan: Plan, scene: SceneConfig, rng: np.random.Generator, most: int) -> list[npt.NDArray[np.float32]]:
+        """The sounds of the events, cut to length, each at the RMS of 0 dB."""
+        rate_hz, longest_s = self.config.sampling_rate_hz, longest_event_s(scene, most)
+        waves = []
+        for event in plan.events:
+            length = int(rng.uniform(scene.event_s[0], longest_s) * rate_hz)
+            if event.params is not None:
+                wav_S = render(event.clip.kind, replace(event.params, duration_s=length / rate_hz), rate_hz)
+            else:
+                sound = self.store.sound(event.clip)
+                whole = plan.whole or event.clip.category == "digit"
+                wav_S = faded(sound.wav_S, sound.frame // 2) if whole else stretch(sound, length, rng, event.pitch is not None)
+            waves.append(wav_S * np.float32(EVENT_RMS / np.sqrt(acoustics.power(wav_S))))
+        return waves
+
+    def _sound(
+        self,
+        plan: Plan,
+        layout: Layout,
+        waves: list[npt.NDArray[np.float32]],
+        scene: SceneConfig,
+        split: Split,
+        rngs: dict[int, np.random.Generator],
+    ) -> tuple[npt.NDArray[np.float32], Wave, Wave, dict[str, Any]]:
+        rate_hz = self.config.sampling_rate_hz
+        events_S, sounds_S = np.zeros(layout.num_samples), np.zeros(layout.num_samples, bool)
+        gains_db = rngs[_LEVELS].uniform(*scene.gain_db, len(waves)).tolist()
+        if plan.joined:
+            gains_db = [gains_db[0]] * len(waves)  # one voice, one distance
+        events = []
+        for event, onset, wav_S, gain_db in zip(plan.events, layout.onsets, waves, gains_db, strict=True):
+            events_S[onset : onset + len(wav_S)] += wav_S * acoustics.gain(gain_db)
+            sounds_S[onset : onset + len(wav_S)] = True
+            events.append(_described(event, onset / rate_hz, (onset + len(wav_S)) / rate_hz, gain_db))
+        meta: dict[str, Any] = {"events": events, "seconds": round(layout.num_samples / rate_hz, 6)}
+        rng = rngs[_ROOM]
+        if scene.reverb is not None and rng.uniform() < scene.reverb.chance:
+            rt60_s, drr_db = rng.uniform(*scene.reverb.rt60_s), rng.uniform(*scene.reverb.drr_db)
+            events_S = acoustics.reverberate(events_S, acoustics.impulse_response(rng, rt60_s, drr_db, rate_hz))
+            meta |= {"rt60_s": round(rt60_s, 4), "drr_db": round(drr_db, 3)}
+        background_S = np.zeros(layout.num_samples)
+        rng = rngs[_BEHIND]
+        if scene.background is not None and rng.uniform() < scene.background.chance:
+            snr_db = rng.uniform(*scene.background.snr_db)
+            background_S, said = self._behind(rng, scene.background.sound, plan, split, layout.num_samples)
+            background_S = background_S * acoustics.background_scale(events_S, sounds_S, background_S, snr_db)
+            meta |= said | {"snr_db": round(snr_db, 3)}
+        scale = min(1.0, PEAK / float(np.max(np.abs(events_S + background_S))))
+        events_S, background_S = scale * events_S, scale * background_S
+        meta["scale_db"] = round(20 * float(np.log10(scale)), 3)
+        return (events_S + background_S).astype(np.float32), events_S, background_S, meta
+
+    def _behind(
+        self, rng: np.random.Generator, sounds: list[str], plan: Plan, split: Split, num_samples: int
+    ) -> tuple[Wave, dict[str, Any]]:
+        """What is behind the events, at any level, and what the manifest says of it."""
+        rate_hz = self.config.sampling_rate_hz
+        sound = sounds[int(rng.integers(len(sounds)))]
+        if sound in NOISES:
+            return acoustics.noise(rng, num_samples, rate_hz, sound), {"background": sound}
+        labels = self.catalogue.labels([sound])
+        label = plan.background or labels[int(rng.integers(len(labels)))]
+        drawn = self.catalogue.draw(rng, split, label)
+        if drawn.params is not None:
+            wav_S = render(drawn.clip.kind, replace(drawn.params, duration_s=num_samples / rate_hz), rate_hz)
+        else:
+            wav_S = self.store.sound(drawn.clip).wav_S
+        ring_S = looped(wav_S, num_samples, int(rng.integers(len(wav_S))), round(_LOOP_FADE_S * rate_hz))
+        return ring_S.astype(np.float64), {"background": label, "background_clip": drawn.clip.id}
+
+    def _caption(self, plan: Plan, layout: Layout, categories: list[str]) -> str:
+        labels = iter([event.clip.label for event in plan.events])
+        return caption([[next(labels) for _ in range(size)] for size in layout.groups], self.catalogue.clauses_of(categories))
+
+
+def _described(event: Drawn, onset_s: float, offset_s: float, gain_db: float) -> dict[str, Any]:
+    clip = event.clip
+    said: dict[str, Any] = {"label": clip.label, "category": clip.category}
+    said |= {"onset_s": round(onset_s, 6), "offset_s": round(offset_s, 6), "gain_db": round(gain_db, 3), "clip": clip.id}
+    if event.pitch is not None:
+        said["pitch"] = round(event.pitch, 3)
+    if clip.speaker:
+        said["speaker"] = clip.speaker
+    if clip.held_out:
+        said["held_out"] = True
+    return said
