@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import soundfile
+from accelerate.state import AcceleratorState
 
 from pal_audio import cli
 from pal_audio.training.recipe import load_recipe
@@ -27,6 +28,7 @@ def test_it_is_short() -> None:
 def test_the_commands_lead_from_a_folder_of_sounds_to_an_answer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    AcceleratorState._reset_state(reset_partial_state=True)  # another test may have begun with another precision
     monkeypatch.chdir(tmp_path)
     sounds = tmp_path / "sounds"
     sounds.mkdir()
