@@ -201,7 +201,8 @@ def test_only_verbs_that_work_are_named() -> None:
     data = {"data", "data mix", "data import", "data check", "data shard"}
     recipe = {"recipes", "recipes list", "recipes show", "recipes copy"}
     evaluation = {"eval", "eval run", "eval score", "eval compare"}
-    assert verbs == {"ask", "train", "encode", "info", "export"} | data | recipe | evaluation
+    bench = {"bench", "bench train", "bench infer", "bench plan"}
+    assert verbs == {"ask", "train", "encode", "info", "export"} | data | recipe | evaluation | bench
 
 
 def test_version_and_bare_pal(capsys: pytest.CaptureFixture[str]) -> None:

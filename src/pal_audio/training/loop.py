@@ -37,6 +37,7 @@ class Record:
     learning_rates: dict[str, float]
     seconds: float
     held_out_loss: float | None = None
+    peak_bytes: int | None = None  # of the accelerator's memory in this step, where there is one
 
 
 @dataclass
@@ -103,9 +104,10 @@ class StageRun:
         training.module.train()
         ready = self._ready(objective, batches, range(first, num_steps), everyone)
         following = next(ready, None)
-        done = first
+        is_whole = True
         for step in range(first, num_steps):
-            assert following is not None
+            if following is None:
+                break
             parts, num_units = following
             started = time.perf_counter()
             factor = schedule(stage, step, num_steps)
@@ -128,6 +130,7 @@ class StageRun:
             loss = everyone.total(float(sum(losses)))
             rates = {part: rate * factor for part, rate in stage.train.items()}
             record = Record(step + 1, loss, float(norm), rates, time.perf_counter() - started)  # type: ignore[arg-type]
+            record.peak_bytes = _peak_bytes(accelerator.device)
             if not math.isfinite(record.loss):
                 raise RuntimeError(f"stage {stage.name!r}: the loss is {record.loss} at step {step + 1}; lower the learning rate")
             if self.watch is not None and self.watch.due(step + 1, num_steps):
@@ -143,10 +146,10 @@ class StageRun:
                     if everyone.is_main:
                         state = {"step": step + 1, "identity": self.identity, "best": self.best}
                         save_checkpoint(self.folder, module, optimizer, state)
-            done = step + 1
             if last:
+                is_whole = step + 1 == num_steps
                 break
-        if stage.keep == "best" and done == num_steps:
+        if stage.keep == "best" and is_whole:
             if self.best is None:
                 raise RuntimeError(f"stage {stage.name!r}: no held-out loss was a number, so there is no best checkpoint")
             with everyone.checked():
@@ -189,6 +192,15 @@ class StageRun:
             return False
         self.best = {"step": record.step, "held_out_loss": loss}
         return True
+
+
+def _peak_bytes(device: torch.device) -> int | None:
+    """The most memory held on a CUDA device since the last call."""
+    if device.type != "cuda":
+        return None
+    peak = torch.cuda.max_memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    return peak
 
 
 def schedule(stage: Stage, step: int, num_steps: int) -> float:
