@@ -13,6 +13,7 @@ from pal_audio import cli
 from pal_audio.errors import PalError
 from pal_audio.training import provenance
 from pal_audio.training.memory import Device
+from pal_audio.training.preflight import plan_run
 from pal_audio.training.provenance import commit, describe_run
 from pal_audio.training.recipe import load_recipe
 from pal_audio.training.run import train
@@ -60,6 +61,17 @@ def test_composed_scenes_are_known_by_their_mix(recipe: Path, tmp_path: Path) ->
     run = train(recipe, ["stages.0.steps=1", "stages.1.steps=1"], out=tmp_path / "run")
     names = ("mix.json", "train.jsonl", "test.jsonl")
     assert described(run)["data"] == {f"data/{name}": sha256(run / "data" / name) for name in names}
+
+
+def test_a_mix_is_known_by_its_manifests_too(recipe: Path, tmp_path: Path) -> None:
+    mix = {"type": "mix", "sources": [{"type": "procedural"}], "tasks": {"classify": 1}, "num_train": 4, "num_test": 2}
+    settings = [f"data={json.dumps(mix)}", "stages.0.steps=1", "stages.1.steps=1"]
+    run = train(recipe, settings, out=tmp_path / "run")
+    names = ("mix.json", "train.jsonl", "test.jsonl")
+    assert described(run)["data"] == {f"data/{name}": sha256(run / "data" / name) for name in names}
+    many = ["data.num_train=1000", "stages.0.steps=null", "stages.0.epochs=2"]
+    plan = plan_run(recipe, [*settings, *many], out=tmp_path / "run")
+    assert (plan.num_train, plan.stages[0].num_steps) == (1000, 500)
 
 
 def test_commits_are_clean_dirty_or_not_there(tmp_path: Path) -> None:
