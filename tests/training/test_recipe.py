@@ -43,6 +43,8 @@ def test_overrides_are_yaml_values_at_a_path() -> None:
         ("seed.a=7", "has no parts"),
         ("stages.0.train={ears: 1.0}", "'ears'.*there are connector"),
         ("stages.0.train={}", "at least one part"),
+        ("stages.0.train.llm=.nan", "train.llm: Input should be a finite number"),
+        ("stages.0.max_grad_norm=.inf", "finite number"),
         ("stages.0.epochs=2", "either `steps` or `epochs`"),
         ("data.taks={}", "did you mean 'tasks'"),
         ("name=../up", "name"),

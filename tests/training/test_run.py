@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file
 
 from pal_audio.errors import PalError
@@ -44,6 +45,20 @@ def test_a_run_ends_with_a_model_scores_and_answers(recipe: Path, tmp_path: Path
     changed = {name for name, tensor in weights(run).items() if not torch.equal(tensor, after_first[name])}
     assert changed
     assert all(name.startswith("encoders.") for name in changed)
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient norm"])
+def test_a_run_that_diverges_is_the_users_to_mend_and_its_weights_are_not_kept(
+    what: str, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, step = ["stages.0.steps=2", "stages.0.train={llm: 1e30}"], 2
+    if what == "gradient norm":  # in the only step: its loss is a number, and its weights are what would be saved
+        settings, step = ["stages.0.steps=1"], 1
+        monkeypatch.setattr(Accelerator, "clip_grad_norm_", lambda *_: torch.tensor(torch.inf))
+    with pytest.raises(PalError, match=rf"stage 'first': the {what} is (nan|inf) at step {step}; lower the learning rate"):
+        train(recipe, out=tmp_path / "run", overrides=settings)
+    assert not (tmp_path / "run" / "final").exists()
+    assert not list((tmp_path / "run").glob("checkpoints-0/*/model.safetensors"))
 
 
 def test_a_killed_run_resumes_to_the_same_weights(recipe: Path, tmp_path: Path) -> None:

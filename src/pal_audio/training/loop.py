@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from pal_audio.errors import PalError
 from pal_audio.training.batches import Batches
 from pal_audio.training.checkpoint import best_checkpoint, load_checkpoint, mark_best, newest_checkpoint, save_checkpoint
 from pal_audio.training.objectives.base import Objective
@@ -131,8 +132,9 @@ class StageRun:
             rates = {part: rate * factor for part, rate in stage.train.items()}
             record = Record(step + 1, loss, float(norm), rates, time.perf_counter() - started)  # type: ignore[arg-type]
             record.peak_bytes = _peak_bytes(accelerator.device)
-            if not math.isfinite(record.loss):
-                raise RuntimeError(f"stage {stage.name!r}: the loss is {record.loss} at step {step + 1}; lower the learning rate")
+            for what, value in (("loss", record.loss), ("gradient norm", record.gradient_norm)):
+                if not math.isfinite(value):  # the weights of this step are of no use: they are not saved
+                    raise PalError(f"stage {stage.name!r}: the {what} is {value} at step {step + 1}; lower the learning rate")
             if self.watch is not None and self.watch.due(step + 1, num_steps):
                 record.held_out_loss = self.watch.evaluate(step + 1, training, accelerator.device)
             improved = self._improved(record)
@@ -151,7 +153,7 @@ class StageRun:
                 break
         if stage.keep == "best" and is_whole:
             if self.best is None:
-                raise RuntimeError(f"stage {stage.name!r}: no held-out loss was a number, so there is no best checkpoint")
+                raise PalError(f"stage {stage.name!r}: no held-out loss was a number, so there is no best checkpoint")
             with everyone.checked():
                 load_checkpoint(best_checkpoint(self.folder, self.best["step"]), module, optimizer)
         module.eval()
