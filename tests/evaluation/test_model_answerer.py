@@ -112,6 +112,21 @@ def test_a_joined_clip_is_its_parts_with_a_pause(tmp_path: Path) -> None:
     assert torch.equal(joined.features[EAR], answerer.processor.front_ends[EAR](whole))
 
 
+def test_a_clip_beyond_the_context_is_an_audio_error(tmp_path: Path) -> None:
+    """One overlong clip is one item's fault: it must not end the evaluation of all others."""
+    model, processor = tiny_model("llama", "lal")
+    answerer, clip = ModelAnswerer(model, processor, "tiny"), examples(tmp_path)[1].audio
+    span = model.config.audio.span(answerer.hear(clip).num_samples)
+    for limit in (span + 1, span):  # the marker takes one more
+        model.language_model.config.max_position_embeddings = limit
+        if limit > span:
+            answerer.hear(clip)
+            continue
+        for heard in (clip, [*clip, *clip]):
+            with pytest.raises(AudioError, match=rf"1\.wav: .* positions but the language model was trained on {span}"):
+                answerer.hear(heard)
+
+
 def test_a_clip_that_is_no_sound_is_an_audio_error(tmp_path: Path) -> None:
     answerer = ModelAnswerer(*tiny_model("llama", "lal"), "tiny")
     (tmp_path / "bad.wav").write_bytes(b"nothing")

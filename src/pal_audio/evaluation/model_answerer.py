@@ -28,6 +28,7 @@ from pal_audio.data.frame_cache import FrameCache
 from pal_audio.data.manifest import AudioPart, Message
 from pal_audio.errors import PalError
 from pal_audio.integration.fingerprint import fingerprint
+from pal_audio.integration.key_values import max_span
 from pal_audio.integration.memory import AudioMemory
 from pal_audio.model import ClipFeatures, PalForConditionalGeneration, PalProcessor
 
@@ -69,6 +70,16 @@ class ModelAnswerer:
     # ---- sound ----------------------------------------------------------------------------------------------------
 
     def hear(self, clip: Sequence[AudioPart]) -> ClipFeatures:
+        heard = self._read(clip)
+        span = self.model.config.audio.span(heard.num_samples)
+        limit = max_span(self.model.language_model.config.get_text_config())
+        if limit is not None and span >= limit:  # the marker takes one more
+            raise AudioError(
+                f"{clip[0].path}: takes {span} positions but the language model was trained on {limit}; shorten the clip"
+            )
+        return heard
+
+    def _read(self, clip: Sequence[AudioPart]) -> ClipFeatures:
         if len(clip) > 1:
             return self._of_waves({rate: _joined(clip, rate) for rate in self.processor.sampling_rates_hz})
         part = clip[0]

@@ -93,6 +93,13 @@ class AudioConfig(StrictConfig):
         frames = encoder.output_lengths(encoder_samples[stream.encoder])
         return stream.connector.output_lengths(frames, encoder.frame_rate_hz)
 
+    def span(self, encoder_samples: dict[str, int]) -> int:
+        """Positions that a clip takes behind its marker."""
+        slots = self.num_slots(encoder_samples)
+        if self.positions == "zero":
+            return slots
+        return max(slots, *(self.stream_length(stream, encoder_samples) for stream in self.streams))
+
 
 _adapter_type: TypeAdapter[AdapterConfig] = TypeAdapter(AdapterConfig)
 

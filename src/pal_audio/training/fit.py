@@ -105,22 +105,13 @@ def _content(example: Example) -> int:
 def _positions_of(model: PalForConditionalGeneration, audio_s: float, num_clips: int) -> int:
     """Positions of clips that last `audio_s` together, at most."""
     samples = {name: round(audio_s * config.sampling_rate_hz) for name, config in model.config.audio.encoders.items()}
-    return num_clips * _span(model, samples)
-
-
-def _span(model: PalForConditionalGeneration, samples: dict[str, int]) -> int:
-    """Positions that a clip takes behind its marker."""
-    audio = model.config.audio
-    slots = audio.num_slots(samples)
-    if audio.positions == "zero":
-        return slots
-    return max(slots, *(audio.stream_length(stream, samples) for stream in audio.streams))
+    return num_clips * model.config.audio.span(samples)
 
 
 def _count(
     model: PalForConditionalGeneration, processor: PalProcessor, collator: Collator, example: Example, limit: int, stage: str
 ) -> None:
-    spans = sum(_span(model, collator.clip(part).num_samples) for part in example.audio)
+    spans = sum(model.config.audio.span(collator.clip(part).num_samples) for part in example.audio)
     num_text = text_tokens(processor, example)
     if num_text + spans > limit:
         zero = "" if model.config.audio.positions == "zero" else ", or write `positions: zero`"
