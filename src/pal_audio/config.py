@@ -11,9 +11,9 @@ ConfigT = TypeVar("ConfigT")
 
 
 class StrictConfig(BaseModel):
-    """A configuration in which an unknown key is an error that names the nearest known one."""
+    """A configuration in which an unknown key is an error that names the nearest known one, and numbers are finite."""
 
-    model_config = ConfigDict(extra="forbid", validate_default=True)
+    model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod
@@ -31,7 +31,10 @@ def faults(error: ValidationError) -> list[str]:
     found = []
     for fault in error.errors(include_url=False):
         place = ".".join(str(part) for part in fault["loc"])
-        text = " ".join(fault["msg"].removeprefix("Value error, ").split())
+        message = fault["msg"]
+        if fault["type"] == "union_tag_not_found":
+            message = f"say its {fault['ctx']['discriminator'].strip(chr(39))} beside these settings"
+        text = " ".join(message.removeprefix("Value error, ").split())
         found.append(f"{place}: {text}" if place else text)
     return found
 

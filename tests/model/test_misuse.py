@@ -221,9 +221,19 @@ def test_fields_of_an_inline_llm_are_known() -> None:
     for wrong, words in (
         ({"hidden_sise": 32}, "did you mean 'hidden_size'"),
         ({"hidden_size": 32, "num_attention_heads": 5}, "model.llm"),
+        ({"hidden_size": 32, "num_hidden_layers": 0}, "num_hidden_layers must be 1 at least, got 0"),
+        ({"hidden_size": 32, "num_attention_heads": 0}, "model.llm: llama cannot be built"),
+        ({"hidden_size": 32, "num_attention_heads": 2, "num_key_value_heads": 4}, "2 is no multiple of num_key_value_heads 4$"),
+        ({"model_type": "qwen2", "hidden_size": 32, "num_attention_heads": 2}, "num_key_value_heads 32, qwen2's own number"),
     ):
         with pytest.raises(PalError, match=words):
             build_model(ModelSpec(llm={**fields, **wrong}, preset="lal", encoder=TINY_ENCODER))
+
+
+def test_a_part_without_its_type_is_said_plainly() -> None:
+    llm = {"model_type": "llama", "tokenizer": {"vocab_size": 300}, "hidden_size": 32, "num_attention_heads": 2}
+    with pytest.raises(PalError, match=r"streams\.0\.connector: .*say its type beside these settings$"):
+        build_model(ModelSpec(llm=llm, preset="lal", encoder=TINY_ENCODER, connector={"stride": 4}))
 
 
 def test_the_embedding_can_grow() -> None:

@@ -198,11 +198,24 @@ def _text_config(fields: dict[str, Any], ids: dict[str, Any]) -> PretrainedConfi
             raise PalError(f"model.llm: {model_type} has no field {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
     try:
         config = CONFIG_MAPPING[model_type](**{**ids, **fields})
+        _check_sizes(config, fields)
         with torch.device("meta"):
             AutoModelForCausalLM.from_config(config)
-    except (ValueError, TypeError, RuntimeError, KeyError, StrictDataclassError) as error:
+    except (ValueError, TypeError, RuntimeError, KeyError, ArithmeticError, StrictDataclassError) as error:
         raise PalError(f"model.llm: {model_type} cannot be built from these fields: {' '.join(str(error).split())}") from error
     return config
+
+
+def _check_sizes(config: PretrainedConfig, fields: dict[str, Any]) -> None:
+    """What transformers builds without a word, and what then fails far away."""
+    for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"):
+        size = getattr(config, name, None)
+        if size is not None and size < 1:
+            raise PalError(f"model.llm: {name} must be 1 at least, got {size}")
+    heads, shared = getattr(config, "num_attention_heads", None), getattr(config, "num_key_value_heads", None)
+    if heads is not None and shared is not None and heads % shared:
+        said = "" if "num_key_value_heads" in fields else f", {config.model_type}'s own number where the recipe gives none"
+        raise PalError(f"model.llm: num_attention_heads {heads} is no multiple of num_key_value_heads {shared}{said}")
 
 
 def load(path: str | Path, device: str | torch.device = "cpu") -> tuple[PalForConditionalGeneration, PalProcessor]:
