@@ -203,6 +203,18 @@ def test_an_example_beyond_the_context_is_named(recipe: Path, tmp_path: Path, po
     assert not (tmp_path / "run" / "checkpoints-0").exists()
 
 
+def test_what_is_asked_at_the_end_is_looked_at_before_training(recipe: Path, tmp_path: Path) -> None:
+    good, long, bad = (write_clips(tmp_path / name, name, 3) for name in ("a", "b", "c"))
+    long.write_text(long.read_text().replace("a dog", "a dog " * 150))
+    next(bad.parent.glob("*.wav")).write_bytes(b"nothing")
+    for test, words in ((long, r"held-out example 'b-\d' takes \d+ positions"), (bad, "decodes as audio")):
+        places = {"type": "manifests", "train": [str(good)], "test": [str(test)]}
+        settings = [f"data={json.dumps(places)}", "model.llm.max_position_embeddings=200"]
+        with pytest.raises(PalError, match=words):
+            train(recipe, settings, out=tmp_path / "run", overwrite=True)
+        assert not list((tmp_path / "run").glob("checkpoints-0/*"))
+
+
 def test_long_sound_counts_where_it_takes_positions(recipe: Path, tmp_path: Path) -> None:
     """30 s give 188 audio tokens; the texts alone are far below the limit."""
     manifest = write_clips(tmp_path, "a", 3)

@@ -68,34 +68,37 @@ def check_disk(folder: Path, plan: Plan) -> None:
         )
 
 
-def check_context(model: Model, processor: Processor, stages: Sequence[PlannedStage], collator: Collator) -> None:
-    """That no example is longer than what the LLM was trained on.
+def check_context(
+    model: Model, processor: Processor, stages: Sequence[PlannedStage], collator: Collator, held_out: Sequence[Example]
+) -> None:
+    """That no example is longer than what the LLM was trained on, those that are asked at the end too.
 
-    A text has no more tokens than bytes, so that only long examples are counted exactly.
+    A text has no more tokens than bytes, so that only long examples are counted exactly. The size of each held-out example is
+    taken on the way, so that sound of no kind, or frames that a cache lacks, end the run now and not when it has been trained.
 
     Raises:
-        PalError: the first that is longer, with its numbers.
+        PalError: the first that is longer, with its numbers, or whose sound or frames are not to be had.
     """
-    if not isinstance(model, PalForConditionalGeneration):
+    answering = [planned for planned in stages if planned.stage.objective == "answer"]
+    if not isinstance(model, PalForConditionalGeneration) or not answering:
         return
     assert isinstance(processor, PalProcessor)
+    measured = [(f"stage {planned.stage.name!r}: example", planned.batches) for planned in answering]
+    known = [(what, batches.examples, batches.order.sizes) for what, batches in measured if isinstance(batches, ExampleBatches)]
+    known.append(("held-out example", held_out, [answering[0].objective.size(example) for example in held_out]))
     limit = max_span(model.language_model.config.get_text_config())
     if limit is None:
         return
-    for planned in stages:
-        if not isinstance(planned.batches, ExampleBatches) or planned.stage.objective != "answer":
-            continue
-        batches = planned.batches
-        examples = batches.examples
+    for what, examples, sizes in known:
         first = examples[0]
         template = (len(rendered(processor, first).encode()) - _content(first)) / len(first.messages)
-        for example, size in zip(examples, batches.order.sizes, strict=True):
+        for example, size in zip(examples, sizes, strict=True):
             seconds = size.audio_s * 1.05 + 1  # headers may be a little wrong
             at_most = (
                 _content(example) + (template + 16) * len(example.messages) + _positions_of(model, seconds, len(example.audio))
             )
             if at_most > limit:
-                _count(model, processor, collator, example, limit, planned.stage.name)
+                _count(model, processor, collator, example, limit, what)
 
 
 def _content(example: Example) -> int:
@@ -109,13 +112,13 @@ def _positions_of(model: PalForConditionalGeneration, audio_s: float, num_clips:
 
 
 def _count(
-    model: PalForConditionalGeneration, processor: PalProcessor, collator: Collator, example: Example, limit: int, stage: str
+    model: PalForConditionalGeneration, processor: PalProcessor, collator: Collator, example: Example, limit: int, what: str
 ) -> None:
     spans = sum(model.config.audio.span(collator.clip(part).num_samples) for part in example.audio)
     num_text = text_tokens(processor, example)
     if num_text + spans > limit:
         zero = "" if model.config.audio.positions == "zero" else ", or write `positions: zero`"
         raise PalError(
-            f"stage {stage!r}: example {example.id!r} takes {num_text + spans} positions ({num_text} of text, {spans} of sound) "
+            f"{what} {example.id!r} takes {num_text + spans} positions ({num_text} of text, {spans} of sound) "
             f"but the language model was trained on {limit}; shorten it, give the connector fewer tokens{zero}"
         )

@@ -47,7 +47,7 @@ def plan_run(recipe_path: str | Path, overrides: list[str] | None = None, out: P
         collator = collator_of(processor)
         stages = plan_stages(recipe, model, collator, data)
         plan = make_plan(folder, recipe, model, processor, data, stages, device)
-        check_context(model, processor, stages, collator)
+        check_context(model, processor, stages, collator, data.test)
     check_disk(folder, plan)
     return plan
 

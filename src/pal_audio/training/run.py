@@ -109,7 +109,7 @@ def train(
                 check_data(folder, recipe, data, ready)
                 plan = make_plan(folder, recipe, model, processor, data, stages, device)
                 plan.show(console)
-                check_context(model, processor, stages, collator)
+                check_context(model, processor, stages, collator, data.test)
                 check_disk(folder, plan)
         stage_scores: list[dict[str, Any]] = []
         names = chosen(recipe.trackers) if everyone.is_main else []
