@@ -16,6 +16,7 @@ from pal_audio.encoders import EncoderConfig
 from pal_audio.errors import PalError
 from pal_audio.model.adapters import AdapterConfig, is_adapter_parameter
 from pal_audio.model.configuration import AudioConfig, PalConfig
+from pal_audio.model.four_bit import load_four_bit, unseen_weights
 from pal_audio.model.modeling import PalForConditionalGeneration
 from pal_audio.model.presets import preset
 from pal_audio.model.processing import PalProcessor
@@ -104,7 +105,8 @@ def build_model(
         text_config, tokenizer = _fresh_llm(dict(spec.llm), texts)
         llm = None
     else:
-        text_config, tokenizer, llm = _pretrained_llm(spec.llm, spec.revision)
+        in_four_bit = adapter is not None and adapter.type == "qlora"
+        text_config, tokenizer, llm = _pretrained_llm(spec.llm, spec.revision, in_four_bit)
     processor = PalProcessor(tokenizer, audio)
     provenance = {
         "llm": None if llm is None else {"name": spec.llm, "revision": spec.revision},
@@ -162,14 +164,18 @@ def _text_config(fields: dict[str, Any], ids: dict[str, Any]) -> PretrainedConfi
     return config
 
 
-def _pretrained_llm(name: str, revision: str | None) -> tuple[PretrainedConfig, PreTrainedTokenizerBase, Any]:
+def _pretrained_llm(
+    name: str, revision: str | None, in_four_bit: bool = False
+) -> tuple[PretrainedConfig, PreTrainedTokenizerBase, Any]:
     try:
         config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
-        # float32 whatever was published: the other parts are, and small steps are lost in bfloat16 weights.
-        llm = AutoModelForCausalLM.from_pretrained(
-            name, revision=revision, trust_remote_code=False, use_safetensors=True, dtype=torch.float32
-        )
+        if in_four_bit:
+            llm = load_four_bit(name, revision)
+        else:  # float32 whatever was published: the other parts are, and small steps are lost in bfloat16 weights
+            llm = AutoModelForCausalLM.from_pretrained(
+                name, revision=revision, trust_remote_code=False, use_safetensors=True, dtype=torch.float32
+            )
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise PalError(f"model.llm: {name!r} cannot be loaded: {reason}") from error
@@ -214,6 +220,8 @@ def describe(model: PalForConditionalGeneration) -> dict[str, Any]:
         named = list(model.language_model.named_parameters())
         tensors["llm"] = [tensor for name, tensor in named if not is_adapter_parameter(name)]
         tensors["llm adapter"] = [tensor for name, tensor in named if is_adapter_parameter(name)]
+    num_weights = {name: sum(tensor.numel() for tensor in items) for name, items in tensors.items()}
+    num_weights["llm"] += unseen_weights(model.language_model)
     text = model.config.text_config
     return {
         "llm": {
@@ -226,7 +234,7 @@ def describe(model: PalForConditionalGeneration) -> dict[str, Any]:
         "encoders": {name: config.model_dump(mode="json") for name, config in audio.encoders.items()},
         "streams": streams,
         "positions": audio.positions,
-        "parameters": {name: sum(tensor.numel() for tensor in items) for name, items in tensors.items()},
+        "parameters": num_weights,
         "bytes": sum(tensor.numel() * tensor.element_size() for items in tensors.values() for tensor in items),
         "dtype": str(model.dtype).removeprefix("torch."),
         "provenance": model.config.provenance,

@@ -15,7 +15,7 @@ from pal_audio.errors import PalError
 from pal_audio.model.adapters import AdapterConfig
 from pal_audio.model.building import ModelSpec
 from pal_audio.training.batches import BatchOrder, Budget
-from pal_audio.training.groups import GROUPS
+from pal_audio.training.groups import GROUPS, QLORA_FROZEN, frozen_by_qlora
 from pal_audio.training.overlay import read_recipe
 
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
@@ -237,6 +237,14 @@ class Recipe(StrictConfig):
             if self.frame_cache is not None:
                 raise PalError(f"{where} trains an encoder, but frame_cache holds frames of frozen ones; take one of them out")
         return self
+
+
+    def _fits_four_bit(self) -> None:
+        for stage in self.stages:
+            if (part := next((part for part in QLORA_FROZEN if part in stage.train), None)) is not None:
+                raise PalError(f"stage {stage.name!r}: {frozen_by_qlora(part)}")
+        if self.parallel == "fsdp":
+            raise PalError("`adapter: {type: qlora}` does not go with `parallel: fsdp`, which shards floats only; take ddp")
 
 
 def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
