@@ -16,7 +16,7 @@ from torch import nn
 
 from pal_audio.config import StrictConfig
 from pal_audio.errors import PalError
-from pal_audio.integration.key_values import find_layers
+from pal_audio.integration.key_values import compute_dtype, find_layers
 from pal_audio.model.four_bit import bitsandbytes_found, dequantise, import_bitsandbytes, quantise
 
 ALL_LINEAR = "all_linear"
@@ -92,12 +92,13 @@ def add_adapter(llm: nn.Module, config: AdapterConfig) -> None:
 def merge_adapter(llm: nn.Module) -> int:
     """Add the adapter to the weights that it stands on, take it out, and unfreeze the LLM. Returns the number of modules merged.
 
-    Weights in 4 bits, also those without an adapter, become the float32 numbers that they stand for.
+    Weights in 4 bits, also those without an adapter, become the numbers that they stand for: merged in float32, kept in the
+    dtype of the rest.
 
     Raises:
         RuntimeError: a merged weight is not finite.
     """
-    dequantise(llm)
+    dtype, once_four_bit = compute_dtype(llm), dequantise(llm)
     places = list(_adapted(llm))
     for parent, name, layer in places:
         try:
@@ -105,6 +106,8 @@ def merge_adapter(llm: nn.Module) -> int:
         except ValueError as error:
             raise RuntimeError(f"the adapter of {name} cannot be merged: {error}") from error
         setattr(parent, name, layer.get_base_layer())
+    for linear in once_four_bit:
+        linear.to(dtype)
     llm.requires_grad_(True)
     return len(places)
 

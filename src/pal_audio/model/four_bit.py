@@ -9,6 +9,7 @@ bits is our choice.
 
 import importlib.util
 import logging
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -65,6 +66,10 @@ def _no_kernels() -> Iterator[None]:
 class FourBitLinear(nn.Linear):
     """A linear module with 4-bit weights; it computes as `nn.Linear` does, in its inputs' dtype or that of autocast.
 
+    Raises:
+        PalError: the number of inputs is no multiple of 64: a block would lie in two rows, and bitsandbytes 0.50 reads those
+            wrongly on a CPU.
+
     Attributes:
         weight: (out * in / 2, 1) uint8, two weights a byte.
         absmax: (blocks,) uint8, the scale of each block.
@@ -75,11 +80,13 @@ class FourBitLinear(nn.Linear):
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True, device: Any = None, dtype: Any = None) -> None:
         import_bitsandbytes()
+        if in_features % _BLOCK:
+            raise PalError(f"adapter: type qlora needs linear modules of a multiple of {_BLOCK} inputs, one has {in_features}; use lora")
         nn.Module.__init__(self)  # nn.Linear's would make the weight in full
         self.in_features, self.out_features = in_features, out_features
-        num_blocks = -(-in_features * out_features // _BLOCK)
+        num_blocks = in_features * out_features // _BLOCK
         num_constants = 1 + _NUM_CODES - (-num_blocks // _NESTED_BLOCK)
-        self.weight = _frozen(torch.empty((in_features * out_features + 1) // 2, 1, dtype=torch.uint8, device=device))
+        self.weight = _frozen(torch.empty(in_features * out_features // 2, 1, dtype=torch.uint8, device=device))
         self.absmax = _frozen(torch.empty(num_blocks, dtype=torch.uint8, device=device))
         self.constants = _frozen(torch.empty(num_constants, dtype=torch.int32, device=device))
         self.bias = _frozen(torch.empty(out_features, dtype=dtype, device=device)) if bias else None  # type: ignore[assignment]
@@ -164,11 +171,14 @@ def quantise(llm: nn.Module) -> None:
         raise PalError(f"adapter: type qlora: the layers of {type(llm).__name__} have no linear modules")
 
 
-def dequantise(llm: nn.Module) -> None:
-    """Put float32 modules in place of 4-bit ones; see `FourBitLinear.dequantised`."""
+def dequantise(llm: nn.Module) -> list[nn.Linear]:
+    """Put float32 modules in place of 4-bit ones, and list them; see `FourBitLinear.dequantised`."""
+    made = []
     for parent, name, linear in _linears(llm):
         if isinstance(linear, FourBitLinear):
-            setattr(parent, name, linear.dequantised())
+            made.append(linear.dequantised())
+            setattr(parent, name, made[-1])
+    return made
 
 
 def load_four_bit(name: str, revision: str | None) -> Any:
@@ -183,8 +193,8 @@ def load_four_bit(name: str, revision: str | None) -> Any:
         raise ValueError("it is quantised already; qlora starts from the model in full precision")
     with torch.device("meta"):
         empty = AutoModelForCausalLM.from_config(config)
-    inside = {id(linear) for _, _, linear in _linears(empty)}
-    outside = [name for name, module in empty.named_modules() if isinstance(module, nn.Linear) and id(module) not in inside]
+    quantise(empty)  # refuses what cannot be before anything is read
+    outside = [name for name, module in empty.named_modules() if type(module) is nn.Linear]
     options = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -192,9 +202,11 @@ def load_four_bit(name: str, revision: str | None) -> Any:
         bnb_4bit_compute_dtype=torch.float32,
         llm_int8_skip_modules=outside,
     )
+    # A GPU takes seconds where two cores take minutes.
+    place = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
     llm = AutoModelForCausalLM.from_pretrained(
         name, revision=revision, trust_remote_code=False, use_safetensors=True, dtype=torch.float32,
-        quantization_config=options, device_map={"": "cpu"},
+        quantization_config=options, device_map={"": place},
     )  # fmt: skip
     quantise(llm)
     # From here on the weights are plain parameters: transformers must neither guard them nor write of them in the configuration.
@@ -205,7 +217,7 @@ def load_four_bit(name: str, revision: str | None) -> Any:
         for attribute in attributes:
             if attribute in vars(owner):
                 delattr(owner, attribute)
-    return llm
+    return llm.to("cpu")
 
 
 def unseen_weights(module: nn.Module) -> int:

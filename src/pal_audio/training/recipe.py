@@ -195,6 +195,8 @@ class Recipe(StrictConfig):
             raise PalError("stages: 'llm.adapter' trains an adapter, but the recipe has none; write `adapter: {type: lora}`")
         if self.adapter is not None and not trains:
             warnings.warn("adapter: no stage trains 'llm.adapter', so it has no effect", stacklevel=2)
+        if self.adapter is not None and self.adapter.type == "qlora":
+            self._fits_four_bit()
         if isinstance(self.data, DataConfig | MixConfig):
             known = ["scenes", *self.data.tasks]
         else:
