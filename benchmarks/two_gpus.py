@@ -8,6 +8,7 @@ tones and noise, with answers of random words, so that the loss stays far from z
 """
 
 import argparse
+import gc
 import json
 import subprocess
 import sys
@@ -112,6 +113,7 @@ def work(options: argparse.Namespace, folder: Path) -> None:
 
 
 def train(arm: str, parallel: str, options: argparse.Namespace, examples: list[Example], folder: Path) -> list[Record]:
+    gc.collect()  # the model before, whose wrappers hold each other
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()

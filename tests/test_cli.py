@@ -200,7 +200,9 @@ def test_only_verbs_that_work_are_named() -> None:
     verbs = {" ".join(path) for path in commands(get_command(cli.app))} - {""}
     data = {"data", "data mix", "data import", "data check", "data shard"}
     recipe = {"recipes", "recipes list", "recipes show", "recipes copy"}
-    assert verbs == {"ask", "train", "encode", "info", "export"} | data | recipe
+    evaluation = {"eval", "eval run", "eval score", "eval compare"}
+    bench = {"bench", "bench train", "bench infer", "bench plan"}
+    assert verbs == {"ask", "train", "encode", "info", "export"} | data | recipe | evaluation | bench
 
 
 def test_version_and_bare_pal(capsys: pytest.CaptureFixture[str]) -> None:
@@ -234,6 +236,7 @@ def test_shell_completion(typed: str, offered: str) -> None:
         (["ask", "a.wav", "What?", "--max-new-tokens", "many"], "'--max-new-tokens'"),
         (["ask", "a.wav", "What?", "--json", "--stream"], "--json and --stream exclude each other"),
         (["data"], "Missing command; see `pal data --help`"),
+        (["eval"], "Missing command; see `pal eval --help`"),
         (["recipes", "show", "quikstart"], "did you mean 'quickstart'?"),
         (["recipes", "show", "../secret"], "no shipped recipe is named '../secret'"),
         (["train", "nowhere.yaml"], "no such recipe file: nowhere.yaml"),

@@ -13,7 +13,7 @@ import typer
 from typer.main import get_command
 
 import pal_audio
-from pal_audio.commands import ask, data, encode, export, info, recipes, train
+from pal_audio.commands import ask, bench, data, encode, evaluate, export, info, recipes, train
 from pal_audio.errors import PalError, Stopped
 
 USER_ERROR = 2
@@ -32,7 +32,9 @@ app.command("ask", epilog=ask.EXAMPLE)(ask.ask)
 app.command("train", epilog=train.EXAMPLE)(train.train)
 app.command("encode", epilog=encode.EXAMPLE)(encode.encode)
 app.add_typer(data.app, name="data")
+app.add_typer(evaluate.app, name="eval")
 app.add_typer(recipes.app, name="recipes")
+app.add_typer(bench.app, name="bench")
 app.command("info", epilog=info.EXAMPLE)(info.info)
 app.command("export", epilog=export.EXAMPLE)(export.export)
 

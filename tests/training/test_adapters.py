@@ -132,7 +132,7 @@ def test_pal_export(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
         ("adapter.rank=4", "unknown key 'rank'"),
         ("adapter.type=lorra", "adapter.type"),
         ("stages.1.sources=[scene]", "no source is called 'scene'; there are scenes"),
-        ("data.type=manifest", "data: type must be scenes or manifests"),
+        ("data.type=manifest", "data: type must be scenes, mix, manifests or shards"),
         ("data.type=manifests", "unknown key 'num_train'"),
     ],
 )

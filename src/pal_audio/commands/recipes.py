@@ -46,7 +46,7 @@ def find(recipe: str) -> Path:
     path = Path(recipe)
     if path.is_file():
         return path
-    if path.suffix or path.name != recipe:
+    if (path.suffix and recipe not in shipped_names()) or path.name != recipe:  # names such as llama-3.2 hold a dot
         hint = f"; a recipe of that name is shipped: use `{path.stem}` alone" if path.stem in shipped_names() else ""
         raise PalError(f"no such recipe file: {recipe}{hint}")
     return shipped(recipe)

@@ -1,0 +1,1 @@
+"""Tasks, answers, scores and reports: how good a model is, and whether it listens. See docs/evaluation.md."""

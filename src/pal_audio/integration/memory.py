@@ -130,6 +130,23 @@ class AudioMemory:
         values = [{layer: tensor.to(device) for layer, tensor in stream.items()} for stream in self.values]
         return replace(self, clips=clips, keys=keys, values=values)
 
+    def select(self, clips_N: Tensor) -> "AudioMemory":
+        """The given clips, in this order and as often as they are named: several prompts share a clip that was encoded once."""
+
+        def chosen(tensor: Tensor, axis: int = 0) -> Tensor:
+            return tensor.index_select(axis, clips_N.to(tensor.device))  # numbers lie on the CPU, tokens where the model is
+
+        def sides(side: list[dict[int, Tensor]]) -> list[dict[int, Tensor]]:
+            return [{layer: chosen(tensor) for layer, tensor in stream.items()} for stream in side]
+
+        clips = ClipTokens(
+            None if self.clips.slots_CAD is None else chosen(self.clips.slots_CAD),
+            chosen(self.clips.num_slots_C),
+            chosen(self.clips.num_keys_SC, 1),
+            chosen(self.clips.spans_C),
+        )
+        return replace(self, clips=clips, keys=sides(self.keys), values=sides(self.values))
+
 
 @dataclass
 class AttachedAudio:
@@ -256,9 +273,13 @@ class AttachedAudio:
 
     def expand(self, times: int) -> "AttachedAudio":
         """Repeat every row for beams or several returns. Beams only permute within a prompt, so nothing is ever reordered."""
+        return self.select(torch.arange(self.prompt_BL.shape[0], device=self.prompt_BL.device).repeat_interleave(times))
+
+    def select(self, rows_N: Tensor) -> "AttachedAudio":
+        """The given rows, in this order and as often as they are named: several continuations of one prompt share its audio."""
 
         def rows(tensor: Tensor) -> Tensor:
-            return tensor.repeat_interleave(times, dim=0)
+            return tensor.index_select(0, rows_N.to(tensor.device))  # the prompt may lie elsewhere than what was placed in it
 
         placement = Placement(*(rows(tensor) for tensor in vars(self.placement).values()))
         layouts = [KeyLayout(rows(x.source_BA), rows(x.positions_BA), rows(x.after_BA), False) for x in self.layouts]

@@ -8,7 +8,7 @@ choice.
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,9 @@ from torch.distributed.tensor import DTensor
 
 from pal_audio.training.batches import Batches
 from pal_audio.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
-from pal_audio.training.device import to_device
 from pal_audio.training.objectives.base import Objective
 from pal_audio.training.parallel import Parallel, accelerator_for, spread
-from pal_audio.training.processes import join
+from pal_audio.training.processes import Processes, join
 from pal_audio.training.recipe import Stage
 
 
@@ -96,29 +95,30 @@ class StageRun:
         training = spread(self.parallel, module, optimizer, accelerator, everyone)
         trained = [parameter for group in training.optimizer.param_groups for parameter in group["params"]]
         training.module.train()
-        for step, examples in zip(range(first, num_steps), batches.from_step(first), strict=False):
+        ready = self._ready(objective, batches, range(first, num_steps), everyone)
+        following = next(ready, None)
+        for step in range(first, num_steps):
+            assert following is not None
+            parts, num_units = following
             started = time.perf_counter()
             factor = schedule(stage, step, num_steps)
             for group in training.optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * factor
-            with everyone.checked():
-                shares = everyone.share(examples, stage.accumulate)
-                # Without a part of its own a process takes part in the gradient's reduction all the same, with weight 0.
-                parts = [(objective.inputs(part or examples[:1]), float(bool(part))) for part in shares]
-                num_own = sum(objective.num_units(inputs) for inputs, weight in parts if weight)
-            num_units = int(everyone.total(num_own))
-            loss = 0.0
+            losses = []
             for number, (inputs, weight) in enumerate(parts):
                 torch.manual_seed(step_seed(self.seed, self.index, step, *everyone.more_seed(number)))
                 with training.part(is_last=number + 1 == len(parts)):
-                    part_loss = objective.loss(training.module, to_device(inputs, accelerator.device), num_units) * weight
+                    part_loss = (
+                        objective.loss(training.module, objective.on_device(inputs, accelerator.device), num_units) * weight
+                    )
                     (part_loss * everyone.num).backward()  # the mean over processes, which reduction takes, is then the sum
-                loss += float(part_loss.detach())
+                losses.append(part_loss.detach())
             norm = accelerator.clip_grad_norm_(trained, stage.max_grad_norm)
             norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
             training.optimizer.step()
             training.optimizer.zero_grad(set_to_none=True)
-            loss = everyone.total(loss)
+            following = next(ready, None)  # made while an accelerator works; reading the loss waits for it
+            loss = everyone.total(float(sum(losses)))
             rates = {part: rate * factor for part, rate in stage.train.items()}
             record = Record(step + 1, loss, float(norm), rates, time.perf_counter() - started)  # type: ignore[arg-type]
             if not math.isfinite(record.loss):
@@ -136,6 +136,18 @@ class StageRun:
                 break
         module.eval()
         objective.end()
+
+    def _ready(
+        self, objective: Objective[Any], batches: Batches, steps: range, everyone: Processes
+    ) -> Iterator[tuple[list[tuple[dict[str, Any], float]], int]]:
+        """This process's inputs of each step, part by part with a weight, and the units of the whole step."""
+        for _, examples in zip(steps, batches.from_step(steps.start), strict=False):
+            with everyone.checked():
+                shares = everyone.share(examples, self.stage.accumulate)
+                # Without a part of its own a process takes part in the gradient's reduction all the same, with weight 0.
+                parts = [(objective.inputs(part or examples[:1]), float(bool(part))) for part in shares]
+                num_own = sum(objective.num_units(inputs) for inputs, weight in parts if weight)
+            yield parts, int(everyone.total(num_own))
 
     def resumable_step(self) -> int:
         """The step of the newest whole checkpoint of this stage; 0 without one. The main process looks for all."""

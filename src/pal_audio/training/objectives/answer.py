@@ -3,12 +3,14 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from pal_audio.data.collation import Collator
 from pal_audio.data.manifest import Example
 from pal_audio.model import PalForConditionalGeneration
 from pal_audio.training.batches import Size
+from pal_audio.training.device import pinned, to_device
 from pal_audio.training.objectives.llm import LlmObjective
 from pal_audio.training.recipe import Stage
 
@@ -45,6 +47,12 @@ class AnswerObjective(LlmObjective[Example]):
 
     def inputs(self, items: Sequence[Example]) -> dict[str, Any]:
         return self.collator.training_batch(items)
+
+    def on_device(self, inputs: dict[str, Any], device: torch.device) -> dict[str, Any]:
+        """Sound moves; text stays on the CPU, where the model places clips and packs rows before it moves them itself."""
+        if device.type != "cuda" or "input_features" not in inputs:
+            return inputs
+        return {**inputs, "input_features": to_device(pinned(inputs["input_features"]), device)}
 
     def loss(self, module: nn.Module, inputs: dict[str, Any], num_units: int) -> Tensor:
         loss: Tensor = module(**inputs, num_items_in_batch=num_units, use_cache=False, packed=self.stage.packing).loss

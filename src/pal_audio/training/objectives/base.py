@@ -11,10 +11,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, Generic, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from pal_audio.data.manifest import Example
 from pal_audio.training.batches import Size
+from pal_audio.training.device import to_device
 
 Item = TypeVar("Item")
 
@@ -69,6 +71,11 @@ class Objective(ABC, Generic[Item]):
     @abstractmethod
     def inputs(self, items: Sequence[Item]) -> dict[str, Any]:
         """Inputs of some items, on the CPU."""
+
+    def on_device(self, inputs: dict[str, Any], device: torch.device) -> dict[str, Any]:
+        """Inputs where the module computes."""
+        moved: dict[str, Any] = to_device(inputs, device)
+        return moved
 
     @abstractmethod
     def num_units(self, inputs: dict[str, Any]) -> int:

@@ -1,0 +1,1 @@
+"""Efficiency: what training and inference cost, measured (`train`, `infer`) and predicted (`plan`)."""

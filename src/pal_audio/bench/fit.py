@@ -1,0 +1,138 @@
+"""Predictions against measured rows, and the fit of the constants that predictions stand on."""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from pal_audio.bench import estimate
+from pal_audio.bench.case import Case
+from pal_audio.bench.estimate import Card, Constants, Way
+from pal_audio.bench.store import Row
+from pal_audio.errors import PalError
+from pal_audio.integration.cost import LlmShape, Work
+
+MEMORY_GOAL, TIME_GOAL = 0.15, 0.25
+"""Relative errors that predictions should stay within."""
+
+
+def check(results: Sequence[Row]) -> list[Row]:
+    """Prediction against measurement, for each training row that was measured.
+
+    Returns:
+        rows with `memory_error` and `time_error` (predicted over measured, less 1; None where not measured) and `fitted`:
+        True where the constants were fitted on this LLM's rows, which then prove nothing.
+    """
+    found = []
+    for row in usable(results):
+        llm, work, way, card = of_row(row)
+        constants = way.constants
+        peak = estimate.training_memory(llm, work, way).peak
+        seconds = estimate.step_seconds(llm, work, way, card)
+        found.append(
+            {
+                "title": f"{row['case']['setup']['llm']} {row['title']}",
+                "way": way.name,
+                "peak_bytes": row["peak_bytes"],
+                "predicted_bytes": peak,
+                "memory_error": None if row["peak_bytes"] is None else peak / row["peak_bytes"] - 1,
+                "step_s": row["step_s"],
+                "predicted_s": seconds,
+                "time_error": seconds / row["step_s"] - 1,
+                "fitted": row["case"]["setup"]["llm"] in constants.fitted_on,
+                "constants": constants.provenance,
+            }
+        )
+    return found
+
+
+def summary(checked: Sequence[Row]) -> Row:
+    """How many rows that the constants were not fitted on stay within the goals, and the largest errors."""
+    counted = [row for row in checked if not row["fitted"]]
+    result: Row = {"rows": len(checked), "counted": len(counted)}
+    for name, goal in (("memory_error", MEMORY_GOAL), ("time_error", TIME_GOAL)):
+        errors = [abs(row[name]) for row in counted if row[name] is not None]
+        result |= {f"{name}_within": sum(error <= goal for error in errors), f"{name}_of": len(errors)}
+        result[f"{name}_max"] = max(errors, default=None)
+    return result
+
+
+def usable(results: Sequence[Row]) -> list[Row]:
+    """Training rows with numbers, each once."""
+    found = {(row["key"], row["run"]): row for row in results if row["verb"] == "train" and row["error"] is None}
+    return list(found.values())
+
+
+def of_row(row: Row) -> tuple[LlmShape, Work, Way, Card]:
+    """What a measured row was of."""
+    case = Case.model_validate(row["case"])
+    way = Way(case.setup.precision, case.setup.compile != "none")
+    rates = row["rates"]
+    memory = row["hardware"]["memory_bytes"] or float("inf")
+    return case.llm, case.work(), way, Card(rates["matrix_flops"], rates["bandwidth_bytes"], memory)
+
+
+def fit(results: Sequence[Row], provenance: str) -> dict[str, Constants]:
+    """Constants by way to compute, by least squares of relative errors, none below zero.
+
+    Raises:
+        PalError: there are no rows, or too few of a way.
+    """
+    by_way: dict[str, list[Row]] = {}
+    for row in usable(results):
+        by_way.setdefault(of_row(row)[2].name, []).append(row)
+    if not by_way:
+        raise PalError("no training row to fit on")
+    return {name: _fit_one(group, name, provenance) for name, group in by_way.items()}
+
+
+def _fit_one(group: list[Row], name: str, provenance: str) -> Constants:
+    constants = Constants()
+    if len(group) < 4:
+        raise PalError(f"{name}: {len(group)} rows are too few for a fit; at least 4")
+    measured = [row for row in group if row["peak_bytes"] is not None and not row["case"]["setup"]["checkpointing"]]
+    if measured:
+        kept, features = [], []
+        for row in measured:
+            llm, work, way, _ = of_row(row)
+            memory = estimate.training_memory(llm, work, way, constants)
+            text, audio, logits = estimate.kept_bytes(llm, work, way, constants)
+            fixed = memory.peak - text - audio - logits  # of a step whose peak is at the end of its forward pass
+            kept.append(row["peak_bytes"] - fixed)
+            features.append((text, audio, logits / constants.logit_bytes))
+        text, audio, logit = nonnegative(features, kept, [row["peak_bytes"] for row in measured])
+        constants = replace(constants, text_kept=text, audio_kept=audio, logit_bytes=logit)
+    times = []
+    for row in group:
+        llm, work, way, card = of_row(row)
+        linear, attention, moved, layers = estimate.time_features(llm, work, way)
+        times.append((linear / card.flops, attention / card.flops, moved / card.bandwidth_bytes, layers))
+    seconds = [row["step_s"] for row in group]
+    linear_cost, attention_cost, traffic, launch_s = nonnegative(times, seconds, seconds)
+    llms = tuple(sorted({row["case"]["setup"]["llm"] for row in group}))
+    return replace(
+        constants,
+        linear_cost=linear_cost,
+        attention_cost=attention_cost,
+        traffic=traffic,
+        launch_s=launch_s,
+        fitted_on=llms,
+        provenance=f"{provenance}: {len(group)} rows of {', '.join(llms)}",
+    )
+
+
+def nonnegative(features: Sequence[Sequence[float]], values: Sequence[float], scales: Sequence[float]) -> list[float]:
+    """Coefficients >= 0 with the least sum of squared errors over scales: the best of all choices of what is above zero."""
+    matrix = np.asarray(features) / np.asarray(scales)[:, None]
+    target = np.asarray(values) / np.asarray(scales)
+    best, best_error = np.zeros(matrix.shape[1]), float(target @ target)
+    columns = range(matrix.shape[1])
+    for size in range(1, matrix.shape[1] + 1):
+        for chosen in itertools.combinations(columns, size):
+            found = np.linalg.lstsq(matrix[:, chosen], target, rcond=None)[0]
+            error = float(np.square(matrix[:, chosen] @ found - target).sum())
+            if (found >= 0).all() and error < best_error * (1 - 1e-9):
+                best, best_error = np.zeros(matrix.shape[1]), error
+                best[list(chosen)] = found
+    return [float(value) for value in best]

@@ -1,0 +1,220 @@
+"""`pal bench infer`: the first token, the tokens after it, and what stays in memory.
+
+    encode_audio ──► memory ──► attach + prefill ──► first token ──► decoding
+    └──────── first_token_s ─────────────────────┘   token_s a token, all rows at once
+                     └──── ready_first_token_s ──┘
+
+A case's `extra` holds `new_tokens`, `clips` (1: all rows ask about one clip, whose memory is held once; 0: a clip for each
+row), `decode` (a name in `DECODERS`) and `chunk_tokens` (a clip is encoded in chunks of so many audio tokens; 0: at once).
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pal_audio.bench import measure, models
+from pal_audio.bench.case import Case
+from pal_audio.bench.store import Row
+from pal_audio.bench.train import memory_row
+from pal_audio.encoders.base import Frames
+from pal_audio.integration import cost
+from pal_audio.integration.memory import AudioMemory, ClipTokens
+from pal_audio.model import PalForConditionalGeneration
+
+COMPARED_VALUES = ["first_token_s", "ready_first_token_s", "token_s", "rest_bytes", "resident_rest_bytes", "kv_bytes"]
+Text = dict[str, Tensor]
+DEFAULTS = {"new_tokens": 32, "clips": 0, "decode": "generate", "chunk_tokens": 0}
+
+
+def measure_case(case: Case, device: torch.device, repeats: int, warmup: int, rates: dict[str, float]) -> Row:
+    """One row.
+
+    Args:
+        case: its settings; `extra` as above.
+        device: where it runs.
+        repeats, warmup: measured calls of each kind, and calls before them.
+        rates: see `train.measure_case`.
+    """
+    extra: dict[str, Any] = DEFAULTS | case.extra
+    model = models.build(case, device).eval()
+    if case.setup.compile != "none":
+        mode = None if case.setup.compile_mode == "default" else case.setup.compile_mode
+        model.get_decoder().compile(mode=mode)
+    inputs = models.make_batch(case, model, extra["clips"] or case.batch).inputs
+    text: Text = {name: inputs.pop(name).to(device) for name in ("input_ids", "attention_mask")}
+    encode = partial(make_memory, case, model, inputs, extra["chunk_tokens"])
+    decode = DECODERS[extra["decode"]]
+    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=case.setup.precision == "autocast"):
+        for _ in range(warmup):
+            first_token(model, text, shared(encode(), case.batch))
+        memory = encode()
+        encode_times = measure.timed(encode, repeats, device) if memory is not None else None
+        ready = measure.timed(lambda: first_token(model, text, shared(memory, case.batch)), repeats, device)
+        whole = measure.timed(lambda: first_token(model, text, shared(encode(), case.batch)), repeats, device)
+        measure.reset_peak(device)
+        token_s = decode(model, text, shared(memory, case.batch), extra["new_tokens"], device, repeats)
+        resident_peak = measure.peak_bytes(device)
+        held, memory = 0 if memory is None else memory.num_bytes, None
+        measure.reset_peak(device)
+        cache = first_token(model, text, shared(encode(), case.batch))
+        kv = cache_bytes(cache)
+        weights = measure.weights_bytes(model)
+        row = memory_row(measure.peak_bytes(device), weights)
+    work = case.work()
+    prefill = cost.forward_flops(case.llm, replace(work, logits=1))
+    # A decoding step reads the LLM's weights, the text cache (PLITS slots stand in it) and the memory's keys and values.
+    keys = cost.memory_bytes(case.llm, replace(work, integration="lal" if work.keys else "text"))
+    decode_bytes = measure.weights_bytes(model.language_model) + kv + keys
+    return row | {
+        "compared": COMPARED_VALUES,
+        "first_token_s": whole.median_s,
+        "ready_first_token_s": ready.median_s,
+        "encode_s": None if encode_times is None else encode_times.median_s,
+        "times": {"first_token": asdict(whole), "ready_first_token": asdict(ready)},
+        "token_s": token_s,
+        "tokens_per_s": case.batch / token_s if token_s else None,
+        "memory_bytes": held,
+        "kv_bytes": kv,
+        "resident_rest_bytes": None if resident_peak is None else resident_peak - weights,
+        "flops": sum(prefill.values()),
+        "byte_bound_s": decode_bytes / rates["bandwidth_bytes"],
+        "rates": rates,
+    }
+
+
+def make_memory(case: Case, model: PalForConditionalGeneration, inputs: dict[str, Any], chunk_tokens: int) -> AudioMemory | None:
+    """The memory of the case's clips; None for text alone.
+
+    Args:
+        case: its settings.
+        model: of the case.
+        inputs: `input_features` and `audio_num_samples`; of given frames where it is done in chunks.
+        chunk_tokens: audio tokens of a chunk; 0: at once.
+    """
+    if case.integration == "text":
+        return None
+    if not chunk_tokens or chunk_tokens >= case.audio_tokens:
+        return model.encode_audio(inputs["input_features"], inputs["audio_num_samples"])
+    frames: Frames = inputs["input_features"]
+    step = chunk_tokens * case.stride
+    samples = inputs["audio_num_samples"] // frames.layers[0].shape[1]
+    parts = []
+    for layer in frames.layers[0].split(step, dim=1):
+        chunk = Frames([layer], torch.full_like(frames.lengths, layer.shape[1]))
+        parts.append(model.encode_audio(chunk, samples * layer.shape[1]))
+    return joined(parts)
+
+
+def joined(parts: list[AudioMemory]) -> AudioMemory:
+    """Memories of consecutive chunks of the same clips as one, in time order."""
+
+    def cat(stream: int, layer: int, name: str) -> Tensor:
+        return torch.cat([getattr(part, name)[stream][layer] for part in parts], dim=2)
+
+    first = parts[0]
+    sides = [
+        [{layer: cat(stream, layer, name) for layer in layers} for stream, layers in enumerate(getattr(first, name))]
+        for name in ("keys", "values")
+    ]
+    slots = None if first.clips.slots_CAD is None else torch.cat([part.clips.slots_CAD for part in parts], dim=1)  # type: ignore[misc]
+    clips = ClipTokens(
+        slots,
+        torch.stack([part.clips.num_slots_C for part in parts]).sum(0),
+        torch.stack([part.clips.num_keys_SC for part in parts]).sum(0),
+        torch.stack([part.clips.spans_C for part in parts]).sum(0),
+    )
+    widths = [sum(part.widths[stream] for part in parts) for stream in range(len(first.widths))]
+    return AudioMemory(clips, sides[0], sides[1], widths, first.fingerprint)
+
+
+def shared(memory: AudioMemory | None, rows: int) -> AudioMemory | None:
+    """A memory of one clip for every row: views of the same bytes. One of many clips is left as it is."""
+    if memory is None or memory.num_clips == rows:
+        return memory
+
+    def view(tensor: Tensor) -> Tensor:
+        return tensor.expand(rows, *tensor.shape[1:])
+
+    clips = memory.clips
+    clips = ClipTokens(
+        None if clips.slots_CAD is None else view(clips.slots_CAD),
+        view(clips.num_slots_C),
+        clips.num_keys_SC.expand(-1, rows),
+        view(clips.spans_C),
+    )
+    keys = [{layer: view(tensor) for layer, tensor in stream.items()} for stream in memory.keys]
+    values = [{layer: view(tensor) for layer, tensor in stream.items()} for stream in memory.values]
+    return replace(memory, clips=clips, keys=keys, values=values)
+
+
+def first_token(model: PalForConditionalGeneration, text: Text, memory: AudioMemory | None) -> Any:
+    """Prefill of the whole prompt; its cache. The next token is taken, as a caller would."""
+    outputs = model(**text, audio_memory=memory, use_cache=True, logits_to_keep=1)
+    outputs.logits[:, -1].argmax(-1)
+    return outputs.past_key_values
+
+
+def decode_by_generate(
+    model: PalForConditionalGeneration,
+    text: Text,
+    memory: AudioMemory | None,
+    new_tokens: int,
+    device: torch.device,
+    repeats: int,
+) -> float | None:
+    """Seconds for one token of every row in greedy `generate`: what `new_tokens` more cost than one, over their number.
+
+    None where the clock's noise is larger than that.
+    """
+
+    def generate(num: int) -> None:
+        model.generate(**text, audio_memory=memory, max_new_tokens=num, min_new_tokens=num, do_sample=False, pad_token_id=0)
+
+    generate(2)
+    long = measure.timed(partial(generate, 1 + new_tokens), repeats, device).median_s
+    short = measure.timed(partial(generate, 1), repeats, device).median_s
+    return (long - short) / new_tokens if long > short else None
+
+
+def decode_by_loop(
+    model: PalForConditionalGeneration,
+    text: Text,
+    memory: AudioMemory | None,
+    new_tokens: int,
+    device: torch.device,
+    repeats: int,
+) -> float:
+    """Seconds for one token of every row in a bare greedy loop behind one prefill: the median of its steps."""
+    attached = None
+    if memory is not None:
+        attached = replace(model.attach(memory, text["input_ids"], text["attention_mask"]), trusted=True)
+    outputs = model(**text, audio_memory=attached, use_cache=True, logits_to_keep=1)
+    state = {"cache": outputs.past_key_values, "next": outputs.logits[:, -1:].argmax(-1), "mask": text["attention_mask"]}
+
+    def step() -> None:
+        state["mask"] = torch.nn.functional.pad(state["mask"], (0, 1), value=1)
+        outputs = model(
+            input_ids=state["next"],
+            attention_mask=state["mask"],
+            past_key_values=state["cache"],
+            audio_memory=attached,
+            use_cache=True,
+        )
+        state["next"] = outputs.logits[:, -1:].argmax(-1)
+
+    step()
+    return measure.timed(step, new_tokens, device).median_s
+
+
+DECODERS: dict[str, Callable[..., float | None]] = {"generate": decode_by_generate, "loop": decode_by_loop}
+"""Ways to decode: (model, text, memory, new_tokens, device, repeats) -> seconds a token, or None."""
+
+
+def cache_bytes(cache: Any) -> int:
+    """Bytes of a text cache's keys and values."""
+    tensors = [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
