@@ -121,6 +121,14 @@ def test_weights_in_4_bits_are_counted_as_such() -> None:
     assert estimate.inference_memory(case.llm, work, way) > estimate.inference_memory(case.llm, work, replace(way, four_bit=True))
 
 
+def test_a_recipe_in_4_bits_is_planned_as_such(capsys: pytest.CaptureFixture[str]) -> None:
+    peaks = []
+    for settings in ([], ["--set", "adapter.type=lora"]):
+        assert cli.main(["bench", "plan", "finetune-qlora-24gb", *settings, "--json"]) == 0
+        peaks.append(json.loads(capsys.readouterr().out)["rows"][0]["peak_bytes"])
+    assert peaks[1] - peaks[0] > 2_818_572_288 * 3
+
+
 def test_checkpointing_keeps_less_and_costs_more() -> None:
     case = Case(setup=Setup(), integration="lal", batch=16, audio_tokens=1024)
     work, way = case.work(), Way("bf16")

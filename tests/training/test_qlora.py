@@ -53,7 +53,9 @@ def recipe(tmp_path: Path) -> Path:
 
 @needs_bitsandbytes
 @pytest.mark.parametrize("arm", ["plits", "lal", "pal"])
-@pytest.mark.parametrize("parts", [{"llm.adapter"}, {"connector", "llm.adapter"}, {"projector"}, {"llm.norm", "encoder"}], ids=str)
+@pytest.mark.parametrize(
+    "parts", [{"llm.adapter"}, {"connector", "llm.adapter"}, {"projector"}, {"llm.norm", "encoder"}], ids=str
+)
 def test_gradients_reach_exactly_the_stages_parts(arm: str, parts: set[str]) -> None:
     """Invariant 7 in 4 bits: backward through a real batch."""
     if arm == "plits" and parts == {"projector"}:
@@ -129,7 +131,8 @@ def test_two_processes_compute_what_one_does(recipe: Path, tmp_path: Path) -> No
     for rank in range(2):
         ranks = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
         environment = {**os.environ, **ranks, "GLOO_SOCKET_IFNAME": "lo"}
-        command = [sys.executable, "-c", code, str(recipe), str(tmp_path / "two"), str(tmp_path / "meeting"), str(rank), *settings]
+        places = [str(path) for path in (recipe, tmp_path / "two", tmp_path / "meeting")]
+        command = [sys.executable, "-c", code, *places, str(rank), *settings]
         started.append(subprocess.Popen(command, env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True))
     for process in started:
         try:
@@ -137,13 +140,14 @@ def test_two_processes_compute_what_one_does(recipe: Path, tmp_path: Path) -> No
         finally:
             process.kill()
         assert process.returncode == 0, errors
-    ours, theirs = (load_file(run / "final" / "model.safetensors") for run in (one, tmp_path / "two"))
+    runs = (one, tmp_path / "two")
+    ours, theirs = (load_file(run / "final" / "model.safetensors") for run in runs)
     for name, tensor in ours.items():
         if tensor.is_floating_point():
             torch.testing.assert_close(theirs[name], tensor, rtol=0, atol=1e-4, msg=name)
         else:
             assert torch.equal(theirs[name], tensor), name
-    losses = [[json.loads(line)["loss"] for line in (run / "log.jsonl").read_text().splitlines()] for run in (one, tmp_path / "two")]
+    losses = [[json.loads(line)["loss"] for line in (run / "log.jsonl").read_text().splitlines()] for run in runs]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
@@ -158,12 +162,12 @@ def test_a_stage_that_trains_the_base_is_refused(recipe: Path, part: str) -> Non
 @needs_bitsandbytes
 def test_in_python_too() -> None:
     model, _ = tiny_model("llama", "lal", llm=SIZES, adapter={"type": "qlora", "target": "all_linear"})
-    with pytest.raises(PalError, match="'llm.ffn' cannot train under `adapter: {type: qlora}`"):
+    with pytest.raises(PalError, match=r"'llm.ffn' cannot train under `adapter: \{type: qlora\}`"):
         parameter_groups(model, {"llm.ffn": 1e-3}, 0.0)
 
 
 def test_sharding_is_refused(recipe: Path) -> None:
-    with pytest.raises(PalError, match="qlora}` does not go with `parallel: fsdp`.*take ddp"):
+    with pytest.raises(PalError, match=r"qlora\}` does not go with `parallel: fsdp`.*take ddp"):
         load_recipe(recipe, ["parallel=fsdp"])
 
 

@@ -81,7 +81,9 @@ class FourBitLinear(nn.Linear):
     def __init__(self, in_features: int, out_features: int, bias: bool = True, device: Any = None, dtype: Any = None) -> None:
         import_bitsandbytes()
         if in_features % _BLOCK:
-            raise PalError(f"adapter: type qlora needs linear modules of a multiple of {_BLOCK} inputs, one has {in_features}; use lora")
+            raise PalError(
+                f"adapter: type qlora needs linear modules of a multiple of {_BLOCK} inputs, one has {in_features}; use lora"
+            )
         nn.Module.__init__(self)  # nn.Linear's would make the weight in full
         self.in_features, self.out_features = in_features, out_features
         num_blocks = in_features * out_features // _BLOCK
@@ -159,6 +161,8 @@ def _frozen(tensor: Tensor) -> nn.Parameter:
 def quantise(llm: nn.Module) -> None:
     """Quantise every linear module of an LLM's decoder layers, in place, one at a time; those that are stay as they are.
 
+    It comes before an adapter, whose own linear modules it would take too.
+
     Embeddings, norms, the head, and experts that are no linear modules keep their type.
 
     Raises:
@@ -230,11 +234,8 @@ def unseen_weights(module: nn.Module) -> int:
 
 
 def _linears(llm: nn.Module) -> list[tuple[nn.Module, str, nn.Linear]]:
-    """Linear modules of the decoder layers with the place of each, an adapter's own left out."""
-    found = []
-    for layer in find_layers(llm):
-        for path, parent in layer.named_modules():
-            if ".lora_" in f".{path}.":
-                continue
-            found += [(parent, name, child) for name, child in parent.named_children() if isinstance(child, nn.Linear)]
-    return found
+    """Linear modules of the decoder layers, with the place of each."""
+    parents = [module for layer in find_layers(llm) for module in layer.modules()]
+    return [
+        (parent, name, child) for parent in parents for name, child in parent.named_children() if isinstance(child, nn.Linear)
+    ]

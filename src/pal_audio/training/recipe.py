@@ -240,7 +240,6 @@ class Recipe(StrictConfig):
                 raise PalError(f"{where} trains an encoder, but frame_cache holds frames of frozen ones; take one of them out")
         return self
 
-
     def _fits_four_bit(self) -> None:
         for stage in self.stages:
             if (part := next((part for part in QLORA_FROZEN if part in stage.train), None)) is not None:
