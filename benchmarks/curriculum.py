@@ -3,14 +3,15 @@
     python benchmarks/curriculum.py DATA --out results                # the shape of a 1B Llama, on a GPU
     python benchmarks/curriculum.py DATA --out results --tiny         # two layers of width 32, on a CPU
 
-DATA holds `esc10` and `fsdd` in their official layouts. Stage 1 learns classes of sounds, stage 2 spoken digits beside them, stage 3
-captions of scenes too; each arm is `pal train` on its shipped recipe with another LLM and encoder, so all else is as shipped.
-Scores mean nothing here: the LLM starts from random weights.
+DATA holds `esc10` and `fsdd` in their official layouts. Stage 1 learns classes of sounds, stage 2 spoken digits beside them,
+stage 3 captions of scenes too; each arm is `pal train` on its shipped recipe with another LLM and encoder, all else as shipped.
+Scores mean nothing here: the LLM starts from random weights, and the weights of a run are removed when its rows are read.
 """
 
 import argparse
 import json
 import platform
+import shutil
 import statistics
 import sys
 import time
@@ -58,11 +59,11 @@ def main() -> None:
     header = {"command": " ".join(sys.argv[1:]), "device": device, "python": platform.python_version(), **versions}
     (options.out / "curriculum.json").write_text(json.dumps({**header, "rows": rows}, indent=2) + "\n", encoding="utf-8")
     print(f"{device}, {versions}")
-    print("arm             stage      trained       step      peak     first loss   last loss")
+    print("arm             stage            step       peak first loss  last loss")
     for row in rows:
         peak = "-" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 2**30:.1f} GiB"
         print(
-            f"{row['arm']:15s} {row['stage']:10s} {row['num_trained'] / 1e6:7.1f} M {row['step_s'] * 1e3:8.1f} ms {peak:>10s} "
+            f"{row['arm']:15s} {row['stage']:10s} {row['step_s'] * 1e3:8.1f} ms {peak:>10s} "
             f"{row['first_loss']:10.3f} {row['last_loss']:10.3f}"
         )
 
@@ -75,12 +76,9 @@ def compose(data: Path, out: Path, num_scenes: int) -> dict[str, Path]:
     out.mkdir(parents=True, exist_ok=True)
     import_set("esc50", data / "esc10", out / "esc10")
     import_set("fsdd", data / "fsdd", out / "fsdd")
-    scenes = MixConfig.model_validate(
-        {
-            "type": "mix", "root": str(data), "num_train": num_scenes, "num_test": 8, "scene": {"seconds": 5, "num_events": [1, 3]},
-            "sources": [{"type": "esc10", "root": "esc10"}], "tasks": {"caption": 1},
-        }  # fmt: skip
-    )
+    settings = {"num_train": num_scenes, "num_test": 8, "scene": {"seconds": 5, "num_events": [1, 3]}, "tasks": {"caption": 1}}
+    sources = [{"type": "esc10", "root": "esc10"}]
+    scenes = MixConfig.model_validate({"type": "mix", "root": str(data), "sources": sources, **settings})
     train_path, test_path = build(scenes, out / "scenes")
     write_manifest(paths["classification"], read_manifest(out / "esc10" / "train.jsonl", [data]))
     write_manifest(paths["closed"], read_manifest(out / "fsdd" / "train.jsonl", [data]))
@@ -107,18 +105,21 @@ def run_arm(arm: str, options: argparse.Namespace, manifests: dict[str, Path]) -
         changes |= {f"stages.{number}.batch_size": batch_size, f"stages.{number}.save_every": 10_000}
     recipe = ROOT / "recipes" / f"curriculum-llama-3.2-1b-{arm}.yaml"
     out = options.out / arm
-    peaks = Peaks()
     started = time.perf_counter()
-    train(recipe, [f"{key}={json.dumps(value)}" for key, value in changes.items()], out, overwrite=True, on_stage=peaks.note)
+    train(recipe, [f"{key}={json.dumps(value)}" for key, value in changes.items()], out, overwrite=True)
     log = [json.loads(line) for line in (out / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     rows = []
-    for number, name in enumerate(dict.fromkeys(row["stage"] for row in log)):
+    for name in dict.fromkeys(row["stage"] for row in log):
         stage = [row for row in log if row["stage"] == name]
-        rows.append(
-            {
-                "arm": arm, "stage": name, "steps": len(stage), "num_trained": peaks.trained[number],
-                "step_s": statistics.median(row["seconds"] for row in stage[5:] or stage), "peak_bytes": peaks.bytes[number],
-                "first_loss": stage[0]["loss"], "last_loss": stage[-1]["loss"], "run_s": time.perf_counter() - started,
-            }  # fmt: skip
-        )
+        timed = [row["seconds"] for row in stage[5:] or stage]
+        peaks = [row["peak_bytes"] for row in stage if row.get("peak_bytes")]
+        row = {"arm": arm, "stage": name, "steps": len(stage), "step_s": statistics.median(timed)}
+        row |= {"peak_bytes": max(peaks) if peaks else None, "first_loss": stage[0]["loss"], "last_loss": stage[-1]["loss"]}
+        rows.append(row | {"run_s": time.perf_counter() - started})
+    for folder in [*out.glob("checkpoints-*"), out / "final"]:
+        shutil.rmtree(folder)
     return rows
+
+
+if __name__ == "__main__":
+    main()

@@ -20,7 +20,7 @@ infer() {
     "$PYTHON" -m pal_audio bench infer --llm "$LLM" --out "$OUT/$1" "${@:2}"
 }
 
-name=${1:?one of: $(sed -n 's/^    \([a-z0-9x-]*\)) .*/\1/p' "$0" | tr '\n' ' ')}
+name=${1:?one of: $(sed -n 's/^    \([a-z0-9-]*\)).*/\1/p' "$0" | tr '\n' ' ')}
 case $name in
     train-16x1024) train "$name" --batch 16 --audio-tokens 1024 --integrations lal,pal --projector per_layer,low_rank:256 ;;
     train-16x1500) train "$name" --batch 16 --audio-tokens 1500 --integrations lal,pal ;;

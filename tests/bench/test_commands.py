@@ -175,6 +175,16 @@ def test_the_loop_decodes_as_generate_does(arm: str, monkeypatch: pytest.MonkeyP
     assert torch.equal(torch.stack(seen, dim=1), expected[:, -6:])
 
 
+def test_lines_of_a_picture_do_not_cover_each_other() -> None:
+    def row(**changes: object) -> dict[str, object]:
+        return {"case": {"integration": "lal", "projector": "per_layer", "layers": "all", "batch": 4} | changes}
+
+    assert table.label_of(row(), []) == "lal"
+    assert table.label_of(row(integration="pal", summary=4), []) == "pal k=4"
+    assert table.label_of(row(batch=8), ["batch"]) == "lal batch 8"
+    assert table.label_of(row(projector="shared"), ["batch"]) == "lal shared all batch 4"
+
+
 def test_no_picture_of_nothing(tmp_path: Path) -> None:
     assert not table.picture([], tmp_path / "none.png", "step_s", "peak_bytes", "step")
 
@@ -189,7 +199,7 @@ def test_no_picture_of_nothing(tmp_path: Path) -> None:
         (["train", "--projector", "low_rank:0"], "low_rank:R"),
         (["train", "--device", "tpu"], "tpu"),
         (["train", "--sweep", "none.yaml"], "none.yaml: No such file"),
-        (["train", "--integrations", "lall"], "integrations"),
+        (["train", "--integrations", "lall"], "integration 'lall' is unknown; did you mean 'lal'?"),
         (["infer", "--decode", "fast"], "decode 'fast' is unknown"),
         (["infer", "--chunk-tokens", "4", "--encoder", "conv"], "given frames"),
         (["infer", "--chunk-tokens", "4"], "name --integrations lal"),

@@ -82,7 +82,7 @@ def test_a_fit_finds_what_made_the_rows_and_its_own_rows_do_not_count(monkeypatc
     fitted = fit.fit(rows_of(truth), "a card")["eager bf16"]
     assert fitted.fitted_on == ("llama-3.2-1b",)
     assert "9 rows of llama-3.2-1b" in fitted.provenance
-    for name in ("linear_cost", "attention_cost", "traffic", "launch_s"):
+    for name in ("text_kept", "audio_kept", "logit_bytes", "linear_cost", "attention_cost", "traffic", "launch_s"):
         assert getattr(fitted, name) == pytest.approx(getattr(truth, name), rel=0.05), name
     assert fit.summary(fit.check(rows_of(truth, "qwen2.5-1.5b")))["time_error_within"] < 9, "the rule of thumb is not this card"
     monkeypatch.setitem(estimate.CONSTANTS, "eager bf16", fitted)

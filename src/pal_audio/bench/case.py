@@ -21,7 +21,6 @@ FEWEST_TOKENS = 4
 COMPARED = ("text", "plits", "lal")
 """Every group has these, so that every row has its ratios."""
 
-Integration = Literal["text", "plits", "lal", "pal"]
 Precision = Literal["bf16", "autocast", "float32"]
 
 
@@ -74,7 +73,7 @@ class Case(StrictConfig):
     """
 
     setup: Setup
-    integration: Integration
+    integration: str
     batch: int = Field(16, ge=1)
     audio_tokens: int = Field(1024, ge=0)
     text_tokens: int = Field(64, ge=FEWEST_TOKENS)
@@ -86,6 +85,7 @@ class Case(StrictConfig):
     @model_validator(mode="after")
     def _canonical(self) -> "Case":
         """What an integration does not read takes one value, so that equal work has an equal key."""
+        shapes.find(self.integration, dict.fromkeys(cost.INTEGRATIONS), "integration")
         if self.integration == "text":
             self.__dict__.update(audio_tokens=0, projector="per_layer", layers="all", summary=16)
         elif self.audio_tokens < 1:
@@ -161,7 +161,7 @@ class Sweep(StrictConfig):
     """Lists of settings; every combination is a group. A YAML file has the same keys."""
 
     setup: Setup = Setup()
-    integrations: list[Integration] = Field(["text", "plits", "lal", "pal"], min_length=1)
+    integrations: list[str] = Field(list(cost.INTEGRATIONS), min_length=1)
     batch: list[int] = Field([16], min_length=1)
     audio_tokens: list[int] = Field([1024], min_length=1)
     text_tokens: list[int] = Field([64], min_length=1)
@@ -171,7 +171,9 @@ class Sweep(StrictConfig):
 
     def groups(self, extra: dict[str, Any] | None = None) -> list[list[Case]]:
         """Cases to be compared with each other; `COMPARED` are always among them."""
-        names = [name for name in ("text", "plits", "lal", "pal") if name in COMPARED or name in self.integrations]
+        for name in self.integrations:
+            shapes.find(name, dict.fromkeys(cost.INTEGRATIONS), "integration")
+        names = [name for name in cost.INTEGRATIONS if name in COMPARED or name in self.integrations]
         groups = []
         for batch, audio, text, projector, layers, summary in itertools.product(
             self.batch, self.audio_tokens, self.text_tokens, self.projector, self.layers, self.summary

@@ -142,12 +142,13 @@ def kept_bytes(llm: LlmShape, work: Work, way: Way, constants: Constants | None 
 
 @dataclass(frozen=True)
 class TrainingMemory:
-    """Bytes of a training step."""
+    """Bytes of a training step; `backward_end` is what stands above weights and optimizer when the last layer gets gradients."""
 
     weights: float
     gradients: float
     optimizer: float
     peak: float
+    backward_end: float
 
     @property
     def rest(self) -> float:
@@ -166,13 +167,17 @@ def training_memory(llm: LlmShape, work: Work, way: Way, constants: Constants | 
     size = 2 if way.precision == "bf16" else 4
     trained = cost.trained_parameters(llm, work)
     weights, gradients, optimizer = weight_bytes(llm, work, way), size * trained, 2 * size * trained
-    in_four_bit = llm.num_layers * llm.layer_products if way.four_bit else 0
-    copies = 2 * (cost.num_parameters(llm, work) - in_four_bit) if way.precision == "autocast" else 0  # weights as bfloat16
-    head = 0 if work.frozen_llm else size * llm.hidden_size * llm.vocab_size
-    kept = sum(kept_bytes(llm, work, way, constants))
+    kept = sum(kept_bytes(llm, work, way, constants)) + beside_kept_bytes(llm, work, way)
     layer = sum(layer_bytes(llm, work, way, bool(work.layers_with_keys(llm))))
-    peak = weights + optimizer + max(kept + copies + head, gradients + layer)
-    return TrainingMemory(weights, gradients, optimizer, peak)
+    return TrainingMemory(weights, gradients, optimizer, weights + optimizer + max(kept, gradients + layer), gradients + layer)
+
+
+def beside_kept_bytes(llm: LlmShape, work: Work, way: Way) -> float:
+    """Bytes at the end of the forward pass beside what is kept: the head's gradient, and under autocast the weights' copies."""
+    size = 2 if way.precision == "bf16" else 4
+    in_four_bit = llm.num_layers * llm.layer_products if way.four_bit else 0
+    copies = 2 * (cost.num_parameters(llm, work) - in_four_bit) if way.precision == "autocast" else 0
+    return copies + (0 if work.frozen_llm else size * llm.hidden_size * llm.vocab_size)
 
 
 def inference_memory(llm: LlmShape, work: Work, way: Way, new_tokens: int = 256) -> float:

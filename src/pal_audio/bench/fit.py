@@ -91,17 +91,20 @@ def _fit_one(group: list[Row], name: str, provenance: str) -> Constants:
     constants = Constants()
     if len(group) < 4:
         raise PalError(f"{name}: {len(group)} rows are too few for a fit; at least 4")
-    measured = [row for row in group if row["peak_bytes"] is not None and not row["case"]["setup"]["checkpointing"]]
-    if measured:
-        kept, features = [], []
-        for row in measured:
-            llm, work, way, _ = of_row(row)
-            memory = estimate.training_memory(llm, work, way, constants)
-            text, audio, logits = estimate.kept_bytes(llm, work, way, constants)
-            fixed = memory.peak - text - audio - logits  # of a step whose peak is at the end of its forward pass
-            kept.append(row["peak_bytes"] - fixed)
-            features.append((text, audio, logits / constants.logit_bytes))
-        text, audio, logit = nonnegative(features, kept, [row["peak_bytes"] for row in measured])
+    kept, features, peaks = [], [], []
+    for row in group:
+        llm, work, way, _ = of_row(row)
+        memory = estimate.training_memory(llm, work, way, constants)
+        fixed = memory.weights + memory.optimizer
+        if row["peak_bytes"] is None or work.checkpointing or row["peak_bytes"] < 1.05 * (fixed + memory.backward_end):
+            continue  # not measured, or a peak that says nothing of what the forward pass keeps
+        text, audio, logits = estimate.kept_bytes(llm, work, way, constants)
+        kept.append(row["peak_bytes"] - fixed - estimate.beside_kept_bytes(llm, work, way))
+        features.append((text, audio, logits / constants.logit_bytes))
+        peaks.append(row["peak_bytes"])
+    what = "rows (time alone) of" if len(kept) < 3 else "rows of"
+    if len(kept) >= 3:
+        text, audio, logit = nonnegative(features, kept, peaks)
         constants = replace(constants, text_kept=text, audio_kept=audio, logit_bytes=logit)
     times = []
     for row in group:
@@ -118,7 +121,7 @@ def _fit_one(group: list[Row], name: str, provenance: str) -> Constants:
         traffic=traffic,
         launch_s=launch_s,
         fitted_on=llms,
-        provenance=f"{provenance}: {len(group)} rows of {', '.join(llms)}",
+        provenance=f"{provenance}: {len(group)} {what} {', '.join(llms)}",
     )
 
 

@@ -23,6 +23,23 @@ from pal_audio.model.presets import preset
 DTYPES = {"bf16": torch.bfloat16, "autocast": torch.float32, "float32": torch.float32}
 
 
+def _lal(case: Case) -> dict[str, Any]:
+    return {"lal": case.lal_config.model_dump(exclude={"type"})}
+
+
+def _pal(case: Case) -> dict[str, Any]:
+    return _lal(case) | {"summary": {"type": "qformer", "queries": case.summary}}
+
+
+PRESETS: dict[str, tuple[str, Callable[[Case], dict[str, Any]]]] = {
+    "text": ("plits", lambda case: {}),  # its audio parts are taken out again
+    "plits": ("plits", lambda case: {}),
+    "lal": ("lal", _lal),
+    "pal": ("pal", _pal),
+}
+"""Preset and its own options by integration. A new one is a line here, and its name and counts in `integration.cost`."""
+
+
 class GivenFrames(nn.Module):
     """Stands where a frozen encoder would; its frames come with the batch."""
 
@@ -51,14 +68,10 @@ def build(case: Case, device: torch.device) -> PalForConditionalGeneration:
     fields = dict(shapes.LLMS[case.setup.llm])
     text_config = CONFIG_MAPPING[fields.pop("model_type")](**fields, pad_token_id=0, eos_token_id=None, bos_token_id=None)
     encoder = shapes.ENCODERS[case.setup.encoder]
-    arm = "plits" if case.integration == "text" else case.integration
-    options: dict[str, Any] = {"connector": {"type": "mlp", "stride": encoder.stride}, "positions": case.setup.positions}
-    if arm != "plits":
-        options["lal"] = case.lal_config.model_dump(exclude={"type"})
-    if arm == "pal":
-        options["summary"] = {"type": "qformer", "queries": case.summary}
+    name, own = PRESETS[case.integration]
+    options = {"connector": {"type": "mlp", "stride": encoder.stride}, "positions": case.setup.positions} | own(case)
     vocabulary = text_config.vocab_size
-    config = PalConfig(text_config, preset(arm, encoder.config, **options), vocabulary, vocabulary + 1)
+    config = PalConfig(text_config, preset(name, encoder.config, **options), vocabulary, vocabulary + 1)
     torch.manual_seed(0)
     with device:
         language_model = AutoModelForCausalLM.from_config(text_config)

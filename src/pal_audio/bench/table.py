@@ -111,18 +111,20 @@ def picture(groups: Sequence[Sequence[Row]], path: Path, time: str, memory: str,
 
     lines: dict[str, dict[int, Row]] = {}
     lengths = sorted({row["case"]["audio_tokens"] for group in groups for row in group if row["case"]["audio_tokens"]})
+    rows = [row for group in groups for row in group]
+    varied = [name for name in ("batch", "text_tokens") if len({row["case"][name] for row in rows}) > 1]
     for group in groups:
         length = max(row["case"]["audio_tokens"] for row in group)
         for row in group:
-            label = label_of(row)
+            label = label_of(row, varied)
             if not row["error"]:
                 lines.setdefault(label, {})[length] = row
     if not lines or not lengths:
         return False
     figure, axes = plt.subplots(1, 2, figsize=(10, 4), constrained_layout=True)
     for axis, name, unit, scale in ((axes[0], time, f"{what}, ms", 1e3), (axes[1], memory, "peak memory, GiB", 1 / GIB)):
-        for label, rows in sorted(lines.items()):
-            points = [(length, row[name] * scale) for length, row in sorted(rows.items()) if row.get(name)]
+        for label, by_length in sorted(lines.items()):
+            points = [(length, row[name] * scale) for length, row in sorted(by_length.items()) if row.get(name)]
             if points:
                 axis.plot(*zip(*points, strict=True), marker="o", label=label, color=COLOURS.get(label))
         axis.set(xlabel="audio tokens of a clip", ylabel=unit)
@@ -136,13 +138,15 @@ def picture(groups: Sequence[Sequence[Row]], path: Path, time: str, memory: str,
     return True
 
 
-def label_of(row: Row) -> str:
-    """What tells lines of a picture apart: integration, batch and what LAL is made of, where they are not the default."""
+def label_of(row: Row, varied: Sequence[str]) -> str:
+    """What tells lines of a picture apart: integration, what LAL is made of where it is not the default, what the rows vary."""
     case = row["case"]
     own = [case["integration"]]
     if case["integration"] in ("lal", "pal") and (case["projector"], case["layers"]) != ("per_layer", "all"):
         own += [case["projector"], case["layers"]]
-    return " ".join(own)
+    if case["integration"] == "pal" and case["summary"] != 16:
+        own.append(f"k={case['summary']}")
+    return " ".join([*own, *(f"{name.removesuffix('_tokens')} {case[name]}" for name in varied)])
 
 
 def print_plan(rows: Sequence[Row], console: Console) -> None:

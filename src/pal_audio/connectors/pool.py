@@ -87,7 +87,7 @@ class PoolConnector(Connector):
         tokens_CAD = tokens_CAD.scatter_add(1, segments_CT[:, :, None].expand_as(frames_CTD), frames_CTD * weights_CT[:, :, None])
 
         durations = [self.config.frames_per_token(num_frames, self.frame_rate_hz) / self.frame_rate_hz for num_frames in lengths]
-        durations_C = torch.tensor(durations, dtype=torch.float32, device=device)
+        durations_C = torch.tensor(durations, dtype=torch.float32).to(device, non_blocking=True)
         times_CA = (torch.arange(num_tokens, device=device) + 0.5) * durations_C[:, None]
         mask_CA = length_mask(token_lengths_C, num_tokens, device)
         return self.head(self.projector(tokens_CAD), mask_CA, times_CA), token_lengths_C

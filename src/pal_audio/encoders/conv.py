@@ -210,7 +210,7 @@ class ConvEncoder(AudioEncoder):
 
     def hidden_states(self, features: Tensor, samples_W: Sequence[int]) -> list[Tensor]:
         lengths = [self.config.mel_frames(num_samples) for num_samples in samples_W]
-        lengths_W = torch.tensor(lengths, device=features.device)
+        lengths_W = torch.tensor(lengths).to(features.device, non_blocking=True)
         mel_WFM = features[:, : max(lengths)].to(self.norm.weight.dtype)
         if self.training and self.config.spec_augment:
             mel_WFM = spec_augment(mel_WFM, lengths_W)

@@ -245,7 +245,7 @@ class WaveEncoder(AudioEncoder):
         lengths = [max(num_samples, self.config.min_samples) for num_samples in samples_W]
         if self.masked:
             wav_WS = wav_WS[:, : max(lengths)]
-            mask_WS = length_mask(torch.tensor(lengths, device=wav_WS.device), wav_WS.shape[1])
+            mask_WS = length_mask(torch.tensor(lengths), wav_WS.shape[1], wav_WS.device)
             return all_states(self.model(wav_WS, attention_mask=mask_WS.long(), output_hidden_states=True))
         places: list[int] = []
         rows: list[list[Tensor]] = [[] for _ in range(self.config.num_hidden_layers + 1)]

@@ -35,6 +35,7 @@ class Record:
     gradient_norm: float
     learning_rates: dict[str, float]
     seconds: float
+    peak_bytes: int | None = None  # of the accelerator's memory in this step, where there is one
 
 
 @dataclass
@@ -98,7 +99,8 @@ class StageRun:
         ready = self._ready(objective, batches, range(first, num_steps), everyone)
         following = next(ready, None)
         for step in range(first, num_steps):
-            assert following is not None
+            if following is None:
+                break
             parts, num_units = following
             started = time.perf_counter()
             factor = schedule(stage, step, num_steps)
@@ -121,6 +123,7 @@ class StageRun:
             loss = everyone.total(float(sum(losses)))
             rates = {part: rate * factor for part, rate in stage.train.items()}
             record = Record(step + 1, loss, float(norm), rates, time.perf_counter() - started)  # type: ignore[arg-type]
+            record.peak_bytes = _peak_bytes(accelerator.device)
             if not math.isfinite(record.loss):
                 raise RuntimeError(f"stage {stage.name!r}: the loss is {record.loss} at step {step + 1}; lower the learning rate")
             self.records.append(record)
@@ -161,6 +164,15 @@ class StageRun:
         state = load_checkpoint(self.folder / f"{newest:08d}", module, optimizer)
         assert state["identity"] == self.identity, "the run's folder was checked against the recipe before"
         return int(state["step"])
+
+
+def _peak_bytes(device: torch.device) -> int | None:
+    """The most memory held on a CUDA device since the last call."""
+    if device.type != "cuda":
+        return None
+    peak = torch.cuda.max_memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    return peak
 
 
 def schedule(stage: Stage, step: int, num_steps: int) -> float:
