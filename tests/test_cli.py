@@ -471,7 +471,10 @@ def test_a_damaged_model_is_the_users_input(monkeypatch: pytest.MonkeyPatch, cap
 def test_info(fake_model: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     final = make_run("first", 1)
     assert cli.main(["info", "runs/first", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == {"streams": [{"encoder": "ear"}], "parameters": {"total": 7}}
+    size = (final / "config.json").stat().st_size
+    folder = {"path": str(final), "bytes": size, "holds": "everything", "bases": None}
+    described = {"streams": [{"encoder": "ear"}], "parameters": {"total": 7}}
+    assert json.loads(capsys.readouterr().out) == described | {"folder": folder}
     assert fake_model["path"] == str(final)
     assert cli.main(["info", "runs/first"]) == 0
     assert "encoder: ear" in capsys.readouterr().out

@@ -139,6 +139,8 @@ def do_runs(rank: int, folder: Path) -> None:
             (folder / f"{how}-{rank}.txt").write_text(f"{stop.status} {stop}")
         train(recipe, options, folder / f"{how}-stopped", resume=True)
 
+    short = ["stages.0.steps=3", "stages.1.steps=1", "stages.1.eval_every=1"]
+    train(recipe, ["parallel=fsdp", "precision=bfloat16", *short], folder / "low")
     _be_killed(rank, folder)
 
 

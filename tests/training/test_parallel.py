@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import soundfile
@@ -43,8 +44,10 @@ model:
          num_key_value_heads: 2, max_position_embeddings: 512, tokenizer: {{vocab_size: 300}}}}
 data: {{type: manifests, train: [{train}], test: [{test}]}}
 stages:
-  - {{name: first, train: {{connector: 1e-3, projector: 1e-3, llm: 1e-3}}, steps: 6, batch_size: 3, save_every: 2}}
-  - {{name: second, train: {{encoder: 1e-3}}, steps: 4, batch_size: 3, save_every: 3}}
+  - {{name: first, train: {{connector: 1e-3, projector: 1e-3, llm: 1e-3}}, steps: 6, batch_size: 3, save_every: 2,
+     eval_every: 3, eval_examples: 4, eval_samples: 2}}
+  - {{name: second, train: {{encoder: 1e-3}}, steps: 4, batch_size: 3, save_every: 3, eval_every: 4,
+     eval_examples: 3, eval_samples: 0, keep: best}}
 """
 
 
@@ -140,6 +143,18 @@ def steps(run: Path) -> list[tuple[str, int]]:
     return [(row["stage"], row["step"]) for row in rows]
 
 
+def evaluations(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
+
+
+def assert_evaluated_alike(ours: Path, theirs: Path) -> None:
+    """Each evaluation once, by the main process; of which each process has computed its share."""
+    assert len(evaluations(ours)) == len(evaluations(theirs)) == 3
+    for own, other in zip(evaluations(ours), evaluations(theirs), strict=True):
+        assert own["held_out_loss"] == pytest.approx(other["held_out_loss"], rel=1e-4), ours.name
+        assert {**own, "held_out_loss": 0} == {**other, "held_out_loss": 0}, ours.name
+
+
 ALL_STEPS = [("first", step) for step in range(1, 7)] + [("second", step) for step in range(1, 5)]
 
 
@@ -161,6 +176,7 @@ def test_runs_stop_die_and_go_on_together(tmp_path: Path) -> None:
     assert "pal: error: process 0 of 2 ends: another process has ended or cannot be reached" in survivor[1]
     for how in PARALLEL:
         assert steps(tmp_path / how) == ALL_STEPS
+        assert_evaluated_alike(tmp_path / how, one)
         assert_like(weights(tmp_path / how), weights(one), how)
         assert (tmp_path / how / "scores.json").read_text() == (one / "scores.json").read_text()
         # A signal to one process: all stop after the same step, which is saved once; then the same bits.
@@ -170,6 +186,10 @@ def test_runs_stop_die_and_go_on_together(tmp_path: Path) -> None:
         assert steps(tmp_path / f"{how}-stopped") == ALL_STEPS
         whole, stopped = weights(tmp_path / how), weights(tmp_path / f"{how}-stopped")
         assert all(torch.equal(tensor, stopped[name]) for name, tensor in whole.items())
+
+    # A forward without a backward leaves shards whole, in what computes; what is saved after an evaluation is float32.
+    table = weights(tmp_path / "low")["language_model.model.embed_tokens.weight"]
+    assert not torch.equal(table, table.bfloat16().float())
 
     assert not (tmp_path / "killed" / "final").exists()
 
@@ -186,6 +206,7 @@ def test_runs_stop_die_and_go_on_together(tmp_path: Path) -> None:
     assert len(resumed) == 8
     for run in resumed:
         assert steps(run) == ALL_STEPS
+        assert_evaluated_alike(run, one)
         assert_like(weights(run), weights(one), run.name)
     for run, how in (("from-killed-ddp", "ddp"), ("from-fsdp-fsdp", "fsdp")):
         whole, again = weights(tmp_path / how), weights(tmp_path / run)

@@ -115,9 +115,11 @@ def test_a_run_resumes_to_the_same_bits_answers_and_exports(
 
 @needs_bitsandbytes
 @pytest.mark.slow
-def test_two_processes_compute_what_one_does(recipe: Path, tmp_path: Path) -> None:
-    """DDP by gloo: nothing of the 4-bit weights is reduced, and the losses are those of one process."""
-    settings = ["precision=float32", "adapter.dropout=0.0", "model.encoder.dropout=0.0", "model.encoder.spec_augment=false"]
+@pytest.mark.parametrize(("parallel", "precision"), [("ddp", "float32"), ("fsdp", "float32"), ("fsdp", "bfloat16")])
+def test_two_processes_compute_what_one_does(recipe: Path, parallel: str, precision: str, tmp_path: Path) -> None:
+    """By gloo: 4-bit weights are shared out or copied as they are, and losses and weights are those of one process."""
+    settings = [f"precision={precision}", f"parallel={parallel}"]
+    settings += ["adapter.dropout=0.0", "model.encoder.dropout=0.0", "model.encoder.spec_augment=false"]
     one = train(recipe, settings, out=tmp_path / "one")
     code = (
         "import sys, torch.distributed as dist\nfrom datetime import timedelta\nfrom pathlib import Path\n"
@@ -144,11 +146,12 @@ def test_two_processes_compute_what_one_does(recipe: Path, tmp_path: Path) -> No
     ours, theirs = (load_file(run / "final" / "model.safetensors") for run in runs)
     for name, tensor in ours.items():
         if tensor.is_floating_point():
-            torch.testing.assert_close(theirs[name], tensor, rtol=0, atol=1e-4, msg=name)
+            if precision == "float32":
+                torch.testing.assert_close(theirs[name], tensor, rtol=0, atol=1e-4, msg=name)
         else:
             assert torch.equal(theirs[name], tensor), name
     losses = [[json.loads(line)["loss"] for line in (run / "log.jsonl").read_text().splitlines()] for run in runs]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4 if precision == "float32" else 1e-2)
 
 
 @pytest.mark.parametrize("part", ["llm", "llm.attention", "llm.ffn"])
@@ -164,11 +167,6 @@ def test_in_python_too() -> None:
     model, _ = tiny_model("llama", "lal", llm=SIZES, adapter={"type": "qlora", "target": "all_linear"})
     with pytest.raises(PalError, match=r"'llm.ffn' cannot train under `adapter: \{type: qlora\}`"):
         parameter_groups(model, {"llm.ffn": 1e-3}, 0.0)
-
-
-def test_sharding_is_refused(recipe: Path) -> None:
-    with pytest.raises(PalError, match=r"qlora\}` does not go with `parallel: fsdp`.*take ddp"):
-        load_recipe(recipe, ["parallel=fsdp"])
 
 
 def test_a_run_without_bitsandbytes_begins_nothing(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

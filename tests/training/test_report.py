@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from pal_audio.training import tensorboard
+from pal_audio.training import trackers
 from pal_audio.training.report import write_report
 from pal_audio.training.run import train
 
@@ -27,7 +27,7 @@ def test_a_run_ends_with_a_report_and_curves(recipe: Path, tmp_path: Path) -> No
         "| task | right | muted | best guess |",
         "![loss, learning rate and gradient norm](curves.png)",
         f"| torch | {version('torch')} |",
-        tensorboard.plan_line(run),
+        trackers.plan_line(run, None),
     ):
         assert line in text
     scores = json.loads((run / "scores.json").read_text())
@@ -76,10 +76,10 @@ def test_without_matplotlib_the_report_says_so(finished: Path, monkeypatch: pyte
 def test_without_tensorboard_the_plan_says_so(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(tensorboard, "installed", lambda: False)
+    monkeypatch.setattr(trackers, "installed", lambda name: False)
     run = train(recipe, ["stages.0.steps=1", "stages.1.steps=1"], out=tmp_path / "run")
     assert "pal-audio[train]" in capsys.readouterr().err
-    assert tensorboard.MISSING in (run / "report.md").read_text()
+    assert trackers.plan_line(run, None) in (run / "report.md").read_text()
     assert not (run / "tensorboard").exists()
 
 
@@ -103,7 +103,7 @@ def test_with_tensorboard_every_step_is_written(recipe: Path, tmp_path: Path, mo
     module: Any = ModuleType("torch.utils.tensorboard")
     module.SummaryWriter = SummaryWriter
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
-    monkeypatch.setattr(tensorboard, "installed", lambda: True)
+    monkeypatch.setattr(trackers, "installed", lambda name: True)
     run = train(recipe, out=tmp_path / "run")
     assert f"tensorboard: on, event files in {run / 'tensorboard'}" in (run / "report.md").read_text()
     assert [step for stage, name, step in written if (stage, name) == ("0", "loss")] == [1, 2, 3, 4, 5, 6]

@@ -1,5 +1,6 @@
 """A recipe over shards: gone back to a save inside an epoch and a buffer, it ends with the bits of a run that nobody stopped."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from safetensors.torch import load_file
 from pal_audio.data.manifest import read_manifest
 from pal_audio.data.shard_writing import write_shards
 from pal_audio.errors import PalError
+from pal_audio.training.preflight import plan_run
 from pal_audio.training.run import train
 from tests.training.shrink import write_clips
 
@@ -52,3 +54,27 @@ def test_budgets_and_unknown_sources_are_refused(streamed: Path, tmp_path: Path)
         train(recipe, ["stages.0.batch_size=null", "stages.0.batch_audio_s=10"], out=tmp_path / "run")
     with pytest.raises(PalError, match="no source is called 'c'; there are a, b"):
         train(recipe, ["stages.1.sources=[c]"], out=tmp_path / "run")
+
+
+def test_the_plan_of_a_stream_has_no_activations_and_evaluations_work(streamed: Path, tmp_path: Path) -> None:
+    """What the longest example is, a stream knows when it has come."""
+    few = ["stages.0.epochs=null", "stages.0.steps=2", "stages.0.eval_every=1", "stages.1.steps=1"]
+    plan = plan_run(streamed / "streamed.yaml", few, out=tmp_path / "run")
+    assert [stage.memory.activations for stage in plan.stages] == [0, 0]
+    assert plan.num_train == 18
+    assert plan.example is not None
+    run = train(streamed / "streamed.yaml", few, out=tmp_path / "run")
+    assert len((run / "samples.jsonl").read_text().splitlines()) == 2
+
+
+def test_shards_that_changed_are_refused_on_resume(streamed: Path, tmp_path: Path) -> None:
+    shutil.copytree(streamed, tmp_path / "moved")
+    recipe, run = tmp_path / "moved" / "streamed.yaml", tmp_path / "moved" / "run"
+    (run / "finished.json").unlink()
+    data = json.loads((run / "recipe.json").read_text())["data"]
+    assert data.keys() == {str(streamed / "sets" / "t.jsonl"), "shards of a", "shards of b"}
+    described = json.loads((run / "recipe.json").read_text())
+    described["data"]["shards of b"] = "another"
+    (run / "recipe.json").write_text(json.dumps(described))
+    with pytest.raises(PalError, match="shards of b is not what"):
+        train(recipe, out=run, resume=True)

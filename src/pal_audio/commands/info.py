@@ -3,7 +3,8 @@
 import contextlib
 import json
 import sys
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
@@ -23,9 +24,17 @@ def info(
         from pal_audio.model import describe
 
         description = describe(model)
+    description["folder"] = _folder(Path(name))
     if as_json:
         print(json.dumps(description))
     else:
         import yaml
 
         print(yaml.safe_dump(description, sort_keys=False, allow_unicode=True), end="")
+
+
+def _folder(folder: Path) -> dict[str, Any]:
+    """Bytes on the disk, and what has to be added to them."""
+    bases = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("bases")
+    num_bytes = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    return {"path": str(folder), "bytes": num_bytes, "holds": "everything" if bases is None else "trained parts", "bases": bases}

@@ -184,6 +184,10 @@ class FrameCache:
         folder: of `pal encode`.
         encoders: by name; identities are taken from their weights as they are now.
 
+    Attributes:
+        ids: identity of each encoder, by name.
+        dtype: of the frames.
+
     Raises:
         PalError: an encoder may change in training, its frames are not here, or a shard is damaged.
     """
@@ -194,7 +198,7 @@ class FrameCache:
         check_frozen(self._configs)
         index = read_index(folder)
         self.dtype = index.dtype
-        self._ids = {name: _known(folder, index, name, EncoderIdentity.of(encoder)) for name, encoder in encoders.items()}
+        self.ids = {name: _known(folder, index, name, EncoderIdentity.of(encoder)) for name, encoder in encoders.items()}
         self._entries = {key: (shard, entry) for shard in shards(folder) for key, entry in read_entries(shard).items()}
         self._hashes: dict[str, str] = {}
         self._open = lru_cache(maxsize=OPEN_SHARDS)(lambda shard: safe_open(shard, framework="pt"))
@@ -205,7 +209,7 @@ class FrameCache:
         Raises:
             PalError: the cache lacks the clip.
         """
-        return {name: self._entry(name, part)[2].num_samples for name in self._ids}
+        return {name: self._entry(name, part)[2].num_samples for name in self.ids}
 
     def read(self, part: AudioPart) -> dict[str, Frames]:
         """Frames of one clip, by encoder.
@@ -213,10 +217,10 @@ class FrameCache:
         Raises:
             PalError: the cache lacks the clip, or its entry is damaged.
         """
-        return {name: self._read(name, *self._entry(name, part)) for name in self._ids}
+        return {name: self._read(name, *self._entry(name, part)) for name in self.ids}
 
     def _entry(self, name: str, part: AudioPart) -> tuple[str, Path, Entry]:
-        key = entry_key(self._hash(part), part, self._ids[name], self.dtype)
+        key = entry_key(self._hash(part), part, self.ids[name], self.dtype)
         if key not in self._entries:
             end = "its end" if part.end_s is None else f"{part.end_s:g} s"
             raise PalError(

@@ -102,7 +102,7 @@ def check_places(config: DataConfig | MixConfig | ManifestsConfig | ShardsConfig
     for number, where in enumerate(source.shards for source in config.train) if isinstance(config, ShardsConfig) else ():
         if not any(mark in where for mark in ("://", *"*?[")) and not Path(where).exists():
             raise PalError(f"data.train[{number}]: no such folder {where}; write it by `pal data shard`")
-    for place, path in _places(config).items():
+    for place, path in places_of(config).items():
         if not path.is_file():
             what = "text" if place.endswith(".text") else "manifest"
             raise PalError(f"{place}: no such {what} {path}; write it there, or name yours with --set {_setting(place)}=FILE")
@@ -111,7 +111,7 @@ def check_places(config: DataConfig | MixConfig | ManifestsConfig | ShardsConfig
             raise PalError(f"data.roots[{number}]: no such folder {root}")
 
 
-def _places(config: ManifestsConfig | ShardsConfig) -> dict[str, Path]:
+def places_of(config: ManifestsConfig | ShardsConfig) -> dict[str, Path]:
     """Files by their places in the recipe; the place of a text ends in ".text"."""
     places: dict[str, Path] = {}
     train = config.train if isinstance(config, ManifestsConfig) else []
@@ -129,7 +129,7 @@ def _read(config: ManifestsConfig, progress: Callable[[int, int], None] | None, 
     check_places(config)
     read: list[list[Example]] = []
     items = [*config.train, *config.test]
-    for number, (item, path) in enumerate(zip(items, _places(config).values(), strict=True)):
+    for number, (item, path) in enumerate(zip(items, places_of(config).values(), strict=True)):
         if isinstance(item, TextConfig):
             read.append([*read_documents(path, item.documents)])
         else:

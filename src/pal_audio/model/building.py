@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerBase
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from pal_audio import encoders
@@ -16,9 +16,10 @@ from pal_audio.encoders import EncoderConfig
 from pal_audio.errors import PalError
 from pal_audio.model.adapters import AdapterConfig, is_adapter_parameter
 from pal_audio.model.configuration import AudioConfig, PalConfig
-from pal_audio.model.four_bit import load_four_bit, unseen_weights
+from pal_audio.model.four_bit import unseen_weights
 from pal_audio.model.modeling import PalForConditionalGeneration
 from pal_audio.model.presets import preset
+from pal_audio.model.pretrained import llm_weights, llm_without_weights
 from pal_audio.model.processing import PalProcessor
 from pal_audio.model.tokenizer import train_tokenizer
 
@@ -102,11 +103,11 @@ def build_model(
     if adapter is not None:
         adapter.check()  # before anything is fetched
     if isinstance(spec.llm, dict):
-        text_config, tokenizer = _fresh_llm(dict(spec.llm), texts)
+        text_config, tokenizer = fresh_llm(dict(spec.llm), texts)
         llm = None
     else:
-        in_four_bit = adapter is not None and adapter.type == "qlora"
-        text_config, tokenizer, llm = _pretrained_llm(spec.llm, spec.revision, in_four_bit)
+        text_config, tokenizer = llm_without_weights(spec.llm, spec.revision)
+        llm = llm_weights(spec.llm, spec.revision, in_four_bit=adapter is not None and adapter.type == "qlora")
     processor = PalProcessor(tokenizer, audio)
     provenance = {
         "llm": None if llm is None else {"name": spec.llm, "revision": spec.revision},
@@ -116,13 +117,49 @@ def build_model(
     config.pad_token_id, config.eos_token_id = tokenizer.pad_token_id, tokenizer.eos_token_id
     model = PalForConditionalGeneration(config, llm)
     # From here on the weights are ours: a saved folder must not ask for the encoders' checkpoints again.
-    resolved = audio.model_copy(update={"encoders": {name: item.resolved() for name, item in audio.encoders.items()}})
+    resolved = audio.resolved()
     config.audio_config = resolved.model_dump(mode="json")
     if llm is not None and llm.generation_config is not None:
         model.generation_config = llm.generation_config
     model.generation_config.eos_token_id = model.generation_config.eos_token_id or tokenizer.eos_token_id
     model.generation_config.pad_token_id = processor._pad_id
     return model, PalProcessor(tokenizer, resolved)
+
+
+def build_processor(spec: ModelSpec, texts: Iterable[str] = ()) -> PalProcessor:
+    """The processor alone, without any weights; see `build_model`."""
+    audio = spec.audio_config()
+    if spec.llm is None:
+        raise PalError("model: `llm` is missing; only encoders can be built without one")
+    if isinstance(spec.llm, dict):
+        _, tokenizer = fresh_llm(dict(spec.llm), texts)
+    else:
+        _, tokenizer = llm_without_weights(spec.llm, spec.revision)
+    return PalProcessor(tokenizer, audio.resolved())
+
+
+def skeleton(spec: ModelSpec, adapter: AdapterConfig | None = None) -> PalForConditionalGeneration:
+    """The model without memory: its parameters are on the meta device and have names and shapes.
+
+    Raises:
+        PalError: as `build_model`.
+    """
+    text_config, audio = outline_config(spec), spec.audio_config().resolved()
+    with torch.device("meta"):
+        return PalForConditionalGeneration(PalConfig(text_config, audio, adapter=adapter))
+
+
+def outline_config(spec: ModelSpec) -> PretrainedConfig:
+    """The LLM's configuration, of a fresh one with as many tokens as its tokenizer may get.
+
+    Raises:
+        PalError: the LLM is missing, cannot be had, or its fields are wrong.
+    """
+    if spec.llm is None:
+        raise PalError("model: `llm` is missing; only encoders can be built without one")
+    if isinstance(spec.llm, dict):
+        return _text_config(dict(spec.llm), {"vocab_size": spec.llm["tokenizer"]["vocab_size"]})
+    return llm_without_weights(spec.llm, spec.revision)[0]
 
 
 def check_spec(spec: ModelSpec) -> None:
@@ -136,7 +173,12 @@ def check_spec(spec: ModelSpec) -> None:
         _text_config(dict(spec.llm), {"vocab_size": 256})
 
 
-def _fresh_llm(fields: dict[str, Any], texts: Iterable[str]) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
+def fresh_llm(fields: dict[str, Any], texts: Iterable[str]) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
+    """Configuration of an inline LLM, and a tokenizer trained on these texts.
+
+    Raises:
+        PalError: its fields are wrong.
+    """
     _text_config(dict(fields), {"vocab_size": 256})  # refuses what is wrong before the tokenizer is trained
     tokenizer = train_tokenizer(texts, int(fields["tokenizer"]["vocab_size"]))
     ids = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
@@ -162,24 +204,6 @@ def _text_config(fields: dict[str, Any], ids: dict[str, Any]) -> PretrainedConfi
     except (ValueError, TypeError, RuntimeError, KeyError, StrictDataclassError) as error:
         raise PalError(f"model.llm: {model_type} cannot be built from these fields: {' '.join(str(error).split())}") from error
     return config
-
-
-def _pretrained_llm(
-    name: str, revision: str | None, in_four_bit: bool = False
-) -> tuple[PretrainedConfig, PreTrainedTokenizerBase, Any]:
-    try:
-        config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
-        if in_four_bit:
-            llm = load_four_bit(name, revision)
-        else:  # float32 whatever was published: the other parts are, and small steps are lost in bfloat16 weights
-            llm = AutoModelForCausalLM.from_pretrained(
-                name, revision=revision, trust_remote_code=False, use_safetensors=True, dtype=torch.float32
-            )
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise PalError(f"model.llm: {name!r} cannot be loaded: {reason}") from error
-    return config.get_text_config(), tokenizer, llm
 
 
 def load(path: str | Path, device: str | torch.device = "cpu") -> tuple[PalForConditionalGeneration, PalProcessor]:

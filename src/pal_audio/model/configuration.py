@@ -75,6 +75,10 @@ class AudioConfig(StrictConfig):
         """
         return value if isinstance(value, cls) else parse_config(TypeAdapter(cls), value, "model")
 
+    def resolved(self) -> "AudioConfig":
+        """The same with encoders that need no checkpoint; see `EncoderConfig.resolved`."""
+        return self.model_copy(update={"encoders": {name: item.resolved() for name, item in self.encoders.items()}})
+
     def num_slots(self, encoder_samples: dict[str, int]) -> int:
         """PLITS tokens of a clip.
 
@@ -103,6 +107,7 @@ class PalConfig(PretrainedConfig):
         audio_slot_token_id: id of the slots that follow it.
         provenance: where the LLM and the encoders came from (`llm`, `encoders`), if anywhere.
         adapter: an `AdapterConfig` or its dict, of the adapter on the LLM; stored as a dict. None: no adapter.
+        bases: of a folder that holds trained parts only, where the rest comes from (`model.trained`); None of a whole one.
     """
 
     model_type = "pal"
@@ -116,6 +121,7 @@ class PalConfig(PretrainedConfig):
         audio_slot_token_id: int | None = None,
         provenance: dict[str, Any] | None = None,
         adapter: AdapterConfig | dict[str, Any] | None = None,
+        bases: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         if isinstance(text_config, dict):
@@ -128,6 +134,7 @@ class PalConfig(PretrainedConfig):
         self.audio_token_id = audio_token_id
         self.audio_slot_token_id = audio_slot_token_id
         self.provenance = provenance
+        self.bases = bases
         self.adapter = None if adapter is None else parse_config(_adapter_type, adapter, "adapter").model_dump(mode="json")
         super().__init__(**kwargs)
 

@@ -3,12 +3,13 @@
 import os
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import transformers
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from pal_audio.encoders import AudioEncoder
@@ -17,6 +18,7 @@ from pal_audio.model.adapters import merge_adapter
 from pal_audio.model.building import load
 from pal_audio.model.modeling import PalForConditionalGeneration
 from pal_audio.model.processing import PalProcessor
+from pal_audio.model.trained import Bases, write_trained
 
 
 def export(model_folder: str | Path, out: str | Path, merge: bool = False, overwrite: bool = False) -> Path:
@@ -47,6 +49,22 @@ def save_folder(model: PalForConditionalGeneration, processor: PalProcessor, tar
     """Save a model and its processor as one folder; what stands at `target` is replaced when the new one is whole."""
     with replaced_folder(target) as temporary:
         model.save_pretrained(temporary)
+        processor.save_pretrained(temporary)
+
+
+def save_trained(
+    model: PalForConditionalGeneration, processor: PalProcessor, target: Path, bases: Bases, trained: Iterable[nn.Parameter]
+) -> None:
+    """Save what training made of a model, as one folder; see `model.trained`, and `save_folder`.
+
+    Args:
+        model, processor: as a whole.
+        target: the folder.
+        bases: where the rest comes from.
+        trained: parameters that training may have changed.
+    """
+    with replaced_folder(target) as temporary:
+        write_trained(model, bases, trained, temporary)
         processor.save_pretrained(temporary)
 
 

@@ -143,6 +143,8 @@ class FourBitLinear(nn.Linear):
 
     def _state(self, dtype: torch.dtype) -> Any:
         """What bitsandbytes wants beside the packed weights; they are dequantised to `dtype`."""
+        if self.weight.dtype != torch.uint8:
+            raise RuntimeError(f"4-bit weights were cast to {self.weight.dtype}; a sharding that casts integers cannot be used")
         from bitsandbytes.functional import QuantState as State
 
         offset, codes, scales = self.constants.view(torch.float32).split([1, _NUM_CODES, len(self.constants) - 1 - _NUM_CODES])

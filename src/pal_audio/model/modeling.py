@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import AutoModelForCausalLM, GenerationMixin, LogitsProcessorList, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
@@ -38,6 +39,7 @@ from pal_audio.model.adapters import add_adapter, merge_adapter
 from pal_audio.model.configuration import PalConfig
 from pal_audio.model.logits import VocabularyOnly
 from pal_audio.model.streams import Stream, join_slots
+from pal_audio.model.trained import hub_options, read_trained
 
 MAX_WINDOWS = 16  # encoder windows in one pass without gradients: bounds memory on long clips
 
@@ -95,14 +97,21 @@ class PalForConditionalGeneration(PreTrainedModel, GenerationMixin):
     # ---- Hugging Face's hooks -------------------------------------------------------------------------------------
 
     @classmethod
-    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
         """As transformers', and the LLM is proved again; a folder that lacks a weight of ours is an error.
 
+        A folder of trained parts is completed by its bases; see `model.trained`.
+
         Raises:
-            PalError: parameters are missing in the checkpoint (they would be left unset).
+            PalError: parameters are missing in the checkpoint (they would be left unset), or a base is not the right one.
         """
         wants_info = kwargs.pop("output_loading_info", False)
-        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        path = pretrained_model_name_or_path
+        config = kwargs.get("config") or PalConfig.from_pretrained(path, **hub_options(kwargs))
+        if config.bases is not None:
+            model = read_trained(cls, str(path), **kwargs | {"config": config})
+            return (model, {"missing_keys": set(), "unexpected_keys": set()}) if wants_info else model
+        model, info = super().from_pretrained(path, *args, output_loading_info=True, **kwargs)
         if info["missing_keys"]:
             missing = sorted(info["missing_keys"])
             raise PalError(f"the checkpoint lacks {len(missing)} weights of this model, the first is {missing[0]!r}")
@@ -466,7 +475,8 @@ class PalForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 raise PalError("give input_features or audio_memory, not both")
             if audio_num_samples is None:
                 raise PalError("input_features need audio_num_samples beside them, as the processor gives them")
-            if torch.is_grad_enabled():
+            # A sharded layer's tensors are whole inside its own forward alone, so that no memory can be made of it beforehand.
+            if torch.is_grad_enabled() or isinstance(self, FSDPModule):
                 audio = self.encode(input_features, audio_num_samples)
             else:
                 audio = self.encode_audio(input_features, audio_num_samples)

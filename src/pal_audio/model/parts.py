@@ -6,6 +6,7 @@ Their parameters have the names that they have in a whole model (`encoders.NAME.
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
@@ -14,7 +15,8 @@ from pal_audio.audio import load_audio
 from pal_audio.encoders import EncoderConfig
 from pal_audio.errors import PalError
 from pal_audio.model.adapters import AdapterConfig, add_adapter
-from pal_audio.model.building import ModelSpec, _fresh_llm, _pretrained_llm
+from pal_audio.model.building import ModelSpec, fresh_llm, outline_config
+from pal_audio.model.pretrained import llm_weights, llm_without_weights
 from pal_audio.model.processing import ClipFeatures
 
 
@@ -99,18 +101,44 @@ def build_parts(spec: ModelSpec, texts: Iterable[str] = (), adapter: AdapterConf
     Raises:
         PalError: the LLM cannot be had, or the spec is wrong.
     """
-    configs = spec.encoder_configs()
-    llm, tokenizer = None, None
+    processor, config = _processor(spec, texts)
+    llm = None
     if spec.llm is not None:
-        if isinstance(spec.llm, dict):
-            config, tokenizer = _fresh_llm(dict(spec.llm), texts)
-            llm = AutoModelForCausalLM.from_config(config)
-        else:
-            _, tokenizer, llm = _pretrained_llm(spec.llm, spec.revision)
-        if adapter is not None:
-            add_adapter(llm, adapter)
-    elif adapter is not None:
+        llm = llm_weights(spec.llm, spec.revision) if isinstance(spec.llm, str) else AutoModelForCausalLM.from_config(config)
+    return _joined(llm, spec.encoder_configs(), adapter), processor
+
+
+def parts_processor(spec: ModelSpec, texts: Iterable[str] = ()) -> PartsProcessor:
+    """The processor alone, without any weights; see `build_parts`."""
+    return _processor(spec, texts)[0]
+
+
+def parts_skeleton(spec: ModelSpec, adapter: AdapterConfig | None = None) -> Parts:
+    """The parts without memory: their parameters are on the meta device and have names and shapes.
+
+    Raises:
+        PalError: as `build_parts`.
+    """
+    with torch.device("meta"):
+        llm = None if spec.llm is None else AutoModelForCausalLM.from_config(outline_config(spec))
+        return _joined(llm, {name: config.resolved() for name, config in spec.encoder_configs().items()}, adapter)
+
+
+def _processor(spec: ModelSpec, texts: Iterable[str]) -> tuple[PartsProcessor, Any]:
+    """The processor, and the LLM's configuration, if any."""
+    resolved = {name: config.resolved() for name, config in spec.encoder_configs().items()}
+    if spec.llm is None:
+        return PartsProcessor(None, resolved), None
+    if isinstance(spec.llm, dict):
+        config, tokenizer = fresh_llm(dict(spec.llm), texts)
+    else:
+        config, tokenizer = llm_without_weights(spec.llm, spec.revision)
+    return PartsProcessor(tokenizer, resolved), config
+
+
+def _joined(llm: Any, configs: dict[str, EncoderConfig], adapter: AdapterConfig | None) -> Parts:
+    if adapter is not None and llm is None:
         raise PalError("adapter: it stands on an LLM, but the model has none; take it out or name `model.llm`")
-    modules: dict[str, nn.Module] = {name: encoders.build(config) for name, config in configs.items()}
-    resolved = {name: config.resolved() for name, config in configs.items()}
-    return Parts(llm, modules), PartsProcessor(tokenizer, resolved)
+    if adapter is not None:
+        add_adapter(llm, adapter)
+    return Parts(llm, {name: encoders.build(config) for name, config in configs.items()})

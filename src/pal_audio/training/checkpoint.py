@@ -1,6 +1,7 @@
 """Checkpoints of a run: whole or not there, safe to read, verified before they are trusted.
 
     OUT/checkpoints/00000500/   model.safetensors  optimizer.safetensors  state.json  manifest.json (sizes and SHA-256)
+    OUT/checkpoints/best.json   step and loss of the best evaluation, where a stage evaluates
 
 Written under a temporary name, synced, renamed, and read once more before an older one goes. Random numbers need no place
 in it: every step seeds its own.
@@ -21,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from pal_audio.data.manifest import write_text
 from pal_audio.errors import PalError
 from pal_audio.model.export import sync
 
@@ -32,13 +34,13 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 def save_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> Path:
     """Write a checkpoint named by `state["step"]`, and drop all but the newest two.
 
-    An older one is kept where neither of the two is what its manifest says.
+    An older one is kept where neither of the two is what its manifest says, and where it is the best one.
 
     Args:
         folder: OUT/checkpoints.
         model: all its parameters and buffers are kept.
         optimizer: its moments are kept; learning rates follow from the step.
-        state: JSON-able; must hold `step`.
+        state: JSON-able; must hold `step`, and may hold `best` with the `step` of the best one, which best.json then says.
 
     Raises:
         PalError: the disk is full. The checkpoints from before are untouched, and nothing of this one stays.
@@ -54,9 +56,11 @@ def save_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
         finally:
             _clear_temporary(folder)
         sync(folder)
-    verified = newest_checkpoint(folder)
+    best = state.get("best")
+    mark_best(folder, best)
+    kept = {newest_checkpoint(folder), None if best is None else folder / f"{best['step']:08d}"}
     for old in _all(folder)[:-_KEEP]:
-        if old != verified:
+        if old not in kept:
             shutil.rmtree(old)
     return final
 
@@ -95,6 +99,24 @@ def _write(temporary: Path, model: nn.Module, optimizer: torch.optim.Optimizer, 
 def newest_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint whose files are what its manifest says, or None."""
     return next((item for item in reversed(_all(folder)) if _verified(item)), None)
+
+
+def mark_best(folder: Path, best: dict[str, Any] | None) -> None:
+    """Say in best.json which checkpoint is the best, for whoever looks; a run itself goes by what its checkpoints hold."""
+    if best is not None:
+        write_text(folder / "best.json", json.dumps(best) + "\n")
+
+
+def best_checkpoint(folder: Path, step: int) -> Path:
+    """The checkpoint of the best evaluation.
+
+    Raises:
+        PalError: it is damaged.
+    """
+    best = folder / f"{step:08d}"
+    if not _verified(best):
+        raise PalError(f"{best}: the best checkpoint is damaged; begin again with --overwrite")
+    return best
 
 
 def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:

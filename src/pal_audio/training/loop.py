@@ -19,11 +19,12 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from pal_audio.training.batches import Batches
-from pal_audio.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
+from pal_audio.training.checkpoint import best_checkpoint, load_checkpoint, mark_best, newest_checkpoint, save_checkpoint
 from pal_audio.training.objectives.base import Objective
 from pal_audio.training.parallel import Parallel, accelerator_for, spread
 from pal_audio.training.processes import Processes, join
 from pal_audio.training.recipe import Stage
+from pal_audio.training.watch import Watch
 
 
 @dataclass
@@ -35,6 +36,7 @@ class Record:
     gradient_norm: float
     learning_rates: dict[str, float]
     seconds: float
+    held_out_loss: float | None = None
     peak_bytes: int | None = None  # of the accelerator's memory in this step, where there is one
 
 
@@ -50,6 +52,8 @@ class StageRun:
         identity: what a checkpoint must carry to be resumed (of the resolved recipe).
         precision: "float32" or "bfloat16".
         parallel: how many processes share the work: "ddp" or "fsdp"; see `training.parallel`.
+        watch: evaluates between steps, if anything does.
+        best: step and held-out loss of the best evaluation so far.
     """
 
     stage: Stage
@@ -59,6 +63,8 @@ class StageRun:
     identity: str
     precision: str = "float32"
     parallel: Parallel = "ddp"
+    watch: Watch | None = None
+    best: dict[str, Any] | None = None
     records: list[Record] = field(default_factory=list)
 
     def run(
@@ -98,6 +104,7 @@ class StageRun:
         training.module.train()
         ready = self._ready(objective, batches, range(first, num_steps), everyone)
         following = next(ready, None)
+        is_whole = True
         for step in range(first, num_steps):
             if following is None:
                 break
@@ -126,17 +133,27 @@ class StageRun:
             record.peak_bytes = _peak_bytes(accelerator.device)
             if not math.isfinite(record.loss):
                 raise RuntimeError(f"stage {stage.name!r}: the loss is {record.loss} at step {step + 1}; lower the learning rate")
+            if self.watch is not None and self.watch.due(step + 1, num_steps):
+                record.held_out_loss = self.watch.evaluate(step + 1, training, accelerator.device)
+            improved = self._improved(record)
             self.records.append(record)
             if on_step is not None and everyone.is_main:
                 on_step(record)
             last = stopping() or step + 1 == num_steps
-            if last or (step + 1) % stage.save_every == 0:
+            if last or improved or (step + 1) % stage.save_every == 0:
                 training.gather(keep=last or everyone.is_main)
                 with everyone.checked():
                     if everyone.is_main:
-                        save_checkpoint(self.folder, module, optimizer, {"step": step + 1, "identity": self.identity})
+                        state = {"step": step + 1, "identity": self.identity, "best": self.best}
+                        save_checkpoint(self.folder, module, optimizer, state)
             if last:
+                is_whole = step + 1 == num_steps
                 break
+        if stage.keep == "best" and is_whole:
+            if self.best is None:
+                raise RuntimeError(f"stage {stage.name!r}: no held-out loss was a number, so there is no best checkpoint")
+            with everyone.checked():
+                load_checkpoint(best_checkpoint(self.folder, self.best["step"]), module, optimizer)
         module.eval()
         objective.end()
 
@@ -163,7 +180,18 @@ class StageRun:
             return 0
         state = load_checkpoint(self.folder / f"{newest:08d}", module, optimizer)
         assert state["identity"] == self.identity, "the run's folder was checked against the recipe before"
+        self.best = state["best"]
+        if join().is_main:
+            mark_best(self.folder, self.best)
         return int(state["step"])
+
+    def _improved(self, record: Record) -> bool:
+        """Whether this step's held-out loss is the lowest so far; if so it is noted."""
+        loss = record.held_out_loss
+        if loss is None or not math.isfinite(loss) or (self.best is not None and loss >= self.best["held_out_loss"]):
+            return False
+        self.best = {"step": record.step, "held_out_loss": loss}
+        return True
 
 
 def _peak_bytes(device: torch.device) -> int | None:

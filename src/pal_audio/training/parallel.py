@@ -134,6 +134,7 @@ class Shards:
 
     @torch.no_grad()
     def gather(self, keep: bool) -> None:
+        self.module.reshard()  # type: ignore[operator]  # a forward without a backward leaves the outer unit whole
         for plain, shard in zip(self._plain.parameters(), self.module.parameters(), strict=True):
             _bring(plain, shard, keep)
         for plain_buffer, buffer in zip(self._plain.buffers(), self.module.buffers(), strict=True):

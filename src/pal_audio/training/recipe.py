@@ -78,6 +78,9 @@ class Stage(StrictConfig):
         accumulate: parts that a batch is computed in, one after another; the step is the same, the memory less.
         warmup_steps: linear warm-up.
         schedule: after the warm-up, to zero by cosine or linearly, or constant.
+        eval_every: steps between evaluations on held-out examples; none where left out.
+        eval_examples, eval_samples: held-out examples whose loss is taken, and how many of them are answered.
+        keep: weights that the stage ends with, the last or those of the lowest held-out loss.
     """
 
     name: str = "stage"
@@ -104,6 +107,10 @@ class Stage(StrictConfig):
     weight_decay: float = Field(0.01, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
     save_every: int = Field(500, ge=1)
+    eval_every: int | None = Field(None, ge=1)
+    eval_examples: int = Field(64, ge=1)
+    eval_samples: int = Field(4, ge=0)
+    keep: Literal["last", "best"] = "last"
 
     @field_validator("train")
     @classmethod
@@ -121,6 +128,8 @@ class Stage(StrictConfig):
             raise PalError(f"stage {self.name!r}: give either `steps` or `epochs`")
         if self.by_budget and self.batch_size is not None:
             raise PalError(f"stage {self.name!r}: give either `batch_size` or `batch_audio_s` and `batch_text_tokens`")
+        if self.keep == "best" and self.eval_every is None:
+            raise PalError(f"stage {self.name!r}: `keep: best` needs `eval_every`, by which the best is known")
         return self
 
     @model_validator(mode="after")
@@ -176,6 +185,8 @@ class Recipe(StrictConfig):
         adapter: on the LLM. It is there from the first stage, as the identity; a stage that names `llm.adapter` trains it.
         frame_cache: a folder of `pal encode`, read instead of sound; every encoder must be frozen.
         parallel: how several processes share the work; a run may go on under the other, or with another number of them.
+        save: what the final folder holds: everything, or what was trained, with the names and hashes of the bases.
+        trackers: where numbers go beside the log; TensorBoard where it is installed and nothing is named.
     """
 
     name: str = Field(pattern=_NAME)
@@ -185,7 +196,9 @@ class Recipe(StrictConfig):
     model: ModelSpec
     adapter: AdapterConfig | None = None
     data: Data
+    save: Literal["all", "trained"] = "all"
     frame_cache: Path | None = None
+    trackers: list[Literal["tensorboard", "wandb", "trackio"]] | None = None
     stages: list[Stage] = Field(min_length=1)
 
     @model_validator(mode="after")
@@ -244,8 +257,6 @@ class Recipe(StrictConfig):
         for stage in self.stages:
             if (part := next((part for part in QLORA_FROZEN if part in stage.train), None)) is not None:
                 raise PalError(f"stage {stage.name!r}: {frozen_by_qlora(part)}")
-        if self.parallel == "fsdp":
-            raise PalError("`adapter: {type: qlora}` does not go with `parallel: fsdp`, which shards floats only; take ddp")
 
 
 def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:

@@ -65,6 +65,10 @@ def draw_curves(records: Sequence[dict[str, Any]], path: Path) -> bool:
         loss, rate, norm = axes[:, column]
         loss.set_title(rows[0]["stage"], parse_math=False)
         loss.plot(steps, [row["loss"] for row in rows])
+        evaluated = [row for row in rows if "held_out_loss" in row]
+        if evaluated:
+            loss.plot([row["step"] for row in evaluated], [row["held_out_loss"] for row in evaluated], "o-", label="held out")
+            loss.legend()
         for part in rows[0]["learning_rates"]:
             rate.plot(steps, [row["learning_rates"][part] for row in rows], label=part)
         rate.legend()

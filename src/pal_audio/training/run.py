@@ -1,49 +1,48 @@
 """`pal train`: recipe -> data -> model -> stages -> a finished folder with its scores.
 
-OUT/recipe.json     the resolved recipe, versions       OUT/log.jsonl        one line a step
+OUT/recipe.json     the resolved recipe, provenance     OUT/log.jsonl        one line a step
 OUT/data/           composed sound and manifests        OUT/scores.json      held-out accuracy, with sound and muted
 OUT/checkpoints-K/  of stage K                          OUT/answers.jsonl    every held-out answer beside the truth
 OUT/final/          model and processor                 OUT/report.md        plan, scores, curves.png, ten answers
 OUT/llm/            the LLM alone, after a `text` stage OUT/encoders/NAME/   one that a `ctc` or `tags` stage has trained
-OUT/tensorboard/    event files, where it is installed  OUT/finished.json    written last
+OUT/tensorboard/    event files, where it is installed  OUT/samples.jsonl    answers while it trained
+OUT/finished.json   written last
 """
 
-import hashlib
 import json
-import platform
-import shlex
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TextIO
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.progress import Progress, TaskID
 
-import pal_audio
-from pal_audio.data.collation import Collator
-from pal_audio.data.folder import LOCK, locked
-from pal_audio.data.frame_cache import FrameCache, check_cache
+from pal_audio.data.folder import locked
+from pal_audio.data.frame_cache import FrameCache
 from pal_audio.data.manifest import write_text
-from pal_audio.data.prepare import Prepared, check_places, prepare
-from pal_audio.data.texts import Document
+from pal_audio.data.prepare import Prepared, prepare
 from pal_audio.errors import PalError, Stopped
-from pal_audio.model.building import check_spec
 from pal_audio.training.checkpoint import full_disk_named
+from pal_audio.training.fit import check_context, check_disk, check_memory
+from pal_audio.training.folder import command_again, identity_of, prepare_folder, resolved_recipe
+from pal_audio.training.held_out import progress_bar, score_answers
 from pal_audio.training.interrupt import stop_request
 from pal_audio.training.loop import Record, StageRun
-from pal_audio.training.outcome import build, save_results, score_lines, texts_of
-from pal_audio.training.plan import PlannedStage, plan_lines, plan_stages
+from pal_audio.training.memory import Device
+from pal_audio.training.outcome import build, outline, processor_of, save_results, score_lines, texts_of
+from pal_audio.training.plan import PlannedStage, make_plan, plan_stages
+from pal_audio.training.preflight import asks_questions, check_recipe, collator_of, run_folder
 from pal_audio.training.processes import join
+from pal_audio.training.provenance import check_data, describe_run
 from pal_audio.training.recipe import Recipe, load_recipe
 from pal_audio.training.report import write_report
-from pal_audio.training.scores import accuracy, answer_all
-from pal_audio.training.tensorboard import EventFiles
+from pal_audio.training.trackers import Trackers, chosen, tracking
+from pal_audio.training.watch import Pace, Watch
+
+__all__ = ["resolved_recipe", "train"]
 
 _PATIENCE_S = 5.0
 
@@ -79,14 +78,11 @@ def train(
     everyone = join()
     console = console or Console(stderr=True, quiet=not everyone.is_main)
     recipe = load_recipe(recipe_path, overrides)
-    check_places(recipe.data)
-    if recipe.adapter is not None:
-        recipe.adapter.check()
-    folder = Path(out) if out is not None else Path("runs") / recipe.name
-    check_spec(recipe.model)
-    if recipe.frame_cache is not None:
-        check_cache(recipe.frame_cache, recipe.model.audio_config().encoders)
-    identity = _identity(recipe)
+    folder, identity = run_folder(recipe, out), identity_of(recipe)
+    check_recipe(recipe)
+    device = Device.here()
+    with everyone.loss_named(), everyone.main_first():  # what it fetches is then there for the others
+        check_memory(recipe, outline(recipe), collator_of(processor_of(recipe)), device)
     if folder.exists() and not folder.is_dir():
         raise PalError(f"{folder} is a file; give a folder")
     folder.mkdir(parents=True, exist_ok=True)
@@ -94,41 +90,48 @@ def train(
         with everyone.main_first():
             if everyone.is_main:
                 held.enter_context(locked(folder))
-                _prepare_folder(folder, identity, resume, overwrite)
+                prepare_folder(folder, identity, resume, overwrite)
         if everyone.main_says((folder / "finished.json").is_file()):
             console.print(f"{folder}: finished already")
             return folder
-        described = {"identity": identity, "recipe": recipe.model_dump(mode="json"), "versions": _versions()}
-        if everyone.is_main:
-            write_text(folder / "recipe.json", json.dumps(described, indent=2) + "\n")
-        with everyone.main_first(), _bar(console) as bar:
-            task = bar.add_task("prepare data", total=None)
-            answers = any(stage.objective == "answer" for stage in recipe.stages)
-            show = partial(_show, bar, task)
-            data = prepare(recipe.data, folder / "data", show, answers)
-            bar.update(task, completed=1, total=1)
+        with everyone.main_first():
+            if everyone.is_main:
+                describe_run(folder, recipe, recipe_path, identity, device)
+            data = _prepare(console, recipe, folder)
         torch.manual_seed(recipe.seed)
-        with everyone.main_first():  # what it fetches is then there for the others
+        with everyone.main_first():
             model, processor = build(recipe, texts_of(data.sample()))
-        ready = None if recipe.frame_cache is None else FrameCache(recipe.frame_cache, model.encoders)
-        collator = Collator(processor, frames=ready)  # type: ignore[arg-type]  # of parts: only what their stages ask for
-        stages = plan_stages(recipe, model, collator, data)
-        plan = plan_lines(folder, recipe, model, data, stages)
-        for line in plan:
-            console.print(line, markup=False)
+        with everyone.checked():
+            ready = None if recipe.frame_cache is None else FrameCache(recipe.frame_cache, model.encoders)
+            collator = collator_of(processor, ready)
+            stages = plan_stages(recipe, model, collator, data)
+            if everyone.is_main:
+                check_data(folder, recipe, data, ready)
+                plan = make_plan(folder, recipe, model, processor, data, stages, device)
+                plan.show(console)
+                check_context(model, processor, stages, collator)
+                check_disk(folder, plan)
         stage_scores: list[dict[str, Any]] = []
-        with stop_request(0.0 if everyone.num == 1 else _PATIENCE_S) as stop:
+        names = chosen(recipe.trackers) if everyone.is_main else []
+        with (
+            stop_request(0.0 if everyone.num == 1 else _PATIENCE_S) as stop,
+            tracking(folder, names, recipe.model_dump(mode="json")) as trackers,
+        ):
             stopping = everyone.stopping(stop)
             for index, planned in enumerate(stages):
                 stage, places = planned.stage, folder / f"checkpoints-{index}"
                 run = StageRun(stage, index, recipe.seed, places, identity, recipe.precision, recipe.parallel)
+                if stage.eval_every is not None:
+                    run.watch = Watch(stage, index, planned.objective, planned.objective.held_out(), recipe.seed, None, console)
                 step = run.resumable_step() if resume else 0
-                with _reporting(console, folder, index, planned, step) if everyone.is_main else nullcontext() as report:
+                num_before = sum(earlier.num_steps for earlier in stages[:index])
+                shown = _reporting(console, folder, trackers, run, planned, step, num_before)
+                with shown if everyone.is_main else nullcontext() as report:
                     run.run(planned.objective, planned.batches, planned.num_steps, resume, report, stopping)
                 if stopping():
                     assert stop.signal is not None
                     where = f"stage {stage.name!r}, step {run.resumable_step()}"
-                    again = _again(recipe_path, overrides, folder)
+                    again = command_again(recipe_path, overrides, folder)
                     raise Stopped(f"stopped by {stop.signal.name} and saved at {where}; go on with: {again}", stop.signal)
                 with everyone.checked():
                     if everyone.is_main and (scored := planned.objective.score()):
@@ -136,24 +139,26 @@ def train(
         saved: list[str] = []
         with everyone.checked():
             if everyone.is_main:
-                scores = _score(console, folder, model, collator, data) if answers else {}
+                scores = score_answers(console, folder, model, collator, data) if asks_questions(recipe) else {}
                 write_text(folder / "scores.json", json.dumps(scores | {"stages": stage_scores}, indent=2) + "\n")
-                saved = save_results(folder, recipe, model, processor)
-                write_report(folder, plan)
+                saved = save_results(folder, recipe, model, processor, [planned.objective for planned in stages])
+                write_report(folder, plan.lines())
                 write_text(folder / "finished.json", json.dumps({"identity": identity}) + "\n")
     for line in [*score_lines(stage_scores), *saved]:
         console.print(line, markup=False)
     return folder
 
 
+def _prepare(console: Console, recipe: Recipe, folder: Path) -> Prepared:
+    with progress_bar(console) as bar:
+        task = bar.add_task("prepare data", total=None)
+        data = prepare(recipe.data, folder / "data", partial(_show, bar, task), asks_questions(recipe))
+        bar.update(task, completed=1, total=1)
+    return data
+
+
 def _show(bar: Progress, task: TaskID, done: int, total: int) -> None:
     bar.update(task, completed=done, total=total)
-
-
-def _again(recipe_path: str | Path, overrides: list[str] | None, folder: Path) -> str:
-    """The command that goes on with a stopped run."""
-    settings = [word for override in overrides or [] for word in ("--set", override)]
-    return shlex.join(["pal", "train", str(recipe_path), *settings, "--out", str(folder), "--resume"])
 
 
 def _open_log(path: Path, index: int, step: int) -> TextIO:
@@ -172,90 +177,28 @@ def _open_log(path: Path, index: int, step: int) -> TextIO:
 
 @contextmanager
 def _reporting(
-    console: Console, folder: Path, index: int, planned: PlannedStage, step: int
+    console: Console, folder: Path, trackers: Trackers, run: StageRun, planned: PlannedStage, step: int, num_before: int
 ) -> Iterator[Callable[[Record], None]]:
-    """A function that shows and logs each step of a stage that goes on after `step`."""
-    name = planned.stage.name
+    """A function that shows and logs each step of a stage that goes on after `step`; the stage's answers are logged too."""
+    stage, index = planned.stage, run.index
     with (
-        _bar(console) as bar,
+        progress_bar(console) as bar,
         _open_log(folder / "log.jsonl", index, step) as log,
-        EventFiles(folder, index, step) as events,
+        trackers.stage(stage.name, index, step, num_before),
+        _open_log(folder / "samples.jsonl", index, step) if stage.eval_every else nullcontext() as samples,
     ):
-        task = bar.add_task(f"train {name}", total=planned.num_steps)
-        yield partial(_report, bar, task, log, events, index, name)
+        if run.watch is not None:
+            run.watch.file = samples
+        pace = Pace(planned.num_steps - step, partial(console.print, markup=False))
+        task = bar.add_task(f"train {stage.name}", total=planned.num_steps)
+        yield partial(_report, bar, task, log, trackers, pace, index, stage.name)
 
 
-def _report(bar: Progress, task: TaskID, log: TextIO, events: EventFiles, index: int, stage: str, record: Record) -> None:
-    log.write(json.dumps({"index": index, "stage": stage, **vars(record)}) + "\n")
-    events.write(record)
+def _report(
+    bar: Progress, task: TaskID, log: TextIO, trackers: Trackers, pace: Pace, index: int, stage: str, record: Record
+) -> None:
+    numbers = {name: value for name, value in vars(record).items() if value is not None}
+    log.write(json.dumps({"index": index, "stage": stage, **numbers}) + "\n")
+    trackers.write(record)
+    pace.step()
     bar.update(task, completed=record.step, description=f"train {stage}, loss {record.loss:.3f}")
-
-
-def _score(console: Console, folder: Path, model: Any, collator: Collator, data: Prepared) -> dict[str, Any]:
-    test_set = [example for example in data.test if not isinstance(example, Document)]
-    model.to("cpu" if not torch.cuda.is_available() else "cuda").eval()
-    with _bar(console) as bar:
-        task = bar.add_task("held-out questions", total=2 * len(test_set))
-        heard = answer_all(model, collator, test_set, progress=lambda done: bar.advance(task, done))
-        muted = answer_all(model, collator, test_set, muted=True, progress=lambda done: bar.advance(task, done))
-    right, right_muted = accuracy(heard), accuracy(muted)
-    rows = [{**vars(a), "right": a.right, "muted_answer": m.answer} for a, m in zip(heard, muted, strict=True)]
-    write_text(folder / "answers.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-    scores = {
-        "num": len(test_set),
-        "accuracy": right,
-        "muted": right_muted,
-        "chance": data.chance,
-        "chance_by_task": data.chance_by_task,
-    }
-    table = Table("task", "questions", "right", "muted", "best guess", title="held-out questions")
-    for name, share in right.items():
-        num = sum(name in ("all", answer.task) for answer in heard)
-        guess = data.chance if name == "all" else data.chance_by_task[name]
-        table.add_row(name, str(num), f"{share:.1%}", f"{right_muted[name]:.1%}", f"{guess:.1%}")
-    console.print(table)
-    return scores
-
-
-def resolved_recipe(run: Path) -> Recipe:
-    """The recipe that a run was made by, overrides included.
-
-    Raises:
-        PalError: the folder holds no run.
-    """
-    try:
-        return Recipe.model_validate(json.loads((run / "recipe.json").read_text(encoding="utf-8"))["recipe"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise PalError(f"{run}: no run here (recipe.json is missing or unreadable)") from error
-
-
-def _identity(recipe: Recipe) -> str:
-    return hashlib.sha256(recipe.model_dump_json(exclude={"parallel"}).encode()).hexdigest()[:16]
-
-
-def _prepare_folder(folder: Path, identity: str, resume: bool, overwrite: bool) -> None:
-    held = [item for item in folder.iterdir() if item.name != LOCK]
-    if held and overwrite:
-        if not (folder / "recipe.json").is_file():
-            raise PalError(f"{folder} holds something that is no run; delete it yourself or choose another folder")
-        for item in held:
-            shutil.rmtree(item) if item.is_dir() else item.unlink()
-    elif held and not resume:
-        raise PalError(f"{folder} is not empty; --resume goes on with it, --overwrite replaces it")
-    elif held:
-        try:
-            found = json.loads((folder / "recipe.json").read_text(encoding="utf-8"))["identity"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise PalError(f"{folder} holds no run that can be resumed (recipe.json is missing or unreadable)") from error
-        if found != identity:
-            raise PalError(f"{folder} was begun with another recipe; choose another folder, or --overwrite")
-
-
-def _versions() -> dict[str, str]:
-    packages = ("torch", "transformers", "accelerate", "peft", "numpy", "soundfile", "soxr")
-    return {"python": platform.python_version(), "pal-audio": pal_audio.__version__, **{name: version(name) for name in packages}}
-
-
-def _bar(console: Console) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=console)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from pal_audio.data.collation import Collator
 from pal_audio.data.manifest import Example
+from pal_audio.data.texts import Document
 from pal_audio.model import PalForConditionalGeneration
 from pal_audio.training.batches import Size
 from pal_audio.training.device import pinned, to_device
@@ -39,7 +40,11 @@ class AnswerObjective(LlmObjective[Example]):
         super().end()
 
     def prepare(self, train: Sequence[Example], test: Sequence[Example]) -> Sequence[Example]:
+        self._held_out = [example for example in test if not isinstance(example, Document)]
         return train
+
+    def held_out(self) -> Sequence[Example]:
+        return self._held_out
 
     def size(self, item: Example) -> Size:
         num_tokens = self.collator.num_tokens(item) if self.stage.by_budget else 0

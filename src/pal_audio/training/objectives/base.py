@@ -52,6 +52,10 @@ class Objective(ABC, Generic[Item]):
             PalError: an example cannot be learnt by this objective.
         """
 
+    @abstractmethod
+    def held_out(self) -> Sequence[Item]:
+        """Held-out items whose loss can be taken; those of which the training examples know no target are left out."""
+
     def notes(self) -> list[str]:
         """Lines for the plan: what `prepare` found."""
         return []

@@ -97,10 +97,14 @@ class EncoderObjective(Objective[Example]):
                 raise PalError(f"{self.where}: example {example.id!r} has {len(example.audio)} clips; one is needed")
         return found
 
-    def parameter_groups(self) -> list[dict[str, Any]]:
+    def train_encoder(self) -> None:
+        """Freeze all of the model but this encoder."""
         self.model.requires_grad_(False)
         for parameter in self._trained:
             parameter.requires_grad_(True)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        self.train_encoder()
         rate = self.stage.train["encoder"]
         groups = rate_groups(self._trained, rate, self.stage.weight_decay)
         head = list(self.module.head.parameters())

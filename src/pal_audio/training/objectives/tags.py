@@ -68,6 +68,9 @@ class TagsObjective(EncoderObjective):
         self.module = HeadedEncoder(self.encoder, head)
         return chosen
 
+    def held_out(self) -> Sequence[Example]:
+        return [item for item in self._held_out if self._index.keys() >= {*_as_list(self.labels(item))}]
+
     def notes(self) -> list[str]:
         kind = "any number of them a clip" if self.multi else "one a clip"
         return [f"tags: encoder {self.name}, {len(self.names)} labels, {kind}"]

@@ -69,6 +69,9 @@ class TextObjective(LlmObjective[Piece]):
         self._pieces = [piece for example in train for piece in of_text[id(example)]]
         return self._pieces
 
+    def held_out(self) -> Sequence[Piece]:
+        return [piece for examples in self._held_out.values() for example in examples for piece in self.pieces(example)]
+
     def notes(self) -> list[str]:
         num_tokens = sum(len(piece.ids_L) - 1 for piece in self._pieces)
         return [f"text: {num_tokens:,} tokens in {len(self._pieces):,} pieces of at most {self.max_tokens}"]
