@@ -12,15 +12,20 @@ import pytest
 import soundfile
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from pal_audio import cli
 from pal_audio.errors import PalError
 from pal_audio.model import load
+from pal_audio.model.four_bit import unseen_weights
+from pal_audio.model.tokenizer import train_tokenizer
 from pal_audio.training import run as run_module
 from pal_audio.training.groups import GROUPS, parameter_groups
+from pal_audio.training.memory import held_memory
+from pal_audio.training.outcome import outline
 from pal_audio.training.recipe import load_recipe
 from pal_audio.training.run import train
-from tests.tiny import RATE_HZ, batch, message, noise, tiny_model
+from tests.tiny import RATE_HZ, batch, llm_config, message, noise, tiny_model, tokenizer_texts
 
 needs_bitsandbytes = pytest.mark.skipif(
     importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes, an optional extra, is not installed"
@@ -111,6 +116,38 @@ def test_a_run_resumes_to_the_same_bits_answers_and_exports(
     described = json.loads(capsys.readouterr().out)
     assert described["adapter"]["type"] == "qlora"
     assert described["parameters"]["llm"] > 2 * (4 * 64 * 64 + 3 * 64 * 128) - 1
+
+
+@needs_bitsandbytes
+def test_a_folder_of_trained_parts_keeps_the_bits_and_names_the_base(recipe: Path, tmp_path: Path) -> None:
+    """Their last bits depend on the machine that quantised them, so they are stored; embeddings and norms are the base's."""
+    tokenizer = train_tokenizer(tokenizer_texts(), 300)
+    base = AutoModelForCausalLM.from_config(llm_config("llama", len(tokenizer), num_hidden_layers=2, **SIZES))
+    base.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    settings = [f"model.llm={tmp_path / 'base'}", "model.encoder.hidden_size=8"]
+    folders = {save: train(recipe, [*settings, f"save={save}"], out=tmp_path / save) / "final" for save in ("trained", "all")}
+    stored = load_file(folders["trained"] / "model.safetensors")
+    assert (
+        sum(name.startswith("language_model.") and not tensor.is_floating_point() for name, tensor in stored.items()) == 3 * 2 * 7
+    )
+    assert not [name for name in stored if "embed_tokens" in name or "lm_head" in name or "layernorm" in name]
+    ours, whole = (load(folder)[0].state_dict() for folder in folders.values())
+    assert ours.keys() == whole.keys()
+    assert all(torch.equal(tensor, whole[name]) for name, tensor in ours.items())
+
+
+@needs_bitsandbytes
+def test_the_plan_counts_weights_and_the_bytes_that_hold_them(recipe: Path) -> None:
+    """Counted by hand: the two layers' weights, each once; and what a module without 4 bits would take more."""
+    plans = []
+    for kind in ("qlora", "lora"):
+        found = load_recipe(recipe, [f"adapter.type={kind}"])
+        module = outline(found)
+        plans.append((sum(p.numel() for p in module.parameters()) + unseen_weights(module), held_memory(module).weights))
+    sizes = [size for _ in range(2) for size in (64 * 64, 64 * 32, 64 * 32, 64 * 64, 64 * 128, 64 * 128, 128 * 64)]
+    assert plans[0][0] == plans[1][0]
+    assert plans[1][1] - plans[0][1] == sum(4 * size - size // 2 - size // 64 - 4 * 258 for size in sizes)
 
 
 @needs_bitsandbytes
