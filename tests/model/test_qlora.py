@@ -342,3 +342,12 @@ def test_bitsandbytes_is_imported_in_silence_and_fetches_nothing(code: str, tmp_
     code = f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n{code}\nimport bitsandbytes, kernels\nkernels.get_kernel\n"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@needs_bitsandbytes
+def test_bits_that_were_cast_are_an_error_not_a_result() -> None:
+    """As a sharding with mixed precision might do that casts integers too."""
+    linear = FourBitLinear.of(nn.Linear(64, 32))
+    linear.weight = nn.Parameter(linear.weight.bfloat16(), requires_grad=False)
+    with pytest.raises(RuntimeError, match=r"4-bit weights were cast to torch\.bfloat16"):
+        linear(torch.randn(1, 64))

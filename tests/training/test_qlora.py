@@ -17,12 +17,10 @@ from transformers import AutoModelForCausalLM
 from pal_audio import cli
 from pal_audio.errors import PalError
 from pal_audio.model import load
-from pal_audio.model.four_bit import unseen_weights
 from pal_audio.model.tokenizer import train_tokenizer
 from pal_audio.training import run as run_module
 from pal_audio.training.groups import GROUPS, parameter_groups
-from pal_audio.training.memory import held_memory
-from pal_audio.training.outcome import outline
+from pal_audio.training.preflight import plan_run
 from pal_audio.training.recipe import load_recipe
 from pal_audio.training.run import train
 from tests.tiny import RATE_HZ, batch, llm_config, message, noise, tiny_model, tokenizer_texts
@@ -138,16 +136,13 @@ def test_a_folder_of_trained_parts_keeps_the_bits_and_names_the_base(recipe: Pat
 
 
 @needs_bitsandbytes
-def test_the_plan_counts_weights_and_the_bytes_that_hold_them(recipe: Path) -> None:
-    """Counted by hand: the two layers' weights, each once; and what a module without 4 bits would take more."""
-    plans = []
-    for kind in ("qlora", "lora"):
-        found = load_recipe(recipe, [f"adapter.type={kind}"])
-        module = outline(found)
-        plans.append((sum(p.numel() for p in module.parameters()) + unseen_weights(module), held_memory(module).weights))
+def test_the_plan_counts_weights_and_the_bytes_that_hold_them(recipe: Path, tmp_path: Path) -> None:
+    plans = [plan_run(recipe, [f"adapter.type={kind}"], out=tmp_path / "run") for kind in ("qlora", "lora")]
+    assert plans[0].parameters == plans[1].parameters
     sizes = [size for _ in range(2) for size in (64 * 64, 64 * 32, 64 * 32, 64 * 64, 64 * 128, 64 * 128, 128 * 64)]
-    assert plans[0][0] == plans[1][0]
-    assert plans[1][1] - plans[0][1] == sum(4 * size - size // 2 - size // 64 - 4 * 258 for size in sizes)
+    for ours, plain in zip(plans[0].stages, plans[1].stages, strict=True):
+        assert (ours.num_parameters, ours.num_trained) == (plain.num_parameters, plain.num_trained)
+        assert plain.memory.weights - ours.memory.weights == sum(4 * size - size // 2 - size // 64 - 4 * 258 for size in sizes)
 
 
 @needs_bitsandbytes
