@@ -142,9 +142,6 @@ def test_what_is_wrong_is_one_line(recipe: Path, override: str, words: str) -> N
     assert "\n" not in str(caught.value)
 
 
-def test_an_adapter_that_no_stage_trains_and_qlora_are_said(recipe: Path, tmp_path: Path) -> None:
+def test_an_adapter_that_no_stage_trains_is_said(recipe: Path) -> None:
     with pytest.warns(UserWarning, match=r"no stage trains 'llm.adapter'"):
         load_recipe(recipe, ["stages.1.train={connector: 1e-3}"])
-    with pytest.raises(PalError, match="qlora"):
-        train(recipe, ["adapter.type=qlora"], out=tmp_path / "run")
-    assert not (tmp_path / "run").exists()
