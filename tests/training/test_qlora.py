@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import soundfile
@@ -18,12 +17,12 @@ from pal_audio import cli
 from pal_audio.errors import PalError
 from pal_audio.model import load
 from pal_audio.model.tokenizer import train_tokenizer
-from pal_audio.training import run as run_module
 from pal_audio.training.groups import GROUPS, parameter_groups
 from pal_audio.training.preflight import plan_run
 from pal_audio.training.recipe import load_recipe
 from pal_audio.training.run import train
 from tests.tiny import RATE_HZ, batch, llm_config, message, noise, tiny_model, tokenizer_texts
+from tests.training.broken_off import broken_off
 
 needs_bitsandbytes = pytest.mark.skipif(
     importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes, an optional extra, is not installed"
@@ -81,19 +80,7 @@ def test_a_run_resumes_to_the_same_bits_answers_and_exports(
     final = load_file(whole / "final" / "model.safetensors")
     changed = {name for name, tensor in final.items() if not tensor.equal(first[name])}
     assert changed == {name for name in final if GROUPS["llm.adapter"](name) or GROUPS["connector"](name)}
-    report = run_module._report
-    for stage, step in (("first", 3), ("second", 4)):
-
-        def stop(*arguments: Any, at: tuple[str, int] = (stage, step)) -> None:
-            report(*arguments)
-            if (arguments[-2], arguments[-1].step) == at:
-                raise KeyboardInterrupt
-
-        monkeypatch.setattr(run_module, "_report", stop)
-        with pytest.raises(KeyboardInterrupt):
-            train(recipe, out=tmp_path / "broken", resume=True)
-    monkeypatch.setattr(run_module, "_report", report)
-    broken = train(recipe, out=tmp_path / "broken", resume=True)
+    broken = broken_off(recipe, tmp_path / "broken", monkeypatch, at=(("first", 3), ("second", 4)))
     again = load_file(broken / "final" / "model.safetensors")
     assert again.keys() == final.keys()
     assert all(torch.equal(tensor, again[name]) for name, tensor in final.items())
