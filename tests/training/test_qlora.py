@@ -56,7 +56,9 @@ def recipe(tmp_path: Path) -> Path:
 @needs_bitsandbytes
 @pytest.mark.parametrize("arm", ["plits", "lal", "pal"])
 @pytest.mark.parametrize(
-    "parts", [{"llm.adapter"}, {"connector", "llm.adapter"}, {"projector"}, {"llm.norm", "encoder"}], ids=str
+    "parts",
+    [{"llm.adapter"}, {"connector", "llm.adapter"}, {"projector"}, {"llm.norm", "encoder"}],
+    ids=lambda parts: "+".join(sorted(parts)),
 )
 def test_gradients_reach_exactly_the_stages_parts(arm: str, parts: set[str]) -> None:
     """Invariant 7 in 4 bits: backward through a real batch."""
