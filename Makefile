@@ -1,4 +1,5 @@
 # make demo   environment, then a small audio-LLM is trained on real sound and asked about files it never heard
+# make bench  what a CPU can measure in minutes; docs/efficiency.md has the commands for a GPU
 # make test   environment, then the tests: all that a fresh machine with Python 3.11+ and make needs
 #
 #   PYTHON=python3.12      the Python that makes the environment (default: the first of 3.11 or newer that is found)
@@ -59,8 +60,8 @@ format: $(READY)
 	$(BIN)/ruff format
 
 bench: $(READY)
-	@ls benchmarks/*.py >/dev/null 2>&1 || $(call FAIL,benchmarks/ holds no script yet)
-	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
+	$(BIN)/python benchmarks/frame_cache.py
+	$(BIN)/pal bench train --llm tiny-llama --encoder tiny-frames --audio-tokens 64,256 --batch 2 --out runs/bench-tiny
 
 clean:
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,6 +1,6 @@
 """An epoch that reads frames against one that encodes live: Whisper-base's shape (random weights) with the quickstart's LLM.
 
-    OMP_NUM_THREADS=1 python benchmarks/frame_cache.py
+    python benchmarks/frame_cache.py
 
 Features of sound are kept in memory in the live epochs, so they pay for the encoder alone.
 """
@@ -48,7 +48,8 @@ def main() -> None:
         live, cached = Collator(processor), Collator(processor, frames=FrameCache(Path(name) / "frames", model.encoders))
         for what, collator, times in (("cached", cached, 4), ("live", live, 2)):
             for item in examples:
-                collator.num_samples(item)
+                for part in item.audio:
+                    collator.clip(part)
             print(what, *(f"{epoch(collator):.3f} s" for _ in range(times)))
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}")
 

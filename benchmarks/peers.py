@@ -144,11 +144,15 @@ def _training(model: nn.Module, case: Case, inputs: dict[str, Any], device: torc
     first_loss = float(backward())
     gradients = measure.gradients_bytes(model)
     update()
-    for _ in range(warmup - 1):
+
+    def step() -> None:
         backward()
         update()
+
+    for _ in range(warmup - 1):
+        step()
     measure.reset_peak(device)
-    times = measure.timed(lambda: (backward(), update()), steps, device)
+    times = measure.timed(step, steps, device)
     parts = measure.weights_bytes(model), gradients, measure.optimizer_bytes(optimizer)
     row = train.memory_row(measure.peak_bytes(device), *parts)
     return row | {"step_s": times.median_s, "times": asdict(times), "first_loss": first_loss}
@@ -198,9 +202,11 @@ def main(arguments: list[str] | None = None) -> list[Row]:
     dtype = torch.float32 if options.precision == "float32" else torch.bfloat16
     rates = {"matrix_flops": measure.matrix_rate(device, dtype), "bandwidth_bytes": measure.bandwidth(device)}
     how = (options.steps, options.warmup, options.new_tokens)
-    calls: dict[str, Callable[[], Row]] = {
-        peer.name: partial(measure_peer, peer, plits, device, *how) for peer in PEERS
-    } | {f"pal {case.integration}": partial(measure_ours, case, device, *how, rates) for case in (plits, lal)}  # fmt: skip
+    calls: dict[str, Callable[[], Row]] = {}
+    for peer in PEERS:
+        calls[peer.name] = partial(measure_peer, peer, plits, device, *how)
+    for case in (plits, lal):
+        calls[f"pal {case.integration}"] = partial(measure_ours, case, device, *how, rates)
     rows = []
     for name, call in calls.items():
         print(f"peers: {name}", file=sys.stderr, flush=True)

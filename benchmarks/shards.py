@@ -10,6 +10,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 
@@ -47,13 +48,17 @@ def main() -> None:
             return (part.content or b"" for example in islice(chain.from_iterable(batches), NUM_CLIPS) for part in example.audio)
 
         for what, sounds in (("files", direct), ("shards", streamed)):
-            report(f"{what}, bytes", lambda sounds=sounds: sum(len(content) for content in sounds()))
-            report(f"{what}, decoded", lambda sounds=sounds: sum(len(load_audio(content)) for content in sounds()))
+            report(f"{what}, bytes", partial(_total, sounds, len))
+            report(f"{what}, decoded", partial(_total, sounds, lambda content: len(load_audio(content))))
         source = ShardSource("a", weighted(find_shards(str(folder / "shards")), 1, np.random.default_rng(0)))
         for step in (0, 10_000 // BATCH_SIZE - 5):
             started = time.perf_counter()
             next(ShardStream([source], 0).batches(BATCH_SIZE, step))
             print(f"first batch at step {step} {time.perf_counter() - started:.2f} s")
+
+
+def _total(sounds: Callable[[], Iterable[bytes]], measure: Callable[[bytes], int]) -> int:
+    return sum(measure(content) for content in sounds())
 
 
 def report(what: str, run: Callable[[], int]) -> None:

@@ -140,7 +140,7 @@ def train(arm: str, parallel: str, options: argparse.Namespace, examples: list[E
 def report(results: dict[str, Any], options: argparse.Namespace) -> None:
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU, gloo"
     versions = {"torch": torch.__version__, "transformers": transformers.__version__, "accelerate": accelerate.__version__}
-    rows = []
+    rows: list[dict[str, Any]] = []
     for arm in ARMS:
         one = np.array(results[f"{arm}-one"]["losses"])
         for parallel in PARALLEL:

@@ -109,6 +109,26 @@ def test_the_largest_batch_fits_and_the_next_does_not() -> None:
     assert estimate.largest_batch(llm, work, way, Card(1.0, 1.0, 1.0)) == 0
 
 
+def test_weights_in_4_bits_are_counted_as_such() -> None:
+    """2,818,572,288 weights of Llama-3.2-3B's layers, in float32 otherwise."""
+    setup = Setup(llm="llama-3.2-3b", precision="autocast", frozen_llm=True)
+    case = Case(setup=setup, integration="lal", batch=8, audio_tokens=188)
+    work, way = case.work(), Way("autocast")
+    full, four = (estimate.weight_bytes(case.llm, work, each) for each in (way, replace(way, four_bit=True)))
+    assert full - four == pytest.approx(2_818_572_288 * (4 - 0.515869140625))
+    peaks = [estimate.training_memory(case.llm, work, each).peak for each in (way, replace(way, four_bit=True))]
+    assert peaks[0] - peaks[1] > full - four
+    assert estimate.inference_memory(case.llm, work, way) > estimate.inference_memory(case.llm, work, replace(way, four_bit=True))
+
+
+def test_a_recipe_in_4_bits_is_planned_as_such(capsys: pytest.CaptureFixture[str]) -> None:
+    peaks = []
+    for settings in ([], ["--set", "adapter.type=lora"]):
+        assert cli.main(["bench", "plan", "finetune-qlora-24gb", *settings, "--json"]) == 0
+        peaks.append(json.loads(capsys.readouterr().out)["rows"][0]["peak_bytes"])
+    assert peaks[1] - peaks[0] > 2_818_572_288 * 3
+
+
 def test_checkpointing_keeps_less_and_costs_more() -> None:
     case = Case(setup=Setup(), integration="lal", batch=16, audio_tokens=1024)
     work, way = case.work(), Way("bf16")
@@ -123,6 +143,7 @@ def test_checkpointing_keeps_less_and_costs_more() -> None:
         ["--llm", "llama-3.2-3b", "--audio-tokens", "750", "--batch", "4", "--projector", "low_rank:256"],
         ["quickstart", "--seconds", "3"],
         ["finetune-lora-24gb", "--card", "24gb"],
+        ["finetune-qlora-24gb", "--card", "24gb"],
         ["curriculum-llama-3.2-1b-lal", "--audio-tokens", "255", "--stage", "1"],
     ],
     ids=lambda arguments: arguments[0],

@@ -1,6 +1,5 @@
 """Adapters on the LLM: audio goes through them, they are kept and merged, and what cannot be had is refused."""
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from transformers import AutoModelForCausalLM
 from pal_audio.errors import PalError
 from pal_audio.integration.key_values import audio_kv
 from pal_audio.model import PalForConditionalGeneration, load
-from pal_audio.model.adapters import AdapterConfig, is_adapter_parameter
+from pal_audio.model.adapters import is_adapter_parameter
 from pal_audio.model.export import export
 from tests.tiny import batch, message, noise, tiny_model
 
@@ -129,16 +128,6 @@ def test_what_is_wrong_is_one_line(options: dict[str, Any], words: str) -> None:
     with pytest.raises(PalError, match=words) as caught:
         tiny_model("llama", "lal", adapter=options)
     assert "\n" not in str(caught.value)
-
-
-def test_qlora_names_its_extra_and_pretends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = {"bitsandbytes": None}
-    monkeypatch.setattr(importlib.util, "find_spec", found.get)
-    with pytest.raises(PalError, match=r"needs bitsandbytes.*pal-audio\[qlora\]"):
-        AdapterConfig(type="qlora").check()
-    found["bitsandbytes"] = object()  # type: ignore[assignment]
-    with pytest.raises(PalError, match="not built yet"):
-        AdapterConfig(type="qlora").check()
 
 
 def test_export_overwrites_nothing_by_itself(tmp_path: Path) -> None:

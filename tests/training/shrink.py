@@ -33,6 +33,8 @@ def overrides(path: Path, folder: Path, num_steps: int = 2) -> list[str]:
     changes: dict[str, Any] = {}
     if recipe.model.llm is not None:
         changes["model.llm"] = tiny_llm(recipe.model.llm)
+    if recipe.adapter is not None and recipe.adapter.type == "qlora":
+        changes["model.llm"] |= {"hidden_size": 64, "intermediate_size": 128}  # whole blocks of 64 weights
     if recipe.model.encoder is not None:
         frozen = recipe.model.encoder.get("frozen", False)
         changes["model.encoder"] = _ENCODER_OF[recipe.model.encoder["type"]] | {"frozen": frozen}

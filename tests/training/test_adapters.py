@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -11,11 +10,11 @@ from safetensors.torch import load_file
 from pal_audio import cli
 from pal_audio.errors import PalError
 from pal_audio.model import load
-from pal_audio.training import run as run_module
 from pal_audio.training.groups import GROUPS, parameter_groups
 from pal_audio.training.recipe import load_recipe
 from pal_audio.training.run import train
 from tests.tiny import batch, message, noise, tiny_model
+from tests.training.broken_off import broken_off
 
 RECIPE = """
 name: tiny
@@ -85,19 +84,7 @@ def test_a_run_keeps_the_base_frozen_and_saves_what_loads(recipe: Path, tmp_path
 
 def test_an_interrupted_run_resumes_to_the_same_bits(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = train(recipe, out=tmp_path / "whole")
-    report = run_module._report
-    for stage, step in (("first", 3), ("second", 4)):
-
-        def stop(*arguments: Any, at: tuple[str, int] = (stage, step)) -> None:
-            report(*arguments)
-            if (arguments[-2], arguments[-1].step) == at:
-                raise KeyboardInterrupt
-
-        monkeypatch.setattr(run_module, "_report", stop)
-        with pytest.raises(KeyboardInterrupt):
-            train(recipe, out=tmp_path / "broken", resume=True)
-    monkeypatch.setattr(run_module, "_report", report)
-    broken = train(recipe, out=tmp_path / "broken", resume=True)
+    broken = broken_off(recipe, tmp_path / "broken", monkeypatch, at=(("first", 3), ("second", 4)))
     ours, theirs = (load_file(run / "final" / "model.safetensors") for run in (whole, broken))
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
@@ -142,9 +129,6 @@ def test_what_is_wrong_is_one_line(recipe: Path, override: str, words: str) -> N
     assert "\n" not in str(caught.value)
 
 
-def test_an_adapter_that_no_stage_trains_and_qlora_are_said(recipe: Path, tmp_path: Path) -> None:
+def test_an_adapter_that_no_stage_trains_is_said(recipe: Path) -> None:
     with pytest.warns(UserWarning, match=r"no stage trains 'llm.adapter'"):
         load_recipe(recipe, ["stages.1.train={connector: 1e-3}"])
-    with pytest.raises(PalError, match="qlora"):
-        train(recipe, ["adapter.type=qlora"], out=tmp_path / "run")
-    assert not (tmp_path / "run").exists()

@@ -52,6 +52,8 @@ def test_the_papers_comparison_is_complete() -> None:
 def test_every_shipped_recipe_runs_and_each_stage_changes_exactly_its_parts(path: Path, tmp_path: Path) -> None:
     settings = overrides(path, tmp_path / "data")
     recipe = load_recipe(path, settings)
+    if recipe.adapter is not None and recipe.adapter.type == "qlora":
+        pytest.importorskip("bitsandbytes", reason="bitsandbytes, an optional extra, is not installed")
     run = train(path, settings, out=tmp_path / "run")
     ends = [load_file(run / f"checkpoints-{n}" / "00000002" / "model.safetensors") for n in range(len(recipe.stages))]
     for stage, before, after in zip(recipe.stages[1:], ends, ends[1:], strict=False):

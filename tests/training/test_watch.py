@@ -193,21 +193,25 @@ def test_the_subset_is_fixed_and_spread(recipe: Path) -> None:
 
 def test_the_time_is_said_once_and_by_the_clock() -> None:
     said: list[str] = []
-    times = iter([100.0, 102.0, 104.0])
-    pace = Pace(363, said.append, lambda: next(times))
-    pace.step()
-    pace.step()
+    times = iter([100.0, 115.0, 117.0, 119.0, 121.0])  # the first steps are slow
+    pace = Pace(365, said.append, lambda: next(times))
+    for _ in range(4):
+        pace.step()
     assert said == []
     for _ in range(5):
         pace.step()
-    assert said == ["about 12 min for this stage"]
-    short = Pace(3, said.append)
+    assert said == ["about 12 min to go in this stage"]
+    slow = iter([0.0, 30.0, 60.0])
+    short = Pace(3, said.append, lambda: next(slow))
     for _ in range(3):
         short.step()
     assert len(said) == 1, "nothing is left to wait for"
     assert [duration_text(seconds) for seconds in (0.2, 40, 300, 6000)] == ["1 s", "40 s", "5 min", "1.7 h"]
 
 
-def test_a_run_says_its_time(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_says_its_time(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pal_audio.training.watch._SECONDS_TO_JUDGE", 0.0)
     train(recipe, out=tmp_path / "run")
-    assert capsys.readouterr().err.count("for this stage") == 2
+    assert capsys.readouterr().err.count("to go in this stage") == 2

@@ -65,6 +65,7 @@ class Card:
 
 
 GIB = 2**30
+FOUR_BIT_BYTES = 1 / 2 + 1 / 64 + 4 / (64 * 256)  # of a weight: itself, its block's scale, the scale of 256 scales
 CARDS = {
     "h200": Card(777e12, 4.3e12, 139 * GIB),
     "h100": Card(0.78 * 989e12, 0.9 * 3.35e12, 79 * GIB),
@@ -81,10 +82,12 @@ class Way:
     Attributes:
         precision: "bf16", "autocast" or "float32".
         compiled: by `torch.compile`.
+        four_bit: the linear maps of the LLM's layers are kept as `model.four_bit` does; computing them again is not counted.
     """
 
     precision: str = "bf16"
     compiled: bool = False
+    four_bit: bool = False
 
     @property
     def name(self) -> str:
@@ -152,11 +155,18 @@ class TrainingMemory:
         return self.peak - self.weights - self.gradients - self.optimizer
 
 
+def weight_bytes(llm: LlmShape, work: Work, way: Way) -> float:
+    """Bytes of all weights."""
+    size = 2 if way.precision == "bf16" else 4
+    spared = llm.num_layers * llm.layer_products * (size - FOUR_BIT_BYTES) if way.four_bit else 0
+    return size * cost.num_parameters(llm, work) - spared
+
+
 def training_memory(llm: LlmShape, work: Work, way: Way, constants: Constants | None = None) -> TrainingMemory:
     """Peak of a training step with AdamW, and its parts."""
     size = 2 if way.precision == "bf16" else 4
     trained = cost.trained_parameters(llm, work)
-    weights, gradients, optimizer = size * cost.num_parameters(llm, work), size * trained, 2 * size * trained
+    weights, gradients, optimizer = weight_bytes(llm, work, way), size * trained, 2 * size * trained
     kept = sum(kept_bytes(llm, work, way, constants)) + beside_kept_bytes(llm, work, way)
     layer = sum(layer_bytes(llm, work, way, bool(work.layers_with_keys(llm))))
     return TrainingMemory(weights, gradients, optimizer, weights + optimizer + max(kept, gradients + layer), gradients + layer)
@@ -165,7 +175,8 @@ def training_memory(llm: LlmShape, work: Work, way: Way, constants: Constants | 
 def beside_kept_bytes(llm: LlmShape, work: Work, way: Way) -> float:
     """Bytes at the end of the forward pass beside what is kept: the head's gradient, and under autocast the weights' copies."""
     size = 2 if way.precision == "bf16" else 4
-    copies = 2 * cost.num_parameters(llm, work) if way.precision == "autocast" else 0
+    in_four_bit = llm.num_layers * llm.layer_products if way.four_bit else 0
+    copies = 2 * (cost.num_parameters(llm, work) - in_four_bit) if way.precision == "autocast" else 0
     return copies + (0 if work.frozen_llm else size * llm.hidden_size * llm.vocab_size)
 
 
@@ -176,7 +187,7 @@ def inference_memory(llm: LlmShape, work: Work, way: Way, new_tokens: int = 256)
     cache = cost.kv_bytes(llm, work, work.row_tokens + new_tokens)
     width = max(llm.ffn_size * 3, 4 * llm.hidden_size)
     working = work.batch * work.row_tokens * width * size + cost.expanded_bytes(llm, work)
-    return size * cost.num_parameters(llm, work) + cache + cost.memory_bytes(llm, work) + working
+    return weight_bytes(llm, work, way) + cache + cost.memory_bytes(llm, work) + working
 
 
 def time_features(llm: LlmShape, work: Work, way: Way) -> tuple[float, float, float, float]:

@@ -100,7 +100,8 @@ def from_recipe(
         checkpointing=chosen.checkpointing,
         element_bytes=4,
     )
-    way = Way("autocast" if recipe.precision == "bfloat16" else "float32", chosen.compile)
+    four_bit = recipe.adapter is not None and recipe.adapter.type == "qlora"
+    way = Way("autocast" if recipe.precision == "bfloat16" else "float32", chosen.compile, four_bit)
     return Planned(llm, {name: replace(common, integration=name) for name in INTEGRATIONS}, way, tuple(notes))
 
 

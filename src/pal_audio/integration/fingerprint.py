@@ -31,7 +31,10 @@ def fingerprint(modules: Iterable[nn.Module], config: Any) -> str:
         for name, parameter in module.named_parameters():
             digest.update(f"{name}{tuple(parameter.shape)}{parameter.dtype}".encode())
             flat = parameter.detach().flatten()
-            samples.setdefault(parameter.device, []).append(flat[:: max(1, flat.numel() // _SAMPLES)][:_SAMPLES].float())
+            sample = flat[:: max(1, flat.numel() // _SAMPLES)][:_SAMPLES]
+            if not sample.is_floating_point():  # quantised: float32 holds a byte exactly, but not an int32
+                sample = sample.contiguous().view(torch.uint8)
+            samples.setdefault(parameter.device, []).append(sample.float())
     for tensors in samples.values():
         digest.update(torch.cat(tensors).cpu().numpy().tobytes())
     return digest.hexdigest()[:32]

@@ -4,11 +4,10 @@ The model keeps its class, its names and its attention; LAL calls a layer's key 
 applies to audio and learns from it. An adapter belongs to the model's configuration: `from_pretrained` builds it again, and
 its weights stand in the same safetensors file as the rest.
 
-Source: LoRA, arXiv 2106.09685; DoRA, arXiv 2402.09353; both as peft has them.
+Source: LoRA, arXiv 2106.09685; DoRA, arXiv 2402.09353; both as peft has them. QLoRA, arXiv 2305.14314, is LoRA on `four_bit`.
 """
 
 import difflib
-import importlib.util
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -17,7 +16,8 @@ from torch import nn
 
 from pal_audio.config import StrictConfig
 from pal_audio.errors import PalError
-from pal_audio.integration.key_values import find_layers
+from pal_audio.integration.key_values import compute_dtype, find_layers
+from pal_audio.model.four_bit import bitsandbytes_found, dequantise, import_bitsandbytes, quantise
 
 ALL_LINEAR = "all_linear"
 _WEIGHT_MARK = ".lora_"  # in the name of every parameter that peft adds, DoRA's magnitudes included
@@ -27,7 +27,7 @@ class AdapterConfig(StrictConfig):
     """An adapter on the LLM.
 
     Attributes:
-        type: "lora"; "dora" also trains the magnitude of each output; "qlora" (4-bit base weights) is refused, see `check`.
+        type: "lora"; "dora" also trains the magnitude of each output; "qlora" is "lora" on layers whose weights are in 4 bits.
         r: rank.
         alpha: the adapter's output is scaled by alpha / r.
         dropout: on the adapter's input, in training.
@@ -50,19 +50,13 @@ class AdapterConfig(StrictConfig):
         return value
 
     def check(self) -> None:
-        """Refuse what this machine or this version cannot do.
+        """Refuse what this machine cannot do.
 
         Raises:
-            PalError: qlora without bitsandbytes, or with it.
+            PalError: qlora without bitsandbytes.
         """
-        if self.type != "qlora":
-            return
-        if importlib.util.find_spec("bitsandbytes") is None:
-            raise PalError(
-                "adapter: type qlora needs bitsandbytes (the extra: pip install 'pal-audio[qlora]'), "
-                "and training on 4-bit weights is not built yet; use lora or dora"
-            )
-        raise PalError("adapter: type qlora: training on 4-bit weights is not built yet; use lora or dora")
+        if self.type == "qlora":
+            import_bitsandbytes()
 
 
 def is_adapter_parameter(name: str) -> bool:
@@ -73,10 +67,16 @@ def is_adapter_parameter(name: str) -> bool:
 def add_adapter(llm: nn.Module, config: AdapterConfig) -> None:
     """Put an adapter into an LLM in place. It starts as the identity, and freezes the LLM's own weights, as peft does.
 
+    For "qlora" the linear modules of the layers are quantised first, where they are not yet.
+
     Raises:
         PalError: a target that the decoder layers do not have, or a type that cannot be had.
     """
     config.check()
+    if config.type == "qlora":
+        quantise(llm)
+    elif bitsandbytes_found():
+        import_bitsandbytes()  # in our way: peft imports it too
     from peft import LoraConfig, inject_adapter_in_model
 
     options = LoraConfig(
@@ -92,9 +92,13 @@ def add_adapter(llm: nn.Module, config: AdapterConfig) -> None:
 def merge_adapter(llm: nn.Module) -> int:
     """Add the adapter to the weights that it stands on, take it out, and unfreeze the LLM. Returns the number of modules merged.
 
+    Weights in 4 bits, also those without an adapter, become the numbers that they stand for: merged in float32, kept in the
+    dtype of the rest.
+
     Raises:
         RuntimeError: a merged weight is not finite.
     """
+    dtype, once_four_bit = compute_dtype(llm), dequantise(llm)
     places = list(_adapted(llm))
     for parent, name, layer in places:
         try:
@@ -102,6 +106,8 @@ def merge_adapter(llm: nn.Module) -> int:
         except ValueError as error:
             raise RuntimeError(f"the adapter of {name} cannot be merged: {error}") from error
         setattr(parent, name, layer.get_base_layer())
+    for linear in once_four_bit:
+        linear.to(dtype)
     llm.requires_grad_(True)
     return len(places)
 

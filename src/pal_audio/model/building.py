@@ -16,6 +16,7 @@ from pal_audio.encoders import EncoderConfig
 from pal_audio.errors import PalError
 from pal_audio.model.adapters import AdapterConfig, is_adapter_parameter
 from pal_audio.model.configuration import AudioConfig, PalConfig
+from pal_audio.model.four_bit import unseen_weights
 from pal_audio.model.modeling import PalForConditionalGeneration
 from pal_audio.model.presets import preset
 from pal_audio.model.pretrained import llm_weights, llm_without_weights
@@ -106,7 +107,7 @@ def build_model(
         llm = None
     else:
         text_config, tokenizer = llm_without_weights(spec.llm, spec.revision)
-        llm = llm_weights(spec.llm, spec.revision)
+        llm = llm_weights(spec.llm, spec.revision, in_four_bit=adapter is not None and adapter.type == "qlora")
     processor = PalProcessor(tokenizer, audio)
     provenance = {
         "llm": None if llm is None else {"name": spec.llm, "revision": spec.revision},
@@ -256,6 +257,8 @@ def describe(model: PalForConditionalGeneration) -> dict[str, Any]:
         named = list(model.language_model.named_parameters())
         tensors["llm"] = [tensor for name, tensor in named if not is_adapter_parameter(name)]
         tensors["llm adapter"] = [tensor for name, tensor in named if is_adapter_parameter(name)]
+    num_weights = {name: sum(tensor.numel() for tensor in items) for name, items in tensors.items()}
+    num_weights["llm"] += unseen_weights(model.language_model)
     text = model.config.text_config
     return {
         "llm": {
@@ -268,7 +271,7 @@ def describe(model: PalForConditionalGeneration) -> dict[str, Any]:
         "encoders": {name: config.model_dump(mode="json") for name, config in audio.encoders.items()},
         "streams": streams,
         "positions": audio.positions,
-        "parameters": {name: sum(tensor.numel() for tensor in items) for name, items in tensors.items()},
+        "parameters": num_weights,
         "bytes": sum(tensor.numel() * tensor.element_size() for items in tensors.values() for tensor in items),
         "dtype": str(model.dtype).removeprefix("torch."),
         "provenance": model.config.provenance,

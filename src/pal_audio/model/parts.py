@@ -103,8 +103,10 @@ def build_parts(spec: ModelSpec, texts: Iterable[str] = (), adapter: AdapterConf
     """
     processor, config = _processor(spec, texts)
     llm = None
-    if spec.llm is not None:
-        llm = llm_weights(spec.llm, spec.revision) if isinstance(spec.llm, str) else AutoModelForCausalLM.from_config(config)
+    if isinstance(spec.llm, str):
+        llm = llm_weights(spec.llm, spec.revision, in_four_bit=adapter is not None and adapter.type == "qlora")
+    elif spec.llm is not None:
+        llm = AutoModelForCausalLM.from_config(config)
     return _joined(llm, spec.encoder_configs(), adapter), processor
 
 

@@ -121,7 +121,8 @@ def read_trained(model_class: Any, path: str, config: PalConfig, **options: Any)
     bases = parse_config(_adapter, config.bases, f"{path}: bases")
     build = PalConfig.from_dict(config.to_dict() | {"bases": None, "audio_config": _with_checkpoints(config, bases)})
     try:
-        llm = None if bases.llm is None else llm_weights(bases.llm.name, bases.llm.revision)
+        in_four_bit = build.adapter_config is not None and build.adapter_config.type == "qlora"
+        llm = None if bases.llm is None else llm_weights(bases.llm.name, bases.llm.revision, in_four_bit)
         model = model_class(build, llm)
     except PalError as error:
         raise PalError(f"{path} needs its bases (`bases` in config.json says where they lie): {error}") from error
@@ -170,8 +171,9 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _base_of(name: str, tensor: Tensor, bases: Bases) -> str | None:
-    """The prefix of the base that gives a tensor: none does for buffers, which change by use, and for an adapter."""
-    if not isinstance(tensor, nn.Parameter) or is_adapter_parameter(name):
+    """The prefix of the base that gives a tensor: none does for buffers, which change by use, for an adapter, and for 4-bit
+    weights, whose bits depend on the machine that quantised them."""
+    if not isinstance(tensor, nn.Parameter) or is_adapter_parameter(name) or not tensor.is_floating_point():
         return None
     return next((prefix for prefix in bases.parts if name.startswith(prefix)), None)
 

@@ -52,6 +52,17 @@ GROUPS: dict[str, Callable[[str], bool]] = {
 }
 
 
+QLORA_FROZEN = ("llm", "llm.attention", "llm.ffn")
+
+
+def frozen_by_qlora(part: str) -> str:
+    """What is wrong with a stage that trains a part whose weights qlora keeps in 4 bits."""
+    return (
+        f"train: {part!r} cannot train under `adapter: {{type: qlora}}`, which keeps its weights in 4 bits; "
+        "train 'llm.adapter', or take type lora"
+    )
+
+
 def parameter_groups(
     model: PalForConditionalGeneration | Parts, train: dict[str, float], weight_decay: float
 ) -> list[dict[str, object]]:
@@ -66,7 +77,7 @@ def parameter_groups(
         Groups with `params`, `lr`, `weight_decay`, and `initial_lr` for the schedule.
 
     Raises:
-        PalError: a part has no parameters in this model, or is an encoder whose configuration says `frozen`.
+        PalError: a part has no parameters in this model, has some in 4 bits, or is an encoder whose configuration says `frozen`.
 
     "projector" without LAL in the model is a warning.
     """
@@ -76,6 +87,8 @@ def parameter_groups(
         part = next((part for part in precise_first if GROUPS[part](name)), None)
         if part == "encoder" and model.encoders[name.split(".")[1]].config.frozen:
             part = None
+        if part is not None and not parameter.is_floating_point():
+            raise PalError(frozen_by_qlora(part))
         parameter.requires_grad_(part is not None)
         if part is not None:
             taken[part].append((name, parameter))

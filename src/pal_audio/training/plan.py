@@ -15,6 +15,7 @@ from pal_audio.data.preview import Preview, preview_inputs
 from pal_audio.data.shards import StreamBatches
 from pal_audio.errors import PalError
 from pal_audio.model import PalForConditionalGeneration, describe
+from pal_audio.model.four_bit import unseen_weights
 from pal_audio.model.parts import Parts
 from pal_audio.training.batches import Batches, BatchOrder, Budget, ExampleBatches
 from pal_audio.training.groups import GROUPS
@@ -136,7 +137,7 @@ def _stage_plan(planned: PlannedStage, model: Model, processor: Processor, recip
         stage.objective,
         trained,
         num_trained,
-        sum(parameter.numel() for parameter in module.parameters()),
+        sum(parameter.numel() for parameter in module.parameters()) + unseen_weights(module),
         dict(stage.train),
         planned.num_steps,
         epochs,

@@ -15,7 +15,7 @@ from pal_audio.errors import PalError
 from pal_audio.model.adapters import AdapterConfig
 from pal_audio.model.building import ModelSpec
 from pal_audio.training.batches import BatchOrder, Budget
-from pal_audio.training.groups import GROUPS
+from pal_audio.training.groups import GROUPS, QLORA_FROZEN, frozen_by_qlora
 from pal_audio.training.overlay import read_recipe
 
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
@@ -208,6 +208,8 @@ class Recipe(StrictConfig):
             raise PalError("stages: 'llm.adapter' trains an adapter, but the recipe has none; write `adapter: {type: lora}`")
         if self.adapter is not None and not trains:
             warnings.warn("adapter: no stage trains 'llm.adapter', so it has no effect", stacklevel=2)
+        if self.adapter is not None and self.adapter.type == "qlora":
+            self._fits_four_bit()
         if isinstance(self.data, DataConfig | MixConfig):
             known = ["scenes", *self.data.tasks]
         else:
@@ -250,6 +252,11 @@ class Recipe(StrictConfig):
             if self.frame_cache is not None:
                 raise PalError(f"{where} trains an encoder, but frame_cache holds frames of frozen ones; take one of them out")
         return self
+
+    def _fits_four_bit(self) -> None:
+        for stage in self.stages:
+            if (part := next((part for part in QLORA_FROZEN if part in stage.train), None)) is not None:
+                raise PalError(f"stage {stage.name!r}: {frozen_by_qlora(part)}")
 
 
 def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:

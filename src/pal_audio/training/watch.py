@@ -28,6 +28,7 @@ from pal_audio.training.scores import Answer, answer_all
 _MAX_NEW_TOKENS = 32
 _ROWS = 8  # of a held-out batch where the stage's own batches have no fixed number
 _STEPS_TO_JUDGE = 3
+_SECONDS_TO_JUDGE = 20.0
 
 
 @dataclass
@@ -154,16 +155,21 @@ class Pace:
         self._say = say
         self._clock = clock
         self._ends: list[float] = []
+        self._said = False
 
     def step(self) -> None:
-        """Note that a step has ended. The first is not judged by: it warms up."""
-        if len(self._ends) >= _STEPS_TO_JUDGE:
+        """Note that a step has ended. The first are not judged by: they read sound anew, compile, or warm up."""
+        if self._said:
             return
         self._ends.append(self._clock())
-        num_after = self._num_left - _STEPS_TO_JUDGE
-        if len(self._ends) == _STEPS_TO_JUDGE and num_after > 0:
-            seconds = (self._ends[-1] - self._ends[0]) / (_STEPS_TO_JUDGE - 1)
-            self._say(f"about {duration_text(seconds * num_after)} for this stage")
+        if len(self._ends) < _STEPS_TO_JUDGE or self._ends[-1] - self._ends[0] < _SECONDS_TO_JUDGE:
+            return
+        self._said = True
+        num_after = self._num_left - len(self._ends)
+        if num_after > 0:
+            taken = np.diff(self._ends)
+            seconds = float(np.median(taken[len(taken) // 2 :]))
+            self._say(f"about {duration_text(seconds * num_after)} to go in this stage")
 
 
 def duration_text(seconds: float) -> str:
