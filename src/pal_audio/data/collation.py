@@ -1,12 +1,13 @@
 """Examples -> model inputs. Features of clips are kept while memory allows, since small runs see every clip many times."""
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-from pal_audio.audio import header_seconds
+from pal_audio.audio import AudioError, header_seconds
 from pal_audio.data.frame_cache import FrameCache
 from pal_audio.data.manifest import AudioPart, Example
 from pal_audio.model import ClipFeatures, PalProcessor
@@ -19,10 +20,19 @@ class Collator:
         processor: the model's.
         keep_bytes: features of clips are kept in memory up to this (float32; a clip of 3 s takes about 80 kB with 64 mel bins).
         frames: of frozen encoders, read anew each time instead of sound; nothing is kept then.
+        skip_unreadable: an example with a clip that cannot be read teaches nothing, with a warning, instead of being an error.
     """
 
-    def __init__(self, processor: PalProcessor, keep_bytes: int = 4 << 30, frames: FrameCache | None = None) -> None:
+    def __init__(
+        self,
+        processor: PalProcessor,
+        keep_bytes: int = 4 << 30,
+        frames: FrameCache | None = None,
+        skip_unreadable: bool = False,
+    ) -> None:
         self.processor = processor
+        self.skip_unreadable = skip_unreadable
+        self.unreadable: dict[tuple[str, float | None, float | None], str] = {}
         self.frames = frames
         self.keep_bytes = keep_bytes
         self._kept_bytes = 0
@@ -32,27 +42,46 @@ class Collator:
         """Features of one clip of a manifest, or its frames."""
         if self.frames is not None:
             return ClipFeatures(self.frames.read(part), self.frames.num_samples(part))
-        if part.content is not None:  # of a stream: it comes again in an epoch, and memory must not grow until then
-            return self.processor.clip({"bytes": part.content, "path": part.path}, start_s=part.start_s, end_s=part.end_s)
         key = (part.path, part.start_s, part.end_s)
         if key in self._clips:
             return self._clips[key]
-        clip = self.processor.clip(part.path, start_s=part.start_s, end_s=part.end_s)
+        try:
+            if part.content is not None:  # of a stream: it comes again in an epoch, and memory must not grow until then
+                return self.processor.clip({"bytes": part.content, "path": part.path}, start_s=part.start_s, end_s=part.end_s)
+            clip = self.processor.clip(part.path, start_s=part.start_s, end_s=part.end_s)
+        except AudioError as error:
+            return self._left_out(key, error)
         num_bytes = sum(item.nbytes for item in clip.features.values() if isinstance(item, torch.Tensor))
         if self._kept_bytes + num_bytes <= self.keep_bytes:
             self._kept_bytes += num_bytes
             self._clips[key] = clip
         return clip
 
+    def _left_out(self, key: tuple[str, float | None, float | None], error: AudioError) -> ClipFeatures:
+        """A moment of silence in the place of a clip that cannot be read; its example is not supervised."""
+        if not self.skip_unreadable:
+            raise error
+        if key not in self.unreadable:
+            warnings.warn(f"{error}; its example teaches nothing", stacklevel=2)
+            self.unreadable[key] = str(error)
+        silence = np.zeros(1, dtype=np.float32)
+        features = {name: front_end(silence) for name, front_end in self.processor.front_ends.items()}
+        return ClipFeatures(features, dict.fromkeys(features, 1))
+
     def seconds(self, example: Example) -> float:
         """Seconds of an example's clips: what batches are grouped by. Read from headers, or from the cache."""
         if self.frames is None:
-            return sum(
-                header_seconds(part.path if part.content is None else part.content, part.start_s, part.end_s)
-                for part in example.audio
-            )
+            return sum(self._header_seconds(part) for part in example.audio)
         name, encoder = next(iter(self.processor._audio.encoders.items()))
         return sum(self.frames.num_samples(part)[name] for part in example.audio) / encoder.sampling_rate_hz
+
+    def _header_seconds(self, part: AudioPart) -> float:
+        try:
+            return header_seconds(part.path if part.content is None else part.content, part.start_s, part.end_s)
+        except AudioError:
+            if not self.skip_unreadable:
+                raise
+            return 0.0
 
     def num_tokens(self, example: Example) -> int:
         """Tokens of an example's text, with markers and slots."""
@@ -64,7 +93,11 @@ class Collator:
     def training_batch(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
         """Inputs and labels, padded right."""
         conversations = [self._messages(example, muted=False, answered=True) for example in examples]
-        return dict(self.processor.apply_chat_template(conversations, return_labels=True))
+        batch = dict(self.processor.apply_chat_template(conversations, return_labels=True))
+        for row, example in enumerate(examples):
+            if any((part.path, part.start_s, part.end_s) in self.unreadable for part in example.audio):
+                batch["labels"][row] = -100
+        return batch
 
     def prompt_batch(self, examples: Sequence[Example], muted: bool = False) -> dict[str, torch.Tensor]:
         """Inputs to generate from, padded left; `muted` replaces every clip by silence of its length."""

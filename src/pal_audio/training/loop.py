@@ -169,7 +169,7 @@ class StageRun:
                 # Without a part of its own a process takes part in the gradient's reduction all the same, with weight 0.
                 parts = [(objective.inputs(part or examples[:1]), float(bool(part))) for part in shares]
                 num_own = sum(objective.num_units(inputs) for inputs, weight in parts if weight)
-            yield parts, int(everyone.total(num_own))
+            yield parts, max(1, int(everyone.total(num_own)))
 
     def resumable_step(self) -> int:
         """The step of the newest whole checkpoint of this stage; 0 without one. The main process looks for all."""

@@ -86,9 +86,9 @@ def asks_questions(recipe: Recipe) -> bool:
     return any(stage.objective == "answer" for stage in recipe.stages)
 
 
-def collator_of(processor: Processor, frames: FrameCache | None = None) -> Collator:
+def collator_of(processor: Processor, frames: FrameCache | None = None, skip_unreadable: bool = False) -> Collator:
     """The collator of a run; of parts it makes only what their stages ask for."""
-    return Collator(processor, frames=frames)  # type: ignore[arg-type]
+    return Collator(processor, frames=frames, skip_unreadable=skip_unreadable)  # type: ignore[arg-type]
 
 
 def _sample(recipe: Recipe, scratch: Path) -> Prepared:

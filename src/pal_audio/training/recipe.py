@@ -198,6 +198,7 @@ class Recipe(StrictConfig):
     data: Data
     save: Literal["all", "trained"] = "all"
     frame_cache: Path | None = None
+    unreadable_clips: Literal["error", "skip"] = "error"
     trackers: list[Literal["tensorboard", "wandb", "trackio"]] | None = None
     stages: list[Stage] = Field(min_length=1)
 
@@ -215,6 +216,9 @@ class Recipe(StrictConfig):
         else:
             known = [source.title for source in self.data.train]
         texts = [source.title for source in getattr(self.data, "train", ()) if isinstance(source, TextSourceConfig)]
+        others = [stage.objective for stage in self.stages if stage.objective != "answer"]
+        if self.unreadable_clips == "skip" and others:
+            raise PalError(f"unreadable_clips: skip is for stages with objective answer; this recipe has {others[0]}")
         for stage in self.stages if isinstance(self.data, ShardsConfig) else ():
             if stage.objective != "answer":
                 raise PalError(

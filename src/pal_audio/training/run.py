@@ -103,7 +103,7 @@ def train(
             model, processor = build(recipe, texts_of(data.sample()))
         with everyone.checked():
             ready = None if recipe.frame_cache is None else FrameCache(recipe.frame_cache, model.encoders)
-            collator = collator_of(processor, ready)
+            collator = collator_of(processor, ready, recipe.unreadable_clips == "skip")
             stages = plan_stages(recipe, model, collator, data)
             if everyone.is_main:
                 check_data(folder, recipe, data, ready)
@@ -139,12 +139,13 @@ def train(
         saved: list[str] = []
         with everyone.checked():
             if everyone.is_main:
+                saved = save_results(folder, recipe, model, processor, [planned.objective for planned in stages])
                 scores = score_answers(console, folder, model, collator, data) if asks_questions(recipe) else {}
                 write_text(folder / "scores.json", json.dumps(scores | {"stages": stage_scores}, indent=2) + "\n")
-                saved = save_results(folder, recipe, model, processor, [planned.objective for planned in stages])
                 write_report(folder, plan.lines())
                 write_text(folder / "finished.json", json.dumps({"identity": identity}) + "\n")
-    for line in [*score_lines(stage_scores), *saved]:
+    left_out = [f"left out: {reason}" for reason in collator.unreadable.values()]
+    for line in [*left_out, *score_lines(stage_scores), *saved]:
         console.print(line, markup=False)
     return folder
 

@@ -1,14 +1,17 @@
 """`answer`: the audio-LLM learns the assistant's words from sound and question."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from pal_audio.audio import AudioError
 from pal_audio.data.collation import Collator
 from pal_audio.data.manifest import Example
 from pal_audio.data.texts import Document
+from pal_audio.errors import PalError
 from pal_audio.model import PalForConditionalGeneration
 from pal_audio.training.batches import Size
 from pal_audio.training.device import pinned, to_device
@@ -47,11 +50,13 @@ class AnswerObjective(LlmObjective[Example]):
         return self._held_out
 
     def size(self, item: Example) -> Size:
-        num_tokens = self.collator.num_tokens(item) if self.stage.by_budget else 0
-        return Size(self.collator.seconds(item), num_tokens, item.id)
+        with _mend_named():
+            num_tokens = self.collator.num_tokens(item) if self.stage.by_budget else 0
+            return Size(self.collator.seconds(item), num_tokens, item.id)
 
     def inputs(self, items: Sequence[Example]) -> dict[str, Any]:
-        return self.collator.training_batch(items)
+        with _mend_named():
+            return self.collator.training_batch(items)
 
     def on_device(self, inputs: dict[str, Any], device: torch.device) -> dict[str, Any]:
         """Sound moves; text stays on the CPU, where the model places clips and packs rows before it moves them itself."""
@@ -62,3 +67,12 @@ class AnswerObjective(LlmObjective[Example]):
     def loss(self, module: nn.Module, inputs: dict[str, Any], num_units: int) -> Tensor:
         loss: Tensor = module(**inputs, num_items_in_batch=num_units, use_cache=False, packed=self.stage.packing).loss
         return loss
+
+
+@contextmanager
+def _mend_named() -> Iterator[None]:
+    """Add to the error of a clip how a run goes on without it."""
+    try:
+        yield
+    except AudioError as error:
+        raise PalError(f"{error}; mend it, or go on without it: --resume --set unreadable_clips=skip") from error
