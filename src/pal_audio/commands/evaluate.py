@@ -193,9 +193,13 @@ def compare(
 
 def _scored(out: Path, embedder: "TextEmbedder | None", as_json: bool) -> None:
     with contextlib.redirect_stdout(sys.stderr):
+        from rich.console import Console
+        from rich.markup import escape
+        from rich.table import Table
+
         from pal_audio.data.folder import locked
         from pal_audio.evaluation.official import write_official
-        from pal_audio.evaluation.report import write_report
+        from pal_audio.evaluation.report import SUMMARY, summary, write_report
         from pal_audio.evaluation.scoring import read_evaluation
         from pal_audio.evaluation.scoring import score as run_score
 
@@ -207,6 +211,10 @@ def _scored(out: Path, embedder: "TextEmbedder | None", as_json: bool) -> None:
     if as_json:
         print(json.dumps(scores, ensure_ascii=False))
     else:
+        table = Table(*SUMMARY)
+        for row in summary(scores):
+            table.add_row(*(escape(cell) for cell in row))
+        Console(stderr=True).print(table)
         print(report)
 
 

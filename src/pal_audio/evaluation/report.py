@@ -13,6 +13,7 @@ from pal_audio.errors import PalError
 from pal_audio.evaluation.plots import draw
 from pal_audio.evaluation.scoring import DEAF, LISTENS, SCORES
 
+SUMMARY = ("task", "answered by", "n", "score", "", "95% interval", "best guess", "listens?")
 REPORT, EXTERNAL = "report.md", "external.json"
 _NUM_LEFT_OUT = 20
 _PERCENT = {"accuracy", "accuracy_as_written", "macro_f1", "micro_f1", "mAP", "wer", "cer", "label_ranking_ap"}
@@ -38,7 +39,7 @@ def write_report(folder: Path) -> Path:
         f"pal {scores['pal_version']}. Answers: `answers.jsonl`; items with their truths: `items.jsonl`.",
         "Intervals are 95% bootstrap intervals over source clips. An item without an answer counts as wrong. "
         "A model *listens* if the interval of its score with the real sound minus that with another item's sound lies above 0.",
-        _table(("task", "answered by", "n", "score", "", "95% interval", "best guess", "listens?"), _summary(scores)),
+        _table(SUMMARY, summary(scores)),
     ]
     if scores["left_out"]:
         blocks += ["## Tasks left out", _list([f"{name}: {reason}" for name, reason in scores["left_out"].items()])]
@@ -57,7 +58,8 @@ def shown(name: str, value: float) -> str:
     return f"{value:g}" if isinstance(value, int) else f"{value:.3f}"
 
 
-def _summary(scores: dict[str, Any]) -> list[tuple[str, ...]]:
+def summary(scores: dict[str, Any]) -> list[tuple[str, ...]]:
+    """A row of `SUMMARY` for each task and way to answer."""
     rows: list[tuple[str, ...]] = []
     for name, task in scores["tasks"].items():
         for method, found in task["methods"].items():
