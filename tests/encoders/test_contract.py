@@ -163,7 +163,7 @@ def test_gradient_flows_when_not_frozen(name: str) -> None:
 
 @every_encoder
 def test_training_mode_keeps_clips_apart(name: str) -> None:
-    dropout = {} if name == "conv" else {"config": CASES[name]["config"] | NO_DROPOUT.get(name, WAVE_NO_DROPOUT)}
+    dropout = {"config": CASES[name]["config"] | NO_DROPOUT.get(name, WAVE_NO_DROPOUT)} if "config" in CASES[name] else {}
     no_random = {"spec_augment": False} if name == "conv" else {}
     encoder = encoders.build(encoders.parse(CASES[name] | dropout | no_random)).train()
     pair, alone = encode(encoder, [5000, 9000]), encode(encoder, [5000])
