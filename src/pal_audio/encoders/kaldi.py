@@ -6,7 +6,8 @@ Power of 512 points, triangles that are linear in mel from 20 Hz to half the rat
 Shapes: S samples, F mel frames, P points of a spectrum, M mel bins.
 
 Source: Kaldi `compute-fbank-feats` (feat/feature-fbank.cc, feat/mel-computations.cc), as torchaudio's
-`compliance.kaldi.fbank` follows it. Rewritten here because torchaudio is no dependency and transformers' own needs it too.
+`compliance.kaldi.fbank` follows it. Own code, since torchaudio is no dependency and transformers' extractor for such images
+takes another path where it is installed.
 """
 
 import math
