@@ -30,6 +30,21 @@ AST = {
 WHISPER = {"d_model": 32, "encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 40, "max_source_positions": 20}
 WHISPER |= {"decoder_layers": 1, "decoder_attention_heads": 2, "decoder_ffn_dim": 40}
 
+CLAP = {
+    "spec_size": 64,
+    "num_mel_bins": 16,
+    "patch_embeds_hidden_size": 16,
+    "hidden_size": 32,
+    "depths": [1, 2],
+    "num_attention_heads": [2, 4],
+    "window_size": 4,
+    "aff_block_r": 2,
+}
+CLAP_MEL = {"feature_size": 16, "sampling_rate": 16_000, "hop_length": 80, "max_length_s": 1, "fft_window_size": 256}
+CLAP_MEL |= {"frequency_min": 50, "frequency_max": 7000, "padding": "repeatpad", "truncation": "rand_trunc"}
+SSLAM = {"image_frames": 64, "num_mels": 32, "hidden_size": 32, "num_layers": 2, "num_heads": 2, "intermediate_size": 40}
+SSLAM |= {"position_steps": 6}
+
 
 def wave(model_type: str, fields: dict[str, Any], **more: Any) -> dict[str, Any]:
     return {"type": "transformers", "window_s": 0.5, "config": {"model_type": model_type} | fields | more}
@@ -38,6 +53,13 @@ def wave(model_type: str, fields: dict[str, Any], **more: Any) -> dict[str, Any]
 CASES: dict[str, dict[str, Any]] = {
     "conv": {"type": "conv", "window_s": 0.4, "channels": [8, 16], "time_strides": [2, 2], "hidden_size": 32, "dropout": 0.0},
     "whisper": {"type": "whisper", "config": WHISPER},
+    "sslam": {"type": "sslam"} | SSLAM,
+    "clap": {"type": "clap", "config": CLAP, "preprocessor": CLAP_MEL},
+    "clap-fusion": {
+        "type": "clap",
+        "config": CLAP | {"enable_fusion": True},
+        "preprocessor": CLAP_MEL | {"truncation": "fusion"},
+    },
     "ast": {"type": "transformers", "config": AST},
     "wav2vec2-layer": wave("wav2vec2", WAVE_LAYER, do_stable_layer_norm=True),
     "wav2vec2-group": wave("wav2vec2", WAVE),

@@ -95,7 +95,7 @@ def refused(values: dict[str, Any], message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("kind", ["conv", "whisper", "transformers"])
+@pytest.mark.parametrize("kind", ["conv", "whisper", "sslam", "clap", "transformers"])
 def test_a_missing_folder(tmp_path: Path, kind: str) -> None:
     refused({"type": kind, "checkpoint": str(tmp_path / "absent")}, "absent")
 

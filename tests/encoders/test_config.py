@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from encoders.cases import AST, CASES, WAVE, WHISPER, wave
+from encoders.cases import AST, CASES, CLAP, CLAP_MEL, WAVE, WHISPER, wave
 from pal_audio import encoders
 from pal_audio.errors import PalError
 
@@ -19,6 +19,19 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"type": "conv", "hop_samples": 600}, "sound would be lost"),
     ({"type": "conv", "num_layers": 0, "encoder_layers": "per_llm_layer"}, "names no layer"),
     ({"type": "conv", "dropout": 1.5}, "dropout"),
+    ({"type": "sslam", "num_layer": 3}, "did you mean 'num_layers'"),
+    ({"type": "sslam", "image_frames": 1000}, "image_frames 1000 is no multiple of 16"),
+    ({"type": "sslam", "image_frames": 16_000}, "up to 12288"),
+    ({"type": "sslam", "num_mels": 40}, "num_mels 40 is no multiple of patch_size 16"),
+    ({"type": "sslam", "num_heads": 7}, "no multiple of both num_heads 7 and 4"),
+    ({"type": "clap"}, "one of checkpoint .* and config"),
+    ({"type": "clap", "config": CLAP | {"depth": [1, 2]}}, "no field 'depth'; did you mean 'depths'"),
+    ({"type": "clap", "config": AST}, "cannot be made of model type 'audio-spectrogram-transformer'"),
+    ({"type": "clap", "config": CLAP, "preprocessor": CLAP_MEL | {"feature_size": 64}}, "feature_size 64 does not fit"),
+    ({"type": "clap", "config": CLAP, "preprocessor": CLAP_MEL | {"padding": "zero"}}, "padding 'zero' is unknown; known"),
+    ({"type": "clap", "config": CLAP, "preprocessor": CLAP_MEL | {"truncation": "no"}}, "truncation 'no' is unknown"),
+    ({"type": "clap", "config": CLAP, "preprocessor": CLAP_MEL | {"max_length_s": 2}}, "401 mel frames, the encoder reads 256"),
+    ({"type": "clap", "config": CLAP | {"num_mel_bins": 24}, "preprocessor": {}}, "cannot be cut by num_mel_bins 24"),
     ({"type": "whisper"}, "one of checkpoint .* and config"),
     ({"type": "whisper", "config": WHISPER, "checkpoint": "x"}, "one of checkpoint .* and config"),
     ({"type": "transformers", "config": AST | {"encoder_layers": 3}}, "no field 'encoder_layers'"),

@@ -13,7 +13,7 @@ from pal_audio import encoders
 from pal_audio.encoders import AudioEncoder
 
 LENGTHS = [7000, 3000]
-WAVES = [name for name in CASES if name not in ("conv", "whisper", "ast")]
+WAVES = [name for name in CASES if "window_s" in CASES[name] and name != "conv"]
 
 
 def pair(name: str, reference_class: type = AutoModel) -> tuple[AudioEncoder, torch.nn.Module]:

@@ -6,13 +6,17 @@ from pydantic import Field, TypeAdapter
 
 from pal_audio.config import parse_config
 from pal_audio.encoders.base import AudioEncoder, EncoderConfig, Frames, FrontEnd
+from pal_audio.encoders.clap import ClapEncoderConfig
 from pal_audio.encoders.conv import ConvEncoderConfig
+from pal_audio.encoders.sslam import SslamEncoderConfig
 from pal_audio.encoders.transformers_ import TransformersEncoderConfig
 from pal_audio.encoders.whisper import WhisperEncoderConfig
 
 EncoderConfigUnion = Annotated[
     ConvEncoderConfig  #
     | WhisperEncoderConfig
+    | SslamEncoderConfig
+    | ClapEncoderConfig
     | TransformersEncoderConfig,
     Field(discriminator="type"),
 ]
