@@ -202,7 +202,7 @@ def test_only_verbs_that_work_are_named() -> None:
     recipe = {"recipes", "recipes list", "recipes show", "recipes copy"}
     evaluation = {"eval", "eval run", "eval score", "eval compare"}
     bench = {"bench", "bench train", "bench infer", "bench plan"}
-    assert verbs == {"ask", "train", "encode", "info", "export"} | data | recipe | evaluation | bench
+    assert verbs == {"ask", "chat", "train", "encode", "info", "export"} | data | recipe | evaluation | bench
 
 
 def test_version_and_bare_pal(capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,7 @@ import typer
 from typer.main import get_command
 
 import pal_audio
-from pal_audio.commands import ask, bench, data, encode, evaluate, export, info, recipes, train
+from pal_audio.commands import ask, bench, chat, data, encode, evaluate, export, info, recipes, train
 from pal_audio.errors import PalError, Stopped
 
 USER_ERROR = 2
@@ -29,6 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("ask", epilog=ask.EXAMPLE)(ask.ask)
+app.command("chat", epilog=chat.EXAMPLE)(chat.chat)
 app.command("train", epilog=train.EXAMPLE)(train.train)
 app.command("encode", epilog=encode.EXAMPLE)(encode.encode)
 app.add_typer(data.app, name="data")

@@ -123,7 +123,7 @@ def _answer(
         warnings.simplefilter("ignore", TruncatedAudioWarning)
         inputs = processor.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, return_tensors="pt")
     inputs = inputs.to(device)
-    streamer = None if stream_to is None else _streamer(processor.tokenizer, stream_to)
+    streamer = None if stream_to is None else text_streamer(processor.tokenizer, stream_to)
     with torch.inference_mode():
         output = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, streamer=streamer)
     new_tokens = output[0, inputs["input_ids"].shape[1] :]
@@ -131,7 +131,7 @@ def _answer(
     return answer, time.perf_counter() - start
 
 
-def _streamer(tokenizer: Any, stream_to: TextIO) -> Any:
+def text_streamer(tokenizer: Any, stream_to: TextIO) -> Any:
     """A text streamer of transformers that writes to a given stream instead of whatever stdout is by then."""
     from transformers import TextStreamer
 

@@ -27,6 +27,15 @@ class ConnectorConfig(StrictConfig, ABC):
     def output_lengths(self, num_frames: int, frame_rate_hz: float) -> int:
         """Audio tokens for a clip of `num_frames` >= 1 frames; at least 1. The connector's one length formula."""
 
+    @property
+    def is_local(self) -> bool:
+        """Tokens depend on frames near them alone, so that a clip may go on behind its last token; see `begins_token`."""
+        return False
+
+    def begins_token(self, frame: int, frame_rate_hz: float) -> bool:
+        """Whether frame number `frame` > 0 opens a token, so that sound can be cut before it. Asked of local connectors."""
+        return False
+
     @abstractmethod
     def build(self, frame_size: int, token_size: int, frame_rate_hz: float, init_rms: float) -> "Connector": ...
 
@@ -55,9 +64,10 @@ class Connector(nn.Module, ABC):
         """Audio tokens for a clip of `num_frames` frames."""
         return self.config.output_lengths(num_frames, self.frame_rate_hz)
 
-    def token_lengths(self, lengths_C: Tensor) -> Tensor:
-        """`output_lengths` of every clip, (C,) int64 on the same device."""
-        lengths = [self.output_lengths(num_frames) for num_frames in lengths_C.tolist()]
+    def token_lengths(self, lengths_C: Tensor, first_frame: int = 0) -> Tensor:
+        """`output_lengths` of every clip, (C,) int64 on the same device; of its tokens from `first_frame` on."""
+        before = self.output_lengths(first_frame) if first_frame else 0
+        lengths = [self.output_lengths(first_frame + num_frames) - before for num_frames in lengths_C.tolist()]
         return torch.tensor(lengths, dtype=torch.int64, device=lengths_C.device)
 
     @abstractmethod
@@ -67,6 +77,9 @@ class Connector(nn.Module, ABC):
         Args:
             frames_CTD: encoder frames, float; what stands past a clip's length is never read.
             lengths_C: int64 on the CPU, frames of each clip, at least 1.
+
+        A local connector (`ConnectorConfig.is_local`) also takes `first_frame`: the number of the first frame given, where it
+        opens a token; tokens and times are those of the whole clip from there on.
 
         Returns:
             tokens_CAD in time order, zero past each clip's length, and token_lengths_C, int64 on the CPU.

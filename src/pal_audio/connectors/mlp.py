@@ -25,6 +25,13 @@ class MlpConnectorConfig(ConnectorConfig):
     def output_lengths(self, num_frames: int, frame_rate_hz: float) -> int:
         return ceil_div(num_frames, self.stride)
 
+    @property
+    def is_local(self) -> bool:
+        return True
+
+    def begins_token(self, frame: int, frame_rate_hz: float) -> bool:
+        return frame % self.stride == 0
+
     def build(self, frame_size: int, token_size: int, frame_rate_hz: float, init_rms: float) -> "MlpConnector":
         return MlpConnector(self, frame_size, token_size, frame_rate_hz, init_rms)
 
@@ -46,14 +53,15 @@ class MlpConnector(Connector):
         self.projector = projector(frame_size * config.stride, config.hidden_size, token_size)
         self.head = TokenHead(token_size, init_rms, config.time_code)
 
-    def forward(self, frames_CTD: Tensor, lengths_C: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, frames_CTD: Tensor, lengths_C: Tensor, first_frame: int = 0) -> tuple[Tensor, Tensor]:
         stride = self.config.stride
         mask_CT = length_mask(lengths_C, frames_CTD.shape[1], frames_CTD.device)
         frames_CTD = frames_CTD.masked_fill(~mask_CT[:, :, None], 0)
         frames_CTD = F.pad(frames_CTD, (0, 0, 0, -frames_CTD.shape[1] % stride))
         tokens_CAD = self.projector(rearrange(frames_CTD, "c (a s) d -> c a (s d)", s=stride))
-        token_lengths_C = self.token_lengths(lengths_C)
-        places_A = torch.arange(tokens_CAD.shape[1], device=tokens_CAD.device, dtype=torch.float32)
+        token_lengths_C = self.token_lengths(lengths_C, first_frame)
+        first, num_tokens = first_frame // stride, tokens_CAD.shape[1]
+        places_A = torch.arange(first, first + num_tokens, device=tokens_CAD.device, dtype=torch.float32)
         times_CA = ((places_A + 0.5) * stride / self.frame_rate_hz).expand(len(tokens_CAD), -1)
         mask_CA = length_mask(token_lengths_C, tokens_CAD.shape[1], tokens_CAD.device)
         return self.head(tokens_CAD, mask_CA, times_CA), token_lengths_C

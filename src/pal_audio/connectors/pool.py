@@ -47,6 +47,14 @@ class PoolConnectorConfig(ConnectorConfig):
     def output_lengths(self, num_frames: int, frame_rate_hz: float) -> int:
         return int(self.segments(torch.tensor(num_frames - 1), num_frames, frame_rate_hz)) + 1
 
+    @property
+    def is_local(self) -> bool:
+        return self.tokens_per_s is not None
+
+    def begins_token(self, frame: int, frame_rate_hz: float) -> bool:
+        before, at = self.segments(torch.tensor([frame - 1, frame]), frame + 1, frame_rate_hz).tolist()
+        return self.is_local and before != at
+
     def build(self, frame_size: int, token_size: int, frame_rate_hz: float, init_rms: float) -> "PoolConnector":
         return PoolConnector(self, frame_size, token_size, frame_rate_hz, init_rms)
 
@@ -69,15 +77,17 @@ class PoolConnector(Connector):
         self.projector = projector(frame_size, config.hidden_size, token_size)
         self.head = TokenHead(token_size, init_rms, config.time_code)
 
-    def forward(self, frames_CTD: Tensor, lengths_C: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, frames_CTD: Tensor, lengths_C: Tensor, first_frame: int = 0) -> tuple[Tensor, Tensor]:
         lengths, device = lengths_C.tolist(), frames_CTD.device
         mask_CT = length_mask(lengths_C, frames_CTD.shape[1], frames_CTD.device)
         frames_CTD = frames_CTD.masked_fill(~mask_CT[:, :, None], 0)
-        token_lengths_C = self.token_lengths(lengths_C)
+        token_lengths_C = self.token_lengths(lengths_C, first_frame)
+        first = self.output_lengths(first_frame) if first_frame else 0
         num_tokens = int(token_lengths_C.max())
         segments_CT = torch.zeros(mask_CT.shape, dtype=torch.int64)
         for clip, num_frames in enumerate(lengths):
-            segments_CT[clip, :num_frames] = self.config.segments(torch.arange(num_frames), num_frames, self.frame_rate_hz)
+            places = torch.arange(first_frame, first_frame + num_frames)
+            segments_CT[clip, :num_frames] = self.config.segments(places, num_frames, self.frame_rate_hz) - first
         segments_CT = segments_CT.to(device, non_blocking=True)
 
         weights_CT = self._weights(frames_CTD, mask_CT, segments_CT, num_tokens)
@@ -88,7 +98,7 @@ class PoolConnector(Connector):
 
         durations = [self.config.frames_per_token(num_frames, self.frame_rate_hz) / self.frame_rate_hz for num_frames in lengths]
         durations_C = torch.tensor(durations, dtype=torch.float32).to(device, non_blocking=True)
-        times_CA = (torch.arange(num_tokens, device=device) + 0.5) * durations_C[:, None]
+        times_CA = (torch.arange(first, first + num_tokens, device=device) + 0.5) * durations_C[:, None]
         mask_CA = length_mask(token_lengths_C, num_tokens, device)
         return self.head(self.projector(tokens_CAD), mask_CA, times_CA), token_lengths_C
 

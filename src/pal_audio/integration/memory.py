@@ -8,16 +8,18 @@
 Shapes: B rows, C clips, A audio tokens, K key/value heads, d head width, L text tokens, D width.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from pal_audio.errors import PalError
+from pal_audio.integration import joining, memory_file
 from pal_audio.integration.key_values import LayerKeyValues, compute_dtype
-from pal_audio.integration.positions import KeyLayout, Placement, lay_out, place, text_positions
+from pal_audio.integration.positions import UNKNOWN_TOKEN, KeyLayout, Placement, lay_out, place, text_positions
 
 
 @dataclass
@@ -83,6 +85,7 @@ class AudioMemory:
         keys, values: for each LAL stream, layer -> (C, K, A, d); keys are normed and projected, not rotated.
         widths: A of each LAL stream.
         fingerprint: of the model that made it; another model refuses it.
+        samples: by encoder name, samples of each clip (C,) at that encoder's rate: where a clip that goes on is.
 
     Source: our choice.
     """
@@ -92,6 +95,7 @@ class AudioMemory:
     values: list[dict[int, Tensor]]
     widths: list[int]
     fingerprint: str
+    samples: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def num_clips(self) -> int:
@@ -100,9 +104,70 @@ class AudioMemory:
     @property
     def num_bytes(self) -> int:
         """Bytes of the tensors held."""
-        tensors = [tensor for side in (self.keys, self.values) for stream in side for tensor in stream.values()]
-        tensors += [] if self.clips.slots_CAD is None else [self.clips.slots_CAD]
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        return sum(tensor.numel() * tensor.element_size() for tensor in self._tensors().values())
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors are."""
+        return next((tensor.device for tensor in self._tensors().values()), torch.device("cpu"))
+
+    def _tensors(self) -> dict[str, Tensor]:
+        tensors = {
+            f"{name}.{stream}.{layer}": tensor
+            for name, side in (("keys", self.keys), ("values", self.values))
+            for stream, layers in enumerate(side)
+            for layer, tensor in layers.items()
+        }
+        return tensors if self.clips.slots_CAD is None else {"slots": self.clips.slots_CAD} | tensors
+
+    def save(self, path: str | Path) -> None:
+        """Write the memory as one safetensors file, whole or not at all; a file of that name is replaced.
+
+        Raises:
+            PalError: there is no such folder.
+        """
+        clips = self.clips
+        header = {
+            "fingerprint": self.fingerprint,
+            "widths": self.widths,
+            "layers": [sorted(stream) for stream in self.keys],
+            "num_slots": clips.num_slots_C.tolist(),
+            "num_keys": clips.num_keys_SC.tolist(),
+            "spans": clips.spans_C.tolist(),
+            "samples": {name: samples_C.tolist() for name, samples_C in self.samples.items()},
+        }
+        memory_file.write(Path(path), header, self._tensors())
+
+    @classmethod
+    def load(cls, path: str | Path, max_bytes: int = memory_file.MAX_BYTES) -> "AudioMemory":
+        """Read a memory that `save` wrote, onto the CPU. The model that it is given to checks the fingerprint.
+
+        Args:
+            path: the file.
+            max_bytes: a larger file is refused before it is read.
+
+        Raises:
+            PalError: the file is missing, foreign, damaged or too large.
+        """
+        header, tensors = memory_file.read(Path(path), max_bytes)
+        num_clips = len(header.spans)
+        keys, values = (
+            [{layer: tensors[f"{side}.{s}.{layer}"] for layer in layers} for s, layers in enumerate(header.layers)]
+            for side in ("keys", "values")
+        )
+        clips = ClipTokens(
+            tensors.get("slots"),
+            torch.tensor(header.num_slots, dtype=torch.int64),
+            torch.tensor(header.num_keys, dtype=torch.int64).view(len(header.layers), num_clips),
+            torch.tensor(header.spans, dtype=torch.int64),
+        )
+        samples = {name: torch.tensor(lengths, dtype=torch.int64) for name, lengths in header.samples.items()}
+        return cls(clips, keys, values, header.widths, header.fingerprint, samples)
+
+    @staticmethod
+    def concatenate(memories: "Sequence[AudioMemory]") -> "AudioMemory":
+        """The clips of several memories in one, in this order; see `joining.concatenate`."""
+        return joining.concatenate(memories)
 
     @classmethod
     @torch.no_grad()
@@ -145,7 +210,8 @@ class AudioMemory:
             chosen(self.clips.num_keys_SC, 1),
             chosen(self.clips.spans_C),
         )
-        return replace(self, clips=clips, keys=sides(self.keys), values=sides(self.values))
+        samples = {name: chosen(samples_C) for name, samples_C in self.samples.items()}
+        return replace(self, clips=clips, keys=sides(self.keys), values=sides(self.values), samples=samples)
 
 
 @dataclass
@@ -185,20 +251,27 @@ class AttachedAudio:
         num_clips = (self.placement.clips_BR >= 0).sum(1)
         return text_positions(input_ids, attention_mask, self.audio_ids, self.placement.shifts_BR, num_clips)
 
-    def check(self, input_ids: Tensor, end: int) -> None:
+    def check(self, input_ids: Tensor, end: int, new_clips: bool = False) -> None:
         """That `input_ids`, the tokens before column `end`, belong to the prompt that the clips were placed in.
 
         Raises:
-            PalError: they are another prompt's, or hold a new clip behind it.
+            PalError: they are another prompt's, or hold a new clip behind it and `new_clips` are not looked for.
         """
         start, width = end - input_ids.shape[1], self.prompt_BL.shape[1]
         common = max(0, min(end, width) - start)
         known = self.prompt_BL[:, start : start + common]
-        if start < 0 or known.shape != input_ids[:, :common].shape or not torch.equal(known, input_ids[:, :common]):
+        given = input_ids[:, :common].to(known.device)
+        is_known = start >= 0 and known.shape == given.shape
+        if is_known:
+            is_known = torch.equal(known, given) or bool(((known == given) | (known == UNKNOWN_TOKEN)).all())
+        if not is_known:
             raise PalError("this audio was attached to another prompt; attach its memory to this one")
         behind = input_ids[:, common:]
-        if bool(((behind == self.audio_ids[0]) | (behind == self.audio_ids[1])).any()):
-            raise PalError("the text holds a new clip behind the prompt; attach a memory of all clips to the whole text")
+        if not new_clips and bool(((behind == self.audio_ids[0]) | (behind == self.audio_ids[1])).any()):
+            raise PalError(
+                "the text holds a new clip behind the prompt; give its sound beside the kept cache, "
+                "or attach a memory of all clips to the whole text"
+            )
 
     def begin(self, position_ids: Tensor) -> None:
         """Start one forward over text at `position_ids` (B, L)."""
@@ -307,6 +380,7 @@ def attach(
     device: torch.device,
     summary_sees_audio: bool = True,
     max_positions: int | None = None,
+    placement: Placement | None = None,
 ) -> AttachedAudio:
     """Place clips in a full prompt. All is worked out on the CPU and moved to the model's device once.
 
@@ -320,6 +394,7 @@ def attach(
         device: the model's.
         summary_sees_audio: False hides a clip's keys from its own slots.
         max_positions: the LLM's trained context, or None if unknown.
+        placement: where the clips stand, if it is known already (`extension`).
 
     Raises:
         PalError: markers, slots and clips do not match, or `span` runs past the LLM's context.
@@ -332,9 +407,9 @@ def attach(
         rows = input_ids.shape[0]
         clips_BR = torch.zeros(rows, 1, dtype=torch.int64, device=input_ids.device)
         placement = replace(placement, clips_BR=clips_BR, markers_BR=clips_BR, shifts_BR=clips_BR)
-    else:
+    elif placement is None:
         placement = place(input_ids, attention_mask, audio_ids, clips.num_slots_C, clips.spans_C, mode)
-    _check_context(placement, clips, mode, max_positions)
+    check_context(placement, clips, mode, max_positions)
     layouts = [
         lay_out(placement, lengths, clips.num_slots_C, clips.spans_C, width, mode, summary_sees_audio).to(device)
         for lengths, width in zip(clips.num_keys_SC, audio.widths, strict=True)
@@ -350,7 +425,12 @@ def attach(
     return attached
 
 
-def _check_context(placement: Placement, clips: ClipTokens, mode: str, max_positions: int | None) -> None:
+def check_context(placement: Placement, clips: ClipTokens, mode: str, max_positions: int | None) -> None:
+    """That no position runs past the LLM's context.
+
+    Raises:
+        PalError: one does, under `span`.
+    """
     if mode != "span" or max_positions is None or not placement.markers_BR.numel():
         return
     last_text = placement.position_ids_BL.max()

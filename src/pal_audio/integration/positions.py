@@ -20,6 +20,7 @@ from torch import Tensor
 from pal_audio.errors import PalError
 
 NOWHERE = torch.iinfo(torch.int64).max  # marker position of a clip that does not exist: no text comes after it
+UNKNOWN_TOKEN = -1  # stands for text that only a cache knows; never an audio id
 
 
 @dataclass

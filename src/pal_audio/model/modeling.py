@@ -23,6 +23,7 @@ from pal_audio.encoders.base import AudioEncoder, Frames
 from pal_audio.errors import PalError
 from pal_audio.integration.attention import check_consumed, install
 from pal_audio.integration.config import LalConfig
+from pal_audio.integration.extension import check_same_positions, extend, whole_text
 from pal_audio.integration.fingerprint import fingerprint
 from pal_audio.integration.key_values import (
     LayerKeyValues,
@@ -38,6 +39,7 @@ from pal_audio.integration.proof import prove
 from pal_audio.model.adapters import add_adapter, merge_adapter
 from pal_audio.model.configuration import PalConfig
 from pal_audio.model.logits import VocabularyOnly
+from pal_audio.model.streaming import append_audio
 from pal_audio.model.streams import Stream, join_slots
 from pal_audio.model.trained import hub_options, read_trained
 
@@ -189,7 +191,13 @@ class PalForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     # ---- sound ----------------------------------------------------------------------------------------------------
 
-    def encode(self, input_features: Features, audio_num_samples: Lengths, max_windows: int | None = None) -> LiveAudio:
+    def encode(
+        self,
+        input_features: Features,
+        audio_num_samples: Lengths,
+        max_windows: int | None = None,
+        first_frames: dict[str, int] | None = None,
+    ) -> LiveAudio:
         """Run encoders and connectors: clips with everything but each layer's keys and values.
 
         Args:
@@ -197,11 +205,12 @@ class PalForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 cache); a dict by encoder name where the model has several encoders.
             audio_num_samples: (C,) int64 samples of each clip; likewise.
             max_windows: encoder windows in one pass; None = all.
+            first_frames: by encoder name, frames that the clips have already; see `append_audio`.
 
         Raises:
             PalError: frames are not of this encoder's shape, or of one that is not frozen while gradients are on.
         """
-        per_stream = self._stream_tokens(input_features, audio_num_samples, max_windows)
+        per_stream = self._stream_tokens(input_features, audio_num_samples, max_windows, first_frames)
         num_clips = len(per_stream[0][1])
         slots, keys, inputs, widths = [], [], [], []
         for stream, (tokens, lengths) in zip(self.streams, per_stream, strict=True):
@@ -227,7 +236,29 @@ class PalForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """
         with self._in_eval_mode():
             live = self.encode(input_features, audio_num_samples, MAX_WINDOWS)
-            return AudioMemory.of(live, self._rules, self.audio_fingerprint())
+            memory = AudioMemory.of(live, self._rules, self.audio_fingerprint())
+        samples = {name: item.cpu().to(torch.int64) for name, item in self._by_encoder(audio_num_samples).items()}
+        return replace(memory, samples=samples)
+
+    @torch.no_grad()
+    def append_audio(
+        self, memory: AudioMemory, input_features: Features, audio_num_samples: Lengths, clip: int = -1
+    ) -> AudioMemory:
+        """A memory in which one clip goes on by a chunk of sound: a live stream. `memory` itself does not change.
+
+        Args:
+            memory: of this model.
+            input_features, audio_num_samples: of the chunk alone, one clip, as the processor gives them.
+            clip: which clip of the memory goes on.
+
+        Returns:
+            What encoding that clip's whole sound would give: what is there keeps its place and value.
+
+        Raises:
+            PalError: the clip does not end where an encoder window and a token end (the message names the next such time), a
+                connector reads the whole clip, or the memory is another model's.
+        """
+        return append_audio(self, memory, input_features, audio_num_samples, clip, MAX_WINDOWS)
 
     @torch.no_grad()
     def get_audio_features(self, input_features: Features, audio_num_samples: Lengths) -> list[tuple[Tensor, Tensor]]:
@@ -237,7 +268,11 @@ class PalForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return [(tokens[-1], lengths) for tokens, lengths in per_stream]
 
     def _stream_tokens(
-        self, input_features: Features, audio_num_samples: Lengths, max_windows: int | None
+        self,
+        input_features: Features,
+        audio_num_samples: Lengths,
+        max_windows: int | None,
+        first_frames: dict[str, int] | None = None,
     ) -> list[tuple[list[Tensor], Tensor]]:
         """Tokens and lengths of every stream; each encoder runs once, however many streams read it."""
         device = self.marker.device
@@ -246,7 +281,8 @@ class PalForConditionalGeneration(PreTrainedModel, GenerationMixin):
         frames = {
             name: _frames(name, encoder, features[name], samples[name], max_windows) for name, encoder in self.encoders.items()
         }
-        return [stream.tokens(frames[stream.config.encoder]) for stream in self.streams]
+        first = dict.fromkeys(self.encoders, 0) | (first_frames or {})
+        return [stream.tokens(frames[stream.config.encoder], first[stream.config.encoder]) for stream in self.streams]
 
     @contextmanager
     def _in_eval_mode(self) -> Iterator[None]:
@@ -294,8 +330,8 @@ class PalForConditionalGeneration(PreTrainedModel, GenerationMixin):
         Raises:
             PalError: another model's memory; markers, slots and clips that do not match; a span beyond the LLM's context.
         """
-        if isinstance(audio, AudioMemory) and audio.fingerprint != self.audio_fingerprint():
-            raise PalError("this audio memory was made by another model (or before its weights changed); encode the audio again")
+        if isinstance(audio, AudioMemory):
+            self._check_fingerprint(audio)
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         return attach(
             audio,
@@ -309,6 +345,10 @@ class PalForConditionalGeneration(PreTrainedModel, GenerationMixin):
             self._audio.summary_sees_audio,
             max_span(self.language_model.config.get_text_config()),
         )
+
+    def _check_fingerprint(self, memory: AudioMemory) -> None:
+        if memory.fingerprint != self.audio_fingerprint():
+            raise PalError("this audio memory was made by another model (or before its weights changed); encode the audio again")
 
     @property
     def _audio_ids(self) -> tuple[int, int]:
@@ -342,7 +382,8 @@ class PalForConditionalGeneration(PreTrainedModel, GenerationMixin):
             attention_mask: (B, L), or (B, cached + L); all ones if None.
             position_ids: (B, L); made from the clips' spans if None.
             input_features, audio_num_samples: clips, in the order of the markers; see `encode`.
-            audio_memory: instead of features: what `encode_audio` or `attach` gave.
+            audio_memory: instead of features: what `encode_audio` or `attach` gave. Behind a kept cache, features and memory
+                are of the new clips alone or of all clips of the whole text.
             labels: (B, L), -100 = not supervised.
             packed: take the batch, padded on the right, through the LLM as one row without its padding; no row sees another
                 (`integration.packing`). With labels, logits are computed at supervised positions only and come as (1, n, V).
@@ -490,7 +531,37 @@ class PalForConditionalGeneration(PreTrainedModel, GenerationMixin):
             if not (self.training and torch.is_grad_enabled() and hears):
                 return None
             audio = self._dummy()
+        if past_key_values is not None and (past_key_values.get_seq_length() or _audio_of(past_key_values) is not None):
+            return self._attach_behind(audio, input_ids, attention_mask, past_key_values)
         return self.attach(audio, input_ids, attention_mask)
+
+    def _attach_behind(
+        self, memory: AudioMemory | LiveAudio, input_ids: Tensor, mask: Tensor | None, cache: Any
+    ) -> AttachedAudio:
+        """Place clips where a text cache is kept: the new ones behind it alone, or all clips of the whole text.
+
+        Raises:
+            PalError: the cached text would move, or clips and markers do not match.
+        """
+        if isinstance(memory, LiveAudio):
+            raise PalError(
+                "new sound beside a kept text cache is for inference: call under torch.no_grad(), or leave the cache out"
+            )
+        known = _audio_of(cache)
+        if mask is None:
+            mask = torch.ones(input_ids.shape[0], cache.get_seq_length() + input_ids.shape[1], dtype=torch.int64)
+        if mask.ndim != 2:
+            raise PalError("new sound beside a kept text cache needs a 2D attention mask")
+        whole = whole_text(known, input_ids, mask)
+        if known is None or memory.num_clips == int((whole == self._audio_ids[0]).sum()):
+            attached = self.attach(memory, whole, mask)
+            if known is not None:
+                check_same_positions(known, attached.placement)
+            return attached
+        self._check_fingerprint(memory)
+        limit = max_span(self.language_model.config.get_text_config())
+        sees = self._audio.summary_sees_audio
+        return extend(known, memory, whole, mask, self._audio.positions, self.marker.device, sees, limit)
 
     # ---- generation -----------------------------------------------------------------------------------------------
 

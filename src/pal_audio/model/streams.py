@@ -43,10 +43,14 @@ class Stream(nn.Module):
         )
         self.projectors = None if lal is None else LayerProjectors(lal, self.layers, hidden_size, hidden_size, own_norm)
 
-    def tokens(self, frames: Frames) -> tuple[list[Tensor], Tensor]:
-        """Audio tokens: one CAD tensor, or one per encoder layer, and their lengths (C,)."""
+    def tokens(self, frames: Frames, first_frame: int = 0) -> tuple[list[Tensor], Tensor]:
+        """Audio tokens: one CAD tensor, or one per encoder layer, and their lengths (C,).
+
+        `first_frame` > 0: the frames go on where a clip has so many already; for local connectors.
+        """
         dtype = compute_dtype(self.connector)
-        outputs = [self.connector(layer.to(dtype), frames.lengths) for layer in frames.layers]
+        later = {"first_frame": first_frame} if first_frame else {}
+        outputs = [self.connector(layer.to(dtype), frames.lengths, **later) for layer in frames.layers]
         return [tokens for tokens, _ in outputs], outputs[0][1]
 
     def layer_inputs(self, tokens: list[Tensor]) -> Callable[[int], Tensor]:

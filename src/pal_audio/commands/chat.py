@@ -1,0 +1,120 @@
+"""`pal chat`: several questions about sound files, line by line, over one memory and one text cache."""
+
+import contextlib
+import json
+import os
+import sys
+import time
+import warnings
+from typing import Annotated, Any, TextIO
+
+import typer
+
+from pal_audio.commands import models
+from pal_audio.commands.ask import checked_part, text_streamer
+from pal_audio.errors import PalError
+
+EXAMPLE = "Example: pal chat dog.wav"
+HELP = "a line is a question; /add FILE gives another sound, /quit or the end of input ends"
+
+
+def chat(
+    audio: Annotated[list[str] | None, typer.Argument(metavar="AUDIO...", help="Sound files of the first question.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Folder of a model or of a run. Otherwise $PAL_MODEL, then the last finished run under ./runs."),
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest answer, in tokens.")] = 256,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object a line: answer, question, audio, turn, kept_tokens, seconds.")
+    ] = False,
+) -> None:
+    """Answers questions about sound, one a line, from the terminal or a pipe; `/add FILE` gives another sound."""
+    paths = audio or []
+    for path in paths:
+        check_file(path)
+    choice = models.choose(model)
+    models.announce(choice)
+    stdout, is_terminal = sys.stdout, sys.stdin.isatty()
+    with contextlib.redirect_stdout(sys.stderr):  # what a library prints must not mix with the answers
+        talk = _open(choice.model, models.pick_device(device))
+        for path in paths:
+            _add(talk, path)
+        if is_terminal:
+            print(f"pal: {HELP}", file=sys.stderr)
+        heard, turn = list(paths), 0
+        for line in _lines(is_terminal):
+            try:
+                if line.startswith("/add "):
+                    path = line.removeprefix("/add ").strip()
+                    check_file(path)
+                    _add(talk, path)
+                    heard.append(path)
+                    continue
+                if line.startswith("/"):
+                    raise PalError(f"{line.split()[0]}: not a command; {HELP}")
+                turn += 1
+                _answer(talk, line, max_new_tokens, stdout, {"audio": heard, "turn": turn} if as_json else None)
+                heard = []
+            except PalError as error:
+                if not is_terminal:  # a script must not go on as if nothing were amiss
+                    raise
+                print(f"pal: error: {error}", file=sys.stderr)
+
+
+def check_file(path: str) -> None:
+    """That a sound file is there and can be decoded.
+
+    Raises:
+        PalError: it is an address, stdin, missing, or no sound.
+    """
+    if path == "-":
+        raise PalError("`-`: `pal chat` reads questions from stdin, so sound must come from files")
+    if "://" in path:
+        raise PalError(f"{path}: an address, not a file, and `pal chat` fetches nothing; download it first")
+    if not os.path.exists(path):
+        raise PalError(f"{path}: no such file")
+    checked_part(path)
+
+
+def _lines(is_terminal: bool) -> Any:
+    """Lines of stdin without the empty ones, to its end or `/quit`."""
+    while True:
+        if is_terminal:
+            print("> ", end="", file=sys.stderr, flush=True)
+        line = sys.stdin.readline()
+        if not line:
+            if is_terminal:
+                print(file=sys.stderr)
+            return
+        if line.strip() in ("/quit", "/exit"):
+            return
+        if line.strip():
+            yield line.strip()
+
+
+def _open(name: str, device: str) -> Any:
+    from pal_audio.model.conversation import Conversation
+
+    return Conversation(*models.load(name, device))
+
+
+def _add(talk: Any, path: str) -> None:
+    from pal_audio.audio import SilentAudioWarning, TruncatedAudioWarning
+
+    with warnings.catch_warnings():  # these were shown when the sound was checked
+        warnings.simplefilter("ignore", SilentAudioWarning)
+        warnings.simplefilter("ignore", TruncatedAudioWarning)
+        talk.add(path)
+
+
+def _answer(talk: Any, question: str, max_new_tokens: int, stdout: TextIO, record: dict[str, Any] | None) -> None:
+    """Streams the answer to stdout, or prints it with its record as one line of JSON."""
+    start = time.perf_counter()
+    streamer = text_streamer(talk.processor.tokenizer, stdout) if record is None else None
+    answer = talk.ask(question, max_new_tokens, streamer)
+    if record is not None:
+        seconds = round(time.perf_counter() - start, 3)
+        line = {"answer": answer, "question": question, **record, "kept_tokens": talk.num_kept, "seconds": seconds}
+        print(json.dumps(line), file=stdout, flush=True)
