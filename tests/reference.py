@@ -1,7 +1,8 @@
-"""A plain second implementation of PLITS, LAL and Flamingo-style blocks, one row at a time, without padding, caches or our attention function.
+"""A plain second implementation of PLITS, LAL and Flamingo-style blocks, one row at a time, without padding or caches.
 
 The LLM's own eager attention modules are called on [audio; text] with an explicit mask and the audio rows are dropped, so
-residuals, norms and projections are the family's own code; a Flamingo block is its formula over its weights, token by token. Positions and visibility are written out in loops.
+residuals, norms and projections are the family's own code; a Flamingo block is its formula over its weights, token by token.
+Positions and visibility are written out in loops.
 """
 
 import copy
@@ -31,9 +32,7 @@ def reference_logits(model: PalForConditionalGeneration, ids: list[int], tokens:
     slots = [
         torch.cat([tokens[s][c] for s in range(len(tokens)) if is_plits[s]]) if any(is_plits) else None for c in range(num_clips)
     ]
-    spans = [
-        max([len(tokens[s][c]) for s in range(len(tokens)) if kinds[s] != "flamingo"], default=0) for c in range(num_clips)
-    ]
+    spans = [max([len(tokens[s][c]) for s in range(len(tokens)) if kinds[s] != "flamingo"], default=0) for c in range(num_clips)]
 
     # Positions, and what is embedded where.
     positions, markers, embeddings, position, clip, used = [], [], [], 0, -1, 0

@@ -48,7 +48,7 @@ class FlamingoConfig(StrictConfig):
 
     Attributes:
         layers: those that a block stands before; as `LalConfig.layers`.
-        attends: "all": text sees every clip whose marker it follows, as in LAL; "last": only the last one of them, the paper's way.
+        attends: "all": text sees every clip whose marker it follows, as in LAL; "last": the last of them alone, the paper's way.
         num_heads: of the cross-attention; None: as many as the LLM's attention has.
         ffn_factor: width of the feed-forward network in widths of the LLM.
 

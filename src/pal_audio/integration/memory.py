@@ -365,10 +365,9 @@ def attach(
         placement = place(input_ids, attention_mask, audio_ids, clips.num_slots_C, clips.spans_C, mode)
     _check_context(placement, clips, mode, max_positions)
     only_last = {stream for (stream, _), block in blocks.items() if block.only_last}
+    of_clips = clips.num_slots_C, clips.spans_C
     layouts = [
-        lay_out(
-            placement, lengths, clips.num_slots_C, clips.spans_C, width, mode, summary_sees_audio, stream in only_last
-        ).to(device)
+        lay_out(placement, lengths, *of_clips, width, mode, summary_sees_audio, stream in only_last).to(device)
         for stream, (lengths, width) in enumerate(zip(clips.num_keys_SC, audio.widths, strict=True))
     ]
     by_lal = [(layer, stream) for stream, chosen in enumerate(layers) for layer in chosen if (stream, layer) not in blocks]

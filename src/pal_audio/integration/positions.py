@@ -248,7 +248,9 @@ def lay_out(
         source = clip_BA * num_tokens + token_BA
         marker_BA = placement.markers_BR.gather(1, slot)
         if only_last:
-            until = torch.nn.functional.pad(placement.markers_BR[:, 1:], (0, 1), value=NOWHERE).gather(1, slot)
+            next_BR = placement.markers_BR.roll(-1, 1)
+            next_BR[:, -1] = NOWHERE
+            until = next_BR.gather(1, slot)
     after = marker_BA if summary_sees_audio else marker_BA + slots_C[clip_BA].masked_fill(marker_BA == NOWHERE, 0)
     if mode == "span":
         start = marker_BA.masked_fill(~valid, 0).float() + 1

@@ -33,7 +33,8 @@ class ModelSpec(StrictConfig):
         llm: hub id, folder, or an inline configuration of a fresh one: `model_type`, its fields, and
             `tokenizer: {vocab_size: n}` for a tokenizer trained on the recipe's own texts. None: encoders alone, see `parts`.
         revision: of the LLM on the hub.
-        preset: "plits", "lal", "pal" or "flamingo" with `encoder`, `connector`, `summary`, `lal`, `flamingo`; or, instead, `encoders` and `streams`.
+        preset: "plits", "lal", "pal" or "flamingo" with `encoder`, `connector`, `summary`, `lal`, `flamingo`; or, instead,
+            `encoders` and `streams`.
         positions, summary_sees_audio: see `AudioConfig`.
     """
 

@@ -1,4 +1,4 @@
-"""A stream as a module: its connector, and P_l where it enters by LAL, or its Flamingo blocks. Encoders stand beside, shared by streams.
+"""A stream as a module: its connector, and P_l (LAL) or its Flamingo blocks. Encoders stand beside, shared by streams.
 
 Shapes: C clips, T encoder frames, A audio tokens, D width.
 """
@@ -67,7 +67,7 @@ class Stream(nn.Module):
         return [tokens for tokens, _ in outputs], outputs[0][1]
 
     def layer_inputs(self, tokens: list[Tensor]) -> Callable[[int], Tensor]:
-        """The function layer -> (C, A, D) inputs of that LAL layer, P_l of the tokens it reads, or of that block, the tokens themselves.
+        """The function layer -> (C, A, D) inputs of that LAL layer, P_l of the tokens it reads, or of that block: the tokens.
 
         With one token sequence per encoder layer, LLM layer l of n reads the one at the same relative depth (our choice).
         """
