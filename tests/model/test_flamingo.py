@@ -175,7 +175,12 @@ def test_a_memory_serves_several_prompts_and_belongs_to_its_weights() -> None:
 def test_a_lost_block_is_an_error() -> None:
     model, processor = tiny_model("llama", "flamingo")
     inputs = batch(processor, [message(CLIPS[0])])
+    memory = model.encode_audio(inputs["input_features"], inputs["audio_num_samples"])
+    attached = model.attach(memory, inputs["input_ids"])
+    model(inputs["input_ids"], audio_memory=attached)
     model.language_model.model.layers[2]._forward_pre_hooks.clear()
+    with pytest.raises(RuntimeError, match="did not reach"):  # each forward is watched anew
+        model(inputs["input_ids"], audio_memory=attached)
     with torch.no_grad(), pytest.raises(RuntimeError, match=r"did not reach the flamingo blocks before layers \[2\]"):
         model(**inputs)
     with pytest.raises(RuntimeError, match="did not reach"):
@@ -271,13 +276,25 @@ def test_wrong_options_are_refused() -> None:
         preset("pal", TINY_ENCODER, flamingo={"layers": "all"})
 
 
-def test_a_query_without_a_key_stays_finite() -> None:
+def test_a_query_without_a_key_passes_unchanged_and_no_kernel_sees_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a kernel gives for a row without keys is its own matter: 0 on this CPU, NaN in some."""
+    masks, kernel = [], torch.nn.functional.scaled_dot_product_attention
+
+    def watched(*args: Any, attn_mask: torch.Tensor) -> torch.Tensor:
+        masks.append(attn_mask)
+        return kernel(*args, attn_mask=attn_mask)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
     torch.manual_seed(0)
     block = FlamingoBlock(FlamingoConfig(), 0, 8, 8, 2)
-    perturb(block)
     text = torch.randn(1, 3, 8, requires_grad=True)
     visible = torch.tensor([[False, False], [True, False], [False, False]])[None, None]
-    output = block(text, *block.project(torch.randn(1, 2, 8)), visible)
+    audio = torch.randn(1, 2, 8)
+    assert torch.equal(block(text, *block.project(audio), visible), text)  # its gates start at 0
+    perturb(block)
+    output = block(text, *block.project(audio), visible)
+    assert all(bool(mask.any(-1).all()) for mask in masks)
+    assert len(masks) == 2
     assert torch.equal(output[0, ::2], text[0, ::2])
     assert not torch.equal(output[0, 1], text[0, 1])
     output[0, ::2].sum().backward()

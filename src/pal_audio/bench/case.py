@@ -155,10 +155,12 @@ class Case(StrictConfig):
     def title(self) -> str:
         """A few words for progress and tables."""
         sizes = f"{self.batch}x{self.audio_tokens}+{self.text_tokens}"
-        own = {"flamingo": f" {self.layers}", "lal": f" {self.projector}", "pal": f" {self.projector} k={self.summary}"}.get(
-            self.integration, ""
-        )
-        return f"{self.integration}{own} {sizes}"
+        own = {
+            "lal": f" {self.projector}",
+            "pal": f" {self.projector} k={self.summary}",
+            "flamingo": f" {self.layers}",
+        }
+        return f"{self.integration}{own.get(self.integration, '')} {sizes}"
 
 
 class Sweep(StrictConfig):
