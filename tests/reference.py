@@ -1,7 +1,8 @@
-"""A plain second implementation of PLITS and LAL, one row at a time, without padding, caches or our attention function.
+"""A plain second implementation of PLITS, LAL and Flamingo-style blocks, one row at a time, without padding or caches.
 
 The LLM's own eager attention modules are called on [audio; text] with an explicit mask and the audio rows are dropped, so
-residuals, norms and projections are the family's own code. Positions and visibility are written out in loops.
+residuals, norms and projections are the family's own code; a Flamingo block is its formula over its weights, token by token.
+Positions and visibility are written out in loops.
 """
 
 import copy
@@ -26,11 +27,12 @@ def reference_logits(model: PalForConditionalGeneration, ids: list[int], tokens:
     llm.set_attn_implementation("eager")
     audio, marker_id, slot_id = model._audio, model.config.audio_token_id, model.config.audio_slot_token_id
     num_clips = ids.count(marker_id)
+    kinds = [stream.config.integration.type for stream in model.streams]
     is_plits = [stream.config.integration.type == "plits" for stream in model.streams]
     slots = [
         torch.cat([tokens[s][c] for s in range(len(tokens)) if is_plits[s]]) if any(is_plits) else None for c in range(num_clips)
     ]
-    spans = [max(len(tokens[s][c]) for s in range(len(tokens))) for c in range(num_clips)]
+    spans = [max([len(tokens[s][c]) for s in range(len(tokens)) if kinds[s] != "flamingo"], default=0) for c in range(num_clips)]
 
     # Positions, and what is embedded where.
     positions, markers, embeddings, position, clip, used = [], [], [], 0, -1, 0
@@ -54,8 +56,10 @@ def reference_logits(model: PalForConditionalGeneration, ids: list[int], tokens:
     num_text = len(ids)
 
     # Audio of each layer: inputs, positions, and the position after which it is seen.
-    layers_of = {number: ([], [], []) for stream in model.streams for number in stream.layers}
+    layers_of = {number: ([], [], []) for s, stream in enumerate(model.streams) if kinds[s] == "lal" for number in stream.layers}
     for s, stream in enumerate(model.streams):
+        if kinds[s] != "lal":
+            continue
         for number in stream.layers:
             for c in range(num_clips):
                 n = len(tokens[s][c])
@@ -71,6 +75,20 @@ def reference_logits(model: PalForConditionalGeneration, ids: list[int], tokens:
     text_positions = torch.tensor([positions])
     for number, layer in enumerate(decoder.layers):
         _patch(layer, number, decoder, layers_of.get(number), text_positions, num_text)
+    for s, stream in enumerate(model.streams):
+        if kinds[s] != "flamingo":
+            continue
+        # What each text token hears: (clip, token) pairs of the clips whose marker (and slots) it follows, or of the last one.
+        heard = []
+        for position in positions:
+            num_slots = [0 if item is None or audio.summary_sees_audio else len(item) for item in slots]
+            before = [c for c in range(num_clips) if position > markers[c] + num_slots[c]]
+            passed = [c for c in range(num_clips) if position > markers[c]]
+            if stream.config.integration.attends == "last":
+                before = [c for c in before if c == passed[-1]]
+            heard.append(torch.cat([tokens[s][c] for c in before]) if before else None)
+        for number in stream.layers:
+            _stand_before(decoder.layers[number], dict(stream.blocks[str(number)].named_parameters()), stream, heard, llm)
     with torch.no_grad():
         return llm(inputs_embeds=torch.stack(embeddings)[None], position_ids=text_positions, use_cache=False).logits[0]
 
@@ -112,3 +130,43 @@ def _patch(layer: Any, number: int, decoder: Any, audio: Any, text_positions: Te
         return output[:, num_audio:], weights
 
     attention.forward = types.MethodType(forward, attention)
+
+
+def _stand_before(layer: Any, weights: dict[str, Tensor], stream: Any, heard: list[Tensor | None], llm: Any) -> None:
+    """Let every token pass a Flamingo block before this layer; streams stand in their order, so the last patched runs last."""
+    original = layer.forward
+    blocks = layer.__dict__.setdefault("reference_blocks", [])
+    heads = stream.config.integration.num_heads or llm.config.get_text_config().num_attention_heads
+    blocks.append((weights, heads, heard))
+    if len(blocks) > 1:
+        return
+
+    def forward(self: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        rows = list(hidden_states[0])
+        for block in blocks:
+            rows = [_flamingo(block[0], block[1], row, audio) for row, audio in zip(rows, block[2], strict=True)]
+        return original(torch.stack(rows)[None], *args, **kwargs)
+
+    layer.forward = types.MethodType(forward, layer)
+
+
+def _flamingo(weights: dict[str, Tensor], heads: int, text: Tensor, audio: Tensor | None) -> Tensor:
+    """arXiv 2204.14198, figure 4, for one text token (D,) and the audio tokens (n, D) that it hears."""
+    if audio is None:
+        return text
+    normed = _layer_norm(text, weights["norm.weight"], weights["norm.bias"])
+    width = len(text)
+    query, size = weights["query.weight"] @ normed, width // heads
+    keys, values = audio @ weights["key_value.weight"][:width].T, audio @ weights["key_value.weight"][width:].T
+    mixed = []
+    for head in range(heads):
+        part = slice(head * size, (head + 1) * size)
+        scores = torch.exp(keys[:, part] @ query[part] / size**0.5)
+        mixed.append((scores / scores.sum()) @ values[:, part])
+    text = text + torch.tanh(weights["attention_gate"]) * (weights["output.weight"] @ torch.cat(mixed))
+    inner = weights["ffn.1.weight"] @ _layer_norm(text, weights["ffn.0.weight"], weights["ffn.0.bias"])
+    return text + torch.tanh(weights["ffn_gate"]) * (weights["ffn.3.weight"] @ torch.where(inner > 0, inner, 0.0) ** 2)
+
+
+def _layer_norm(row: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return (row - row.mean()) / torch.sqrt(row.var(correction=0) + 1e-5) * weight + bias

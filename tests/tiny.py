@@ -88,6 +88,8 @@ def tiny_model(
     adapter = options.pop("adapter", None)
     if arm == "pal":
         options.setdefault("summary", {"type": "pool", "num_tokens": 3})
+    if arm == "flamingo":
+        options.setdefault("flamingo", {"layers": "every:2"})
     audio = preset(arm, encoder, connector, **options)
     processor = PalProcessor(train_tokenizer(tokenizer_texts(), 300), audio)
     vocabulary = len(processor.tokenizer) - 2  # the two audio tokens lie outside the LLM's vocabulary

@@ -9,6 +9,7 @@ import torch
 from pal_audio import cli
 from pal_audio.bench import infer, models, table
 from pal_audio.bench.case import Case, Setup
+from pal_audio.integration import cost
 
 TINY = [
     "--llm",
@@ -70,6 +71,16 @@ def test_train_with_other_settings(options: list[str], capsys: pytest.CaptureFix
     assert all(row["error"] is None for row in rows)
 
 
+def test_flamingo_is_measured_where_it_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    for verb in (TRAIN, INFER):
+        lists = ["--audio-tokens", "8", "--integrations", "flamingo", "--set", 'layers=["every:2"]']
+        assert cli.main([*verb, *lists, "--precision", "float32", "--json"]) == 0
+        rows = json.loads(capsys.readouterr().out)["groups"][0]
+        assert [row["case"]["integration"] for row in rows] == ["text", "plits", "lal", "flamingo"]
+        assert all(row["error"] is None for row in rows)
+        assert table.label_of(rows[-1], []) == "flamingo every:2"
+
+
 def test_every_way_computes_the_same_loss() -> None:
     """What is measured is the same work: logits here or in the model, packed or not."""
     losses = {}
@@ -79,7 +90,7 @@ def test_every_way_computes_the_same_loss() -> None:
         "packed": {"packed": True},
         "again": {"checkpointing": True},
     }.items():
-        for arm in ("text", "plits", "lal", "pal"):
+        for arm in cost.COUNTED:
             setup = Setup(llm="tiny-qwen2", encoder="tiny-frames", precision="float32", **options)
             case = Case(setup=setup, integration=arm, batch=2, audio_tokens=6, text_tokens=12, summary=2)
             model = models.build(case, torch.device("cpu"))

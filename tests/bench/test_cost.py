@@ -11,7 +11,7 @@ from pal_audio.bench import infer, measure, models, shapes
 from pal_audio.bench.case import Case, Setup
 from pal_audio.integration import cost
 
-ARMS = ("text", "plits", "lal", "pal")
+ARMS = ("text", "plits", "lal", "pal", "flamingo")
 CPU = torch.device("cpu")
 
 

@@ -15,7 +15,7 @@ from pal_audio.integration.memory import AudioMemory
 from tests.tiny import batch, message, noise, tiny_model
 
 CLIPS = [noise(0.4, 1), noise(1.3, 2), noise(2.6, 3)]
-ARMS = ("plits", "lal", "pal")
+ARMS = ["plits", "lal", "pal", "flamingo"]
 
 
 def encoded(model: Any, processor: Any, *numbers: int) -> tuple[Any, AudioMemory]:

@@ -36,7 +36,7 @@ def test_the_models_own_switch_keeps_audio_and_refuses_other_kernels() -> None:
         model.set_attn_implementation("flash_attention_2")
 
 
-@pytest.mark.parametrize("arm", ["plits", "lal", "pal"])
+@pytest.mark.parametrize("arm", ["plits", "lal", "pal", "flamingo"])
 def test_markers_and_clips_must_match(arm: str) -> None:
     model, processor = tiny_model("llama", arm)
     inputs = batch(processor, [message(CLIP), message(CLIP)])

@@ -9,7 +9,7 @@ import torch
 from tests.reference import reference_logits
 from tests.tiny import FAMILIES, batch, message, noise, tiny_model
 
-ARMS = ("plits", "lal", "pal")
+ARMS = ("plits", "lal", "pal", "flamingo")
 # Clips of three lengths; the windows are 1 s long, so the last one has three.
 CLIPS = [noise(0.4, 1), noise(1.3, 2), noise(2.6, 3)]
 MATRIX = [(family, arm) for family in FAMILIES for arm in ARMS]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pal_audio.errors import PalError
-from tests.model.test_invariants import CLIPS, MATRIX
+from tests.model.test_invariants import ARMS, CLIPS, MATRIX
 from tests.tiny import batch, message, tiny_model
 
 ANSWER = [{"role": "assistant", "content": "a dog barks twice"}]
@@ -48,7 +48,7 @@ def test_packed_equals_unpacked(family: str, arm: str, checkpointing: bool) -> N
             torch.testing.assert_close(found[name], grad, rtol=1e-4, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}")
 
 
-@pytest.mark.parametrize("arm", ["plits", "lal", "pal"])
+@pytest.mark.parametrize("arm", ARMS)
 @pytest.mark.parametrize("positions", ["span", "zero"])
 def test_packed_logits_come_back_in_their_rows(arm: str, positions: str) -> None:
     model, processor = tiny_model("llama", arm, positions=positions)
@@ -61,7 +61,7 @@ def test_packed_logits_come_back_in_their_rows(arm: str, positions: str) -> None
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3_text", "qwen2"])
-@pytest.mark.parametrize("arm", ["plits", "lal", "pal"])
+@pytest.mark.parametrize("arm", ARMS)
 def test_rows_do_not_see_each_other(family: str, arm: str) -> None:
     """Another neighbour, to the left and with other clips, changes no bit that float32 shows."""
     model, processor = tiny_model(family, arm)

@@ -20,6 +20,7 @@ LOCAL: dict[str, dict[str, Any]] = {
         "connector": {"type": "pool", "tokens_per_s": 5.0},
         "summary": {"type": "pool", "tokens_per_s": 2.0, "kind": "attention"},
     },
+    "flamingo": {"connector": {"type": "mlp", "stride": 5}},
 }
 
 

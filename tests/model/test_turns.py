@@ -30,7 +30,7 @@ def tail(processor: Any, text: str, *clips: Any) -> Any:
 
 
 @pytest.mark.parametrize("positions", ["span", "zero"])
-@pytest.mark.parametrize("arm", ["plits", "lal", "pal"])
+@pytest.mark.parametrize("arm", ["plits", "lal", "pal", "flamingo"])
 def test_sixteen_clips_in_a_message_equal_the_reference(arm: str, positions: str) -> None:
     model, processor = tiny_model("llama", arm, positions=positions)
     clips = [noise(0.1 + 0.07 * number, number) for number in range(16)]
@@ -214,3 +214,14 @@ def test_a_memory_of_all_turns_is_the_concatenation() -> None:
     with torch.no_grad():
         joined = model(inputs["input_ids"], audio_memory=AudioMemory.concatenate(parts)).logits
         torch.testing.assert_close(joined, model(**inputs).logits)
+
+
+def test_flamingo_refuses_a_new_clip_behind_a_cache() -> None:
+    model, processor = tiny_model("llama", "flamingo")
+    first = tail(processor, "<|audio|> what is it?", CLIPS[0])
+    with torch.no_grad():
+        cache = model(**first, use_cache=True).past_key_values
+        new = tail(processor, "and <|audio|>?", CLIPS[1])
+        new.pop("attention_mask")
+        with pytest.raises(PalError, match="does not go with Flamingo-style blocks"):
+            model(past_key_values=cache, **new)

@@ -67,8 +67,15 @@ def test_files_that_are_no_recipes(tmp_path: Path) -> None:
         load_recipe(tmp_path / "none.yaml")
 
 
-@pytest.mark.parametrize("arm", ["plits", "lal", "pal"])
-@pytest.mark.parametrize("part", [part for part in GROUPS if part not in ("projector", "llm.adapter")])
+@pytest.mark.parametrize(
+    ("arm", "part"),
+    [
+        (arm, part)
+        for arm in ("plits", "lal", "pal", "flamingo")
+        for part in GROUPS
+        if part not in ("projector", "llm.adapter") and (part != "flamingo" or arm == "flamingo")
+    ],
+)
 def test_exactly_the_named_part_trains(arm: str, part: str) -> None:
     """Invariant 7: gradients are asked of the named part and of nothing else."""
     model, _ = tiny_model("llama", arm)
@@ -82,9 +89,9 @@ def test_exactly_the_named_part_trains(arm: str, part: str) -> None:
 
 def test_every_parameter_belongs_to_one_part_and_each_llm_parameter_to_one_of_its_parts() -> None:
     for family in ("llama", "qwen2", "gemma3_text", "olmo2", "phi3"):
-        model, _ = tiny_model(family, "pal", adapter={"type": "dora", "target": "all_linear"})
-        for name, _ in model.named_parameters():
-            whole = [part for part in ("connector", "projector", "encoder", "llm", "llm.adapter") if GROUPS[part](name)]
+        arms = [tiny_model(family, arm, adapter={"type": "dora", "target": "all_linear"})[0] for arm in ("pal", "flamingo")]
+        for name in (name for model in arms for name, _ in model.named_parameters()):
+            whole = [part for part in GROUPS if (not part.startswith("llm.") or part == "llm.adapter") and GROUPS[part](name)]
             parts = [part for part in GROUPS if part.startswith("llm.") and part != "llm.adapter" and GROUPS[part](name)]
             assert len(whole) == 1, name
             assert len(parts) == (whole == ["llm"]), name

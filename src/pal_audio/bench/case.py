@@ -67,7 +67,7 @@ class Case(StrictConfig):
         audio_tokens: of a clip; 25 a second.
         text_tokens: of a row: system prompt, marker, question and answer. Half of them are supervised.
         projector: "per_layer", "shared" or "low_rank:R" (LAL's P_l).
-        layers: layers that audio enters by LAL.
+        layers: layers that audio enters by LAL, or that a Flamingo block stands before.
         summary: PAL's summary tokens.
         extra: settings of one verb alone.
     """
@@ -85,13 +85,15 @@ class Case(StrictConfig):
     @model_validator(mode="after")
     def _canonical(self) -> "Case":
         """What an integration does not read takes one value, so that equal work has an equal key."""
-        shapes.find(self.integration, dict.fromkeys(cost.INTEGRATIONS), "integration")
+        shapes.find(self.integration, dict.fromkeys(cost.COUNTED), "integration")
         if self.integration == "text":
             self.__dict__.update(audio_tokens=0, projector="per_layer", layers="all", summary=16)
         elif self.audio_tokens < 1:
             raise PalError("audio_tokens: a clip has at least one token")
         if self.integration == "plits":
             self.__dict__.update(projector="per_layer", layers="all")
+        if self.integration == "flamingo":
+            self.__dict__.update(projector="per_layer")
         if self.integration != "pal":
             self.__dict__.update(summary=16)
         split_projector(self.projector)
@@ -153,8 +155,12 @@ class Case(StrictConfig):
     def title(self) -> str:
         """A few words for progress and tables."""
         sizes = f"{self.batch}x{self.audio_tokens}+{self.text_tokens}"
-        own = {"lal": f" {self.projector}", "pal": f" {self.projector} k={self.summary}"}.get(self.integration, "")
-        return f"{self.integration}{own} {sizes}"
+        own = {
+            "lal": f" {self.projector}",
+            "pal": f" {self.projector} k={self.summary}",
+            "flamingo": f" {self.layers}",
+        }
+        return f"{self.integration}{own.get(self.integration, '')} {sizes}"
 
 
 class Sweep(StrictConfig):
@@ -172,8 +178,8 @@ class Sweep(StrictConfig):
     def groups(self, extra: dict[str, Any] | None = None) -> list[list[Case]]:
         """Cases to be compared with each other; `COMPARED` are always among them."""
         for name in self.integrations:
-            shapes.find(name, dict.fromkeys(cost.INTEGRATIONS), "integration")
-        names = [name for name in cost.INTEGRATIONS if name in COMPARED or name in self.integrations]
+            shapes.find(name, dict.fromkeys(cost.COUNTED), "integration")
+        names = [name for name in cost.COUNTED if name in COMPARED or name in self.integrations]
         groups = []
         for batch, audio, text, projector, layers, summary in itertools.product(
             self.batch, self.audio_tokens, self.text_tokens, self.projector, self.layers, self.summary

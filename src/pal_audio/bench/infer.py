@@ -67,7 +67,8 @@ def measure_case(case: Case, device: torch.device, repeats: int, warmup: int, ra
     work = case.work()
     prefill = cost.forward_flops(case.llm, replace(work, logits=1))
     # A decoding step reads the LLM's weights, the text cache (PLITS slots stand in it) and the memory's keys and values.
-    keys = cost.memory_bytes(case.llm, replace(work, integration="lal" if work.keys else "text"))
+    reads_keys = "lal" if work.keys else work.integration if work.blocks(case.llm) else "text"
+    keys = cost.memory_bytes(case.llm, replace(work, integration=reads_keys))
     decode_bytes = measure.weights_bytes(model.language_model) + kv + keys
     return row | {
         "compared": COMPARED_VALUES,

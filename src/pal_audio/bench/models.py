@@ -36,6 +36,7 @@ PRESETS: dict[str, tuple[str, Callable[[Case], dict[str, Any]]]] = {
     "plits": ("plits", lambda case: {}),
     "lal": ("lal", _lal),
     "pal": ("pal", _pal),
+    "flamingo": ("flamingo", lambda case: {"flamingo": {"layers": case.layers}}),
 }
 """Preset and its own options by integration. A new one is a line here, and its name and counts in `integration.cost`."""
 

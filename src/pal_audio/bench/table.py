@@ -9,7 +9,7 @@ from rich.table import Table
 from pal_audio.bench.store import Row
 
 GIB = 2**30
-COLOURS = {"text": "#777777", "plits": "#c0392b", "lal": "#1f77b4", "pal": "#2e8b57"}
+COLOURS = {"text": "#777777", "plits": "#c0392b", "lal": "#1f77b4", "pal": "#2e8b57", "flamingo": "#8e44ad"}
 
 
 def header_lines(header: Row) -> list[str]:
@@ -144,6 +144,8 @@ def label_of(row: Row, varied: Sequence[str]) -> str:
     own = [case["integration"]]
     if case["integration"] in ("lal", "pal") and (case["projector"], case["layers"]) != ("per_layer", "all"):
         own += [case["projector"], case["layers"]]
+    if case["integration"] == "flamingo" and case["layers"] != "all":
+        own.append(case["layers"])
     if case["integration"] == "pal" and case["summary"] != 16:
         own.append(f"k={case['summary']}")
     return " ".join([*own, *(f"{name.removesuffix('_tokens')} {case[name]}" for name in varied)])

@@ -43,7 +43,33 @@ class LalConfig(StrictConfig):
         return value
 
 
-IntegrationConfig = Annotated[PlitsConfig | LalConfig, Field(discriminator="type")]
+class FlamingoConfig(StrictConfig):
+    """Gated cross-attention blocks, each with a feed-forward network of its own, stand before chosen layers.
+
+    Attributes:
+        layers: those that a block stands before; as `LalConfig.layers`.
+        attends: "all": text sees every clip whose marker it follows, as in LAL; "last": the last of them alone, the paper's way.
+        num_heads: of the cross-attention; None: as many as the LLM's attention has.
+        ffn_factor: width of the feed-forward network in widths of the LLM.
+
+    Source: arXiv 2204.14198, section 3.1 (its 3B model has a block before every layer, the 9B before every 4th, the 80B
+    before every 7th); `attends: all` as the default is our choice.
+    """
+
+    type: Literal["flamingo"] = "flamingo"
+    layers: LayerSelection = "every:4"
+    attends: Literal["all", "last"] = "all"
+    num_heads: int | None = Field(default=None, ge=1)
+    ffn_factor: int = Field(default=4, ge=1)
+
+    @field_validator("layers")
+    @classmethod
+    def _known_selection(cls, value: LayerSelection) -> LayerSelection:
+        _parse(value)
+        return value
+
+
+IntegrationConfig = Annotated[PlitsConfig | LalConfig | FlamingoConfig, Field(discriminator="type")]
 
 
 def _parse(selection: LayerSelection) -> tuple[str, int] | list[int]:

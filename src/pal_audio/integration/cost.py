@@ -14,6 +14,7 @@ Letters: D width, F width of the feed-forward, H query heads, K key/value heads,
 from dataclasses import dataclass, field
 
 INTEGRATIONS = ("text", "plits", "lal", "pal")
+COUNTED = (*INTEGRATIONS, "flamingo")  # the last is a baseline, counted where it is asked for
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ class Work:
     """One batch: what enters, and what is trained.
 
     Attributes:
-        integration: one of `INTEGRATIONS`.
+        integration: one of `COUNTED`.
         batch: rows, one clip each.
         text_tokens: of a row, the marker included.
         audio_tokens: of a clip.
@@ -114,7 +115,8 @@ class Work:
         summary: connector of PAL's summary tokens.
         projector: "per_layer", "shared" or "low_rank"; P_l of LAL.
         rank: of "low_rank".
-        lal_layers: number of layers that audio enters by LAL; None: all.
+        lal_layers: number of layers that audio enters by LAL, or that a Flamingo block stands before; None: all.
+        ffn_factor: of Flamingo blocks.
         encoder: see `EncoderCost`.
         frozen_llm: the LLM takes no gradient of its own.
         checkpointing: layers are computed again in the backward pass.
@@ -131,6 +133,7 @@ class Work:
     projector: str = "per_layer"
     rank: int = 64
     lal_layers: int | None = None
+    ffn_factor: int = 4
     encoder: EncoderCost = field(default_factory=EncoderCost)
     frozen_llm: bool = False
     checkpointing: bool = False
@@ -158,6 +161,12 @@ class Work:
             return 0
         return llm.num_layers if self.lal_layers is None else self.lal_layers
 
+    def blocks(self, llm: LlmShape) -> int:
+        """Flamingo blocks."""
+        if self.integration != "flamingo":
+            return 0
+        return llm.num_layers if self.lal_layers is None else self.lal_layers
+
 
 def forward_flops(llm: LlmShape, work: Work, num_queries: int | None = None, num_cached: int = 0) -> dict[str, int]:
     """Operations of one forward over a batch, by part.
@@ -169,15 +178,18 @@ def forward_flops(llm: LlmShape, work: Work, num_queries: int | None = None, num
         num_cached: tokens of a row whose keys and values are there already.
     """
     width, batch, tokens = llm.hidden_size, work.batch, work.row_tokens if num_queries is None else num_queries
-    lal = work.layers_with_keys(llm)
+    lal, blocks = work.layers_with_keys(llm), work.blocks(llm)
+    block_pairs = blocks * tokens * work.audio_tokens
     text_pairs = llm.num_layers * tokens * (tokens + num_cached)
     audio_rows = batch * work.keys
     return {
         "layers": 2 * batch * tokens * llm.num_layers * llm.layer_products,
-        "attention": 4 * batch * llm.query_size * (text_pairs + lal * tokens * work.keys),
+        "attention": 4 * batch * (llm.query_size * (text_pairs + lal * tokens * work.keys) + width * block_pairs),
         "logits": 2 * batch * work.logits * width * llm.vocab_size,
         "projectors": lal * audio_rows * _projector_flops(width, work),
         "audio keys and values": lal * audio_rows * 4 * width * llm.kv_size,
+        "blocks": 4 * batch * tokens * blocks * width * width * (1 + work.ffn_factor),
+        "block keys and values": 4 * batch * work.audio_tokens * blocks * width * width,
         "connectors": 0 if work.integration == "text" else batch * _connector_flops(width, work),
         "encoder": 0 if work.integration == "text" else batch * work.encoder.flops_per_clip,
     }
@@ -196,7 +208,7 @@ def backward_flops(llm: LlmShape, work: Work) -> dict[str, int]:
     if work.checkpointing:
         # The recomputation of a layer stops where nothing more is asked for, before its last map.
         last = 2 * work.batch * work.row_tokens * llm.num_layers * llm.ffn_size * llm.hidden_size
-        again = ("layers", "attention", "projectors", "audio keys and values")
+        again = ("layers", "attention", "projectors", "audio keys and values", "blocks", "block keys and values")
         parts["recomputed"] = sum(forward[name] for name in again) - last
     return parts
 
@@ -219,7 +231,7 @@ def _connector_flops(width: int, work: Work) -> int:
 
 
 def audio_parameters(llm: LlmShape, work: Work) -> int:
-    """Trained parameters beside the LLM's: marker, connectors, projectors."""
+    """Trained parameters beside the LLM's: marker, connectors, projectors, Flamingo blocks."""
     width, lal = llm.hidden_size, work.layers_with_keys(llm)
     total = width
     if work.integration == "text":
@@ -231,7 +243,8 @@ def audio_parameters(llm: LlmShape, work: Work) -> int:
     if lal:
         total += lal * full if work.projector == "per_layer" else full
         total += lal * 2 * width * work.rank if work.projector == "low_rank" else 0
-    return total
+    block = (4 + 2 * work.ffn_factor) * width * width + 4 * width + 2  # maps, two norms, two gates
+    return total + work.blocks(llm) * block
 
 
 def num_parameters(llm: LlmShape, work: Work) -> int:
@@ -252,9 +265,10 @@ def kv_bytes(llm: LlmShape, work: Work, num_tokens: int | None = None) -> int:
 
 
 def memory_bytes(llm: LlmShape, work: Work, num_clips: int | None = None) -> int:
-    """Bytes of the audio memory of `num_clips` clips (None: one a row): keys and values of LAL layers, and PLITS tokens."""
+    """Bytes of the audio memory of `num_clips` clips (None: one a row): keys and values of layers and blocks, PLITS tokens."""
     clips = work.batch if num_clips is None else num_clips
     keys = 2 * work.layers_with_keys(llm) * llm.kv_size * work.keys
+    keys += 2 * work.blocks(llm) * llm.hidden_size * work.audio_tokens
     return clips * (keys + work.slots * llm.hidden_size) * work.element_bytes
 
 

@@ -58,13 +58,14 @@ def concatenate(memories: Sequence["AudioMemory"]) -> "AudioMemory":
     )
 
 
-def append(memory: "AudioMemory", chunk: "AudioMemory", clip: int) -> "AudioMemory":
+def append(memory: "AudioMemory", chunk: "AudioMemory", clip: int, takes_span_S: Sequence[bool]) -> "AudioMemory":
     """One clip goes on by a chunk's tokens; what is there is copied as it is.
 
     Args:
         memory: of C clips.
         chunk: of one clip; whether it may follow is the caller's to know (`model.streaming`).
         clip: which clip goes on, 0 .. C-1.
+        takes_span_S: of each key stream, whether its tokens count for a clip's span (those of Flamingo blocks do not).
     """
     assert chunk.num_clips == 1
     check_same_model(memory, chunk, "append: the chunk")
@@ -72,7 +73,7 @@ def append(memory: "AudioMemory", chunk: "AudioMemory", clip: int) -> "AudioMemo
     num_keys_SC, num_slots_C = old.num_keys_SC.clone(), old.num_slots_C.clone()
     num_keys_SC[:, clip] += new.num_keys_SC[:, 0]
     num_slots_C[clip] += new.num_slots_C[0]
-    every = [num_slots_C[clip], *num_keys_SC[:, clip]]
+    every = [num_slots_C[clip], *(keys_C[clip] for keys_C, counts in zip(num_keys_SC, takes_span_S, strict=True) if counts)]
     spans_C = old.spans_C.clone()
     spans_C[clip] = torch.stack(every).max()
     slots_CAD = None

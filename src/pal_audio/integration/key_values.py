@@ -38,7 +38,7 @@ def find_layers(llm: nn.Module) -> list[nn.Module]:
     for name in ("layers", "h"):
         if isinstance(getattr(decoder, name, None), nn.ModuleList):
             return list(getattr(decoder, name))
-    raise UnsupportedLlmError(f"{type(llm).__name__}: no list of decoder layers found; LAL cannot enter this LLM")
+    raise UnsupportedLlmError(f"{type(llm).__name__}: it has no list of decoder layers that LAL or Flamingo blocks could enter")
 
 
 def has_input_norm(layer: nn.Module) -> bool:

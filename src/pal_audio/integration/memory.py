@@ -1,9 +1,12 @@
 """Audio as a value: what a model made of some clips, before and after it is attached to a prompt.
 
-    AudioMemory      keys and values per LAL layer, *un-rotated*, and PLITS tokens: independent of any prompt
+    AudioMemory      keys and values per LAL layer, *un-rotated*, and per Flamingo block, and PLITS tokens: independent of
+                     any prompt
     AttachedAudio    the same placed in a prompt: rows, rotary positions, visibility. It is the attention's context
     LiveAudio        the source of keys and values in training: tokens and projectors, computed inside each layer's
                      attention call, so that checkpointing recomputes them; `AudioMemory` computes them once
+
+A *key stream* is one that gives keys: by LAL or to Flamingo blocks.
 
 Shapes: B rows, C clips, A audio tokens, K key/value heads, d head width, L text tokens, D width.
 """
@@ -18,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from pal_audio.errors import PalError
 from pal_audio.integration import joining, memory_file
+from pal_audio.integration.flamingo import BlockKey, FlamingoBlock
 from pal_audio.integration.key_values import LayerKeyValues, compute_dtype
 from pal_audio.integration.positions import UNKNOWN_TOKEN, KeyLayout, Placement, lay_out, place, text_positions
 
@@ -29,8 +33,8 @@ class ClipTokens:
     Attributes:
         slots_CAD: tokens to insert by PLITS, padded; None where no stream goes by PLITS.
         num_slots_C: PLITS tokens of each clip.
-        num_keys_SC: tokens of each LAL stream (first axis) and clip.
-        spans_C: N, the tokens of the clip's longest stream.
+        num_keys_SC: tokens of each key stream (first axis) and clip.
+        spans_C: N, the tokens of the clip's longest stream; Flamingo streams have no positions and do not count.
 
     The numbers stay on the CPU: clips are placed in text there, so that nothing waits for the accelerator.
     """
@@ -51,9 +55,9 @@ class LiveAudio:
 
     Attributes:
         clips: see `ClipTokens`.
-        inputs: for each LAL stream, a function layer -> (C, A, D) inputs of that layer (P_l of the tokens).
-        layers: the layers of each LAL stream.
-        widths: A of each LAL stream.
+        inputs: for each key stream, a function layer -> (C, A, D) inputs of that layer (P_l of the tokens) or block (the tokens).
+        layers: the layers of each key stream.
+        widths: A of each key stream.
         hidden: True hides every key from every query: a dummy clip that only keeps the graph whole.
         recompute: keep nothing of a layer's way from tokens to keys and values for backward; compute it again.
     """
@@ -65,14 +69,14 @@ class LiveAudio:
     hidden: bool = False
     recompute: bool = False
 
-    def keys_values(self, rule: LayerKeyValues, stream: int) -> tuple[Tensor, Tensor]:
-        """Un-rotated keys and values (C, K, A, d) of one stream in one layer."""
+    def keys_values(self, rule: LayerKeyValues | FlamingoBlock, stream: int) -> tuple[Tensor, Tensor]:
+        """Un-rotated keys and values (C, K, A, d) of one stream in one layer or block."""
         if self.recompute and torch.is_grad_enabled():
             pair: tuple[Tensor, Tensor] = checkpoint(self._project, rule, stream, use_reentrant=False)
             return pair
         return self._project(rule, stream)
 
-    def _project(self, rule: LayerKeyValues, stream: int) -> tuple[Tensor, Tensor]:
+    def _project(self, rule: LayerKeyValues | FlamingoBlock, stream: int) -> tuple[Tensor, Tensor]:
         return rule.project(self.inputs[stream](rule.index))
 
 
@@ -82,8 +86,8 @@ class AudioMemory:
 
     Attributes:
         clips: see `ClipTokens`.
-        keys, values: for each LAL stream, layer -> (C, K, A, d); keys are normed and projected, not rotated.
-        widths: A of each LAL stream.
+        keys, values: for each key stream, layer -> (C, K, A, d); keys are normed and projected, not rotated.
+        widths: A of each key stream.
         fingerprint: of the model that made it; another model refuses it.
         samples: by encoder name, samples of each clip (C,) at that encoder's rate: where a clip that goes on is.
 
@@ -171,12 +175,15 @@ class AudioMemory:
 
     @classmethod
     @torch.no_grad()
-    def of(cls, live: LiveAudio, rules: dict[int, LayerKeyValues], fingerprint: str) -> "AudioMemory":
-        """Compute every layer's keys and values once, by the same path as in training."""
+    def of(
+        cls, live: LiveAudio, rules: dict[int, LayerKeyValues], blocks: dict[BlockKey, FlamingoBlock], fingerprint: str
+    ) -> "AudioMemory":
+        """Compute every layer's and block's keys and values once, by the same path as in training."""
         keys: list[dict[int, Tensor]] = []
         values: list[dict[int, Tensor]] = []
-        for inputs, layers in zip(live.inputs, live.layers, strict=True):
-            pairs = {layer: rules[layer].project(inputs(layer)) for layer in sorted(layers)}
+        for stream, (inputs, layers) in enumerate(zip(live.inputs, live.layers, strict=True)):
+            paths = {layer: blocks[stream, layer] if (stream, layer) in blocks else rules[layer] for layer in sorted(layers)}
+            pairs = {layer: path.project(inputs(layer)) for layer, path in paths.items()}
             keys.append({layer: pair[0] for layer, pair in pairs.items()})
             values.append({layer: pair[1] for layer, pair in pairs.items()})
         return cls(live.clips, keys, values, live.widths, fingerprint)
@@ -216,7 +223,7 @@ class AudioMemory:
 
 @dataclass
 class AttachedAudio:
-    """Audio placed in a prompt; the context that `attention.pal_attention` reads.
+    """Audio placed in a prompt; the context that `attention.pal_attention` and the hooks of Flamingo blocks read.
 
     Made by `attach`; valid for every forward over that prompt (`prompt_BL`) and its continuation. `trusted` says that the
     caller is our own `generate`, whose texts and positions need no check in every step.
@@ -228,11 +235,14 @@ class AttachedAudio:
     layouts: list[KeyLayout]
     streams_of_layer: dict[int, tuple[int, ...]]
     rules: dict[int, LayerKeyValues]
+    blocks: dict[BlockKey, FlamingoBlock]
     live: LiveAudio | None
     prompt_BL: Tensor
     trusted: bool = False
     remembered: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    block_memory: dict[BlockKey, tuple[Tensor, Tensor]] = field(default_factory=dict)
     consumed: set[int] = field(default_factory=set)
+    entered: set[BlockKey] = field(default_factory=set)
     _visible: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
     _rotary: dict[tuple[int, bool, str | None], tuple[Tensor, Tensor] | None] = field(default_factory=dict)
 
@@ -275,7 +285,7 @@ class AttachedAudio:
 
     def begin(self, position_ids: Tensor) -> None:
         """Start one forward over text at `position_ids` (B, L)."""
-        self.consumed = set()
+        self.consumed, self.entered = set(), set()
         per_stream = [layout.visible(position_ids) for layout in self.layouts]
         if self.live is not None and self.live.hidden:
             per_stream = [torch.zeros_like(mask) for mask in per_stream]
@@ -284,7 +294,7 @@ class AttachedAudio:
             for layer, streams in self.streams_of_layer.items():
                 for stream in streams:
                     self._tables(self.rules[layer], stream)
-        groups = set(self.streams_of_layer.values())
+        groups = {*self.streams_of_layer.values(), *((stream,) for stream, _ in self.blocks)}
         self._visible = {
             group: torch.cat([per_stream[stream] for stream in group], dim=-1) if len(group) > 1 else per_stream[group[0]]
             for group in groups
@@ -292,6 +302,15 @@ class AttachedAudio:
 
     def visible(self, layer: int) -> Tensor:
         return self._visible[self.streams_of_layer[layer]]
+
+    def block_visible(self, key: BlockKey) -> Tensor:
+        return self._visible[key[:1]]
+
+    def block_keys_values(self, key: BlockKey) -> tuple[Tensor, Tensor]:
+        if key in self.block_memory:
+            return self.block_memory[key]
+        assert self.live is not None
+        return self._arranged(key[0], *self.live.keys_values(self.blocks[key], key[0]))
 
     def keys_values(self, layer: int) -> tuple[Tensor, Tensor]:
         if layer in self.remembered:
@@ -310,10 +329,15 @@ class AttachedAudio:
             rule = self.rules[layer]
             pairs = [self._placed(rule, stream, memory.keys[stream][layer], memory.values[stream][layer]) for stream in streams]
             self.remembered[layer] = _join(pairs)
+        for stream, layer in self.blocks:
+            pair = memory.keys[stream][layer], memory.values[stream][layer]
+            self.block_memory[stream, layer] = self._arranged(stream, *pair)
+
+    def _arranged(self, stream: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        return self.layouts[stream].arrange(keys), self.layouts[stream].arrange(values)
 
     def _placed(self, rule: LayerKeyValues, stream: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        layout = self.layouts[stream]
-        keys, values = layout.arrange(keys), layout.arrange(values)
+        keys, values = self._arranged(stream, keys, values)
         return rule.rotate(keys, self._tables(rule, stream)), values
 
     def _tables(self, rule: LayerKeyValues, stream: int) -> tuple[Tensor, Tensor] | None:
@@ -355,15 +379,18 @@ class AttachedAudio:
             return tensor.index_select(0, rows_N.to(tensor.device))  # the prompt may lie elsewhere than what was placed in it
 
         placement = Placement(*(rows(tensor) for tensor in vars(self.placement).values()))
-        layouts = [KeyLayout(rows(x.source_BA), rows(x.positions_BA), rows(x.after_BA), False) for x in self.layouts]
+        layouts = [layout.rows(rows_N) for layout in self.layouts]
         remembered = {layer: (rows(keys), rows(values)) for layer, (keys, values) in self.remembered.items()}
+        block_memory = {key: (rows(keys), rows(values)) for key, (keys, values) in self.block_memory.items()}
         return replace(
             self,
             placement=placement,
             layouts=layouts,
             remembered=remembered,
+            block_memory=block_memory,
             prompt_BL=rows(self.prompt_BL),
             consumed=set(),
+            entered=set(),
             _visible={},
             _rotary={},
         )
@@ -375,6 +402,7 @@ def attach(
     attention_mask: Tensor,
     audio_ids: tuple[int, int],
     rules: dict[int, LayerKeyValues],
+    blocks: dict[BlockKey, FlamingoBlock],
     layers: list[frozenset[int]],
     mode: str,
     device: torch.device,
@@ -389,7 +417,8 @@ def attach(
         input_ids, attention_mask: (B, L) the full prompt; where they are on the CPU, nothing waits for the accelerator.
         audio_ids: marker id and slot id.
         rules: key/value path of each LAL layer.
-        layers: LAL layers of each LAL stream.
+        blocks: Flamingo blocks by key stream and layer.
+        layers: layers of each key stream.
         mode: "span" or "zero".
         device: the model's.
         summary_sees_audio: False hides a clip's keys from its own slots.
@@ -410,16 +439,18 @@ def attach(
     elif placement is None:
         placement = place(input_ids, attention_mask, audio_ids, clips.num_slots_C, clips.spans_C, mode)
     check_context(placement, clips, mode, max_positions)
+    only_last = {stream for (stream, _), block in blocks.items() if block.only_last}
+    of_clips = clips.num_slots_C, clips.spans_C
     layouts = [
-        lay_out(placement, lengths, clips.num_slots_C, clips.spans_C, width, mode, summary_sees_audio).to(device)
-        for lengths, width in zip(clips.num_keys_SC, audio.widths, strict=True)
+        lay_out(placement, lengths, *of_clips, width, mode, summary_sees_audio, stream in only_last).to(device)
+        for stream, (lengths, width) in enumerate(zip(clips.num_keys_SC, audio.widths, strict=True))
     ]
-    union = sorted(set().union(*layers))
-    streams_of_layer = {layer: tuple(s for s, chosen in enumerate(layers) if layer in chosen) for layer in union}
+    by_lal = [(layer, stream) for stream, chosen in enumerate(layers) for layer in chosen if (stream, layer) not in blocks]
+    streams_of_layer = {layer: tuple(s for other, s in by_lal if other == layer) for layer in sorted({n for n, _ in by_lal})}
     live = audio if isinstance(audio, LiveAudio) else None
     placed = placement.to(device)
     prompt_BL = prompt_BL.to(device, non_blocking=True)
-    attached = AttachedAudio(clips, placed, audio_ids, layouts, streams_of_layer, rules, live, prompt_BL)
+    attached = AttachedAudio(clips, placed, audio_ids, layouts, streams_of_layer, rules, blocks, live, prompt_BL)
     if isinstance(audio, AudioMemory):
         attached.remember(audio)
     return attached

@@ -162,19 +162,31 @@ class KeyLayout:
         positions_BA: float rotary positions.
         after_BA: a key is seen by text at positions greater than this; NOWHERE at padding.
         is_identity: every row has exactly one clip, so that rows are clips and nothing moves.
+        until_BA: a key is seen by text at positions up to this one; None: by all that follows.
     """
 
     source_BA: Tensor
     positions_BA: Tensor
     after_BA: Tensor
     is_identity: bool
+    until_BA: Tensor | None = None
 
     def to(self, device: torch.device) -> "KeyLayout":
         """The same on another device."""
         source, positions, after = (
             item.to(device, non_blocking=True) for item in (self.source_BA, self.positions_BA, self.after_BA)
         )
-        return KeyLayout(source, positions, after, self.is_identity)
+        until = None if self.until_BA is None else self.until_BA.to(device, non_blocking=True)
+        return KeyLayout(source, positions, after, self.is_identity, until)
+
+    def rows(self, rows_N: Tensor) -> "KeyLayout":
+        """The given rows, in this order and as often as they are named."""
+
+        def chosen(tensor: Tensor) -> Tensor:
+            return tensor.index_select(0, rows_N.to(tensor.device))
+
+        until = None if self.until_BA is None else chosen(self.until_BA)
+        return KeyLayout(chosen(self.source_BA), chosen(self.positions_BA), chosen(self.after_BA), False, until)
 
     def arrange(self, per_clip: Tensor) -> Tensor:
         """(C, K, A, d) keys or values of clips -> (B, K, A', d) of rows."""
@@ -186,7 +198,10 @@ class KeyLayout:
 
     def visible(self, position_ids_BL: Tensor) -> Tensor:
         """(B, 1, L, A) bool: which text position sees which key."""
-        return (position_ids_BL[:, :, None] > self.after_BA[:, None, :])[:, None]
+        visible = position_ids_BL[:, :, None] > self.after_BA[:, None, :]
+        if self.until_BA is not None:
+            visible = visible & (position_ids_BL[:, :, None] <= self.until_BA[:, None, :])
+        return visible[:, None]
 
 
 def lay_out(
@@ -197,6 +212,7 @@ def lay_out(
     num_tokens: int,
     mode: str,
     summary_sees_audio: bool,
+    only_last: bool = False,
 ) -> KeyLayout:
     """Lay one stream's keys out in rows: clips of a row one after another, padded to the longest row.
 
@@ -207,10 +223,12 @@ def lay_out(
         num_tokens: A of the stream's padded tokens.
         mode: "span" or "zero".
         summary_sees_audio: False hides a clip's keys from its own slots.
+        only_last: a clip's keys are seen up to the next clip's marker; else by all text behind it.
     """
     clips_BR = placement.clips_BR
     rows, columns = clips_BR.shape
     device = lengths_C.device
+    until = None
     one_each = columns == 1 and rows == lengths_C.shape[0] and bool((clips_BR >= 0).all())
     if one_each:  # the common case: rows are clips and nothing moves
         source = torch.arange(rows * num_tokens, device=device).view(rows, num_tokens)
@@ -230,6 +248,10 @@ def lay_out(
         token_BA = (column - (ends - lengths_BR).gather(1, slot)).clamp(0, num_tokens - 1)
         source = clip_BA * num_tokens + token_BA
         marker_BA = placement.markers_BR.gather(1, slot)
+        if only_last:
+            next_BR = placement.markers_BR.roll(-1, 1)
+            next_BR[:, -1] = NOWHERE
+            until = next_BR.gather(1, slot)
     after = marker_BA if summary_sees_audio else marker_BA + slots_C[clip_BA].masked_fill(marker_BA == NOWHERE, 0)
     if mode == "span":
         start = marker_BA.masked_fill(~valid, 0).float() + 1
@@ -237,4 +259,4 @@ def lay_out(
         positions = positions.masked_fill(~valid, 0.0)
     else:
         positions = torch.zeros(valid.shape, device=device)
-    return KeyLayout(source, positions, after.masked_fill(~valid, NOWHERE), one_each)
+    return KeyLayout(source, positions, after.masked_fill(~valid, NOWHERE), one_each, until)

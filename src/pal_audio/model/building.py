@@ -33,7 +33,8 @@ class ModelSpec(StrictConfig):
         llm: hub id, folder, or an inline configuration of a fresh one: `model_type`, its fields, and
             `tokenizer: {vocab_size: n}` for a tokenizer trained on the recipe's own texts. None: encoders alone, see `parts`.
         revision: of the LLM on the hub.
-        preset: "plits", "lal" or "pal" with `encoder`, `connector`, `summary`, `lal`; or, instead, `encoders` and `streams`.
+        preset: "plits", "lal", "pal" or "flamingo" with `encoder`, `connector`, `summary`, `lal`, `flamingo`; or, instead,
+            `encoders` and `streams`.
         positions, summary_sees_audio: see `AudioConfig`.
     """
 
@@ -44,6 +45,7 @@ class ModelSpec(StrictConfig):
     connector: dict[str, Any] | None = None
     summary: dict[str, Any] | None = None
     lal: dict[str, Any] | None = None
+    flamingo: dict[str, Any] | None = None
     encoders: dict[str, Any] | None = None
     streams: list[Any] | None = None
     positions: str | None = None
@@ -75,13 +77,14 @@ class ModelSpec(StrictConfig):
         if (self.preset is None) == (self.streams is None):
             raise PalError("model: give either `preset` (with `encoder`) or `encoders` and `streams`")
         if self.preset is None:
-            stray = [key for key in ("encoder", "connector", "summary", "lal") if getattr(self, key) is not None]
+            stray = [key for key in ("encoder", "connector", "summary", "lal", "flamingo") if getattr(self, key) is not None]
             if stray:
                 raise PalError(f"model: {stray[0]!r} belongs to a preset; with `streams`, write it inside a stream")
             return AudioConfig.parse({"encoders": self.encoders or {}, "streams": self.streams, **shared})
         if self.encoders is not None or self.encoder is None:
             raise PalError("model: a preset takes one `encoder`")
-        return AudioConfig.parse(preset(self.preset, self.encoder, self.connector, self.summary, self.lal, **shared))
+        parts = self.encoder, self.connector, self.summary, self.lal, self.flamingo
+        return AudioConfig.parse(preset(self.preset, *parts, **shared))
 
 
 def build_model(
@@ -244,12 +247,15 @@ def describe(model: PalForConditionalGeneration) -> dict[str, Any]:
         parts[f"connector {number}"] = module.connector
         if module.projectors is not None:
             parts[f"projectors {number}"] = module.projectors
+        if module.blocks is not None:
+            parts[f"flamingo blocks {number}"] = module.blocks
         streams.append(
             {
                 "encoder": config.encoder,
                 "connector": config.connector.model_dump(mode="json"),
                 "integration": config.integration.model_dump(mode="json"),
-                "lal_layers": list(module.layers),
+                "lal_layers": [] if module.projectors is None else list(module.layers),
+                "flamingo_layers": [] if module.blocks is None else list(module.layers),
             }
         )
     tensors = {name: [part] if isinstance(part, torch.Tensor) else list(part.parameters()) for name, part in parts.items()}

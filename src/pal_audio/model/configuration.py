@@ -98,7 +98,8 @@ class AudioConfig(StrictConfig):
         slots = self.num_slots(encoder_samples)
         if self.positions == "zero":
             return slots
-        return max(slots, *(self.stream_length(stream, encoder_samples) for stream in self.streams))
+        placed = [stream for stream in self.streams if stream.integration.type != "flamingo"]
+        return max(slots, *(self.stream_length(stream, encoder_samples) for stream in placed), 0)
 
 
 _adapter_type: TypeAdapter[AdapterConfig] = TypeAdapter(AdapterConfig)

@@ -25,6 +25,7 @@ from pal_audio.integration.attention import check_consumed, install
 from pal_audio.integration.config import LalConfig
 from pal_audio.integration.extension import check_same_positions, extend, whole_text
 from pal_audio.integration.fingerprint import fingerprint
+from pal_audio.integration.flamingo import check_entered, hang
 from pal_audio.integration.key_values import (
     LayerKeyValues,
     compute_dtype,
@@ -50,7 +51,7 @@ Lengths = Tensor | dict[str, Tensor]
 
 
 class PalForConditionalGeneration(PreTrainedModel, GenerationMixin):
-    """An audio-LLM: any transformers decoder that hears through PLITS, LAL or both.
+    """An audio-LLM: any transformers decoder that hears through PLITS, LAL, Flamingo blocks or several of them.
 
     Args:
         config: see `PalConfig`.
@@ -84,12 +85,17 @@ class PalForConditionalGeneration(PreTrainedModel, GenerationMixin):
         init_rms = 1.0 if on_meta else embedding_rms(self.language_model)
         self.encoders = nn.ModuleDict({name: encoders.build(item) for name, item in audio.encoders.items()})
         own_norm = self._has_lal and not has_input_norm(find_layers(self.language_model)[0])
-        sizes = text_config.hidden_size, text_config.num_hidden_layers
+        sizes = text_config.hidden_size, text_config.num_hidden_layers, getattr(text_config, "num_attention_heads", 0)
         self.streams = nn.ModuleList([Stream(item, audio, *sizes, own_norm, init_rms) for item in audio.streams])
         self.marker = nn.Parameter(torch.randn(text_config.hidden_size) * init_rms)
         self._audio = audio
-        self._lal_layers = [frozenset(stream.layers) for stream in self.streams if stream.projectors is not None]
-        self._rules = {layer: LayerKeyValues(self.language_model, layer) for layer in sorted(set().union(*self._lal_layers))}
+        key_streams = [stream for stream in self.streams if stream.gives_keys]
+        self._key_layers = [frozenset(stream.layers) for stream in key_streams]
+        self._blocks = {(s, block.index): block for s, item in enumerate(key_streams) for block in (item.blocks or {}).values()}
+        lal_layers = {layer for stream in key_streams if stream.blocks is None for layer in stream.layers}
+        self._rules = {layer: LayerKeyValues(self.language_model, layer) for layer in sorted(lal_layers)}
+        if self._blocks:
+            hang(find_layers(self.language_model), (layer for _, layer in self._blocks))
         self.post_init()
         if config.adapter_config is not None:  # last: `post_init` would give the adapter the random weights of an LLM's linear
             add_adapter(self.language_model, config.adapter_config)
@@ -214,7 +220,7 @@ class PalForConditionalGeneration(PreTrainedModel, GenerationMixin):
         num_clips = len(per_stream[0][1])
         slots, keys, inputs, widths = [], [], [], []
         for stream, (tokens, lengths) in zip(self.streams, per_stream, strict=True):
-            if stream.projectors is None:
+            if not stream.gives_keys:
                 slots.append((tokens[0], lengths))
             else:
                 keys.append(lengths)
@@ -223,9 +229,9 @@ class PalForConditionalGeneration(PreTrainedModel, GenerationMixin):
         none = torch.zeros(num_clips, dtype=torch.int64)
         slots_CAD, num_slots_C = join_slots(slots) if slots else (None, none)
         num_keys_SC = torch.stack(keys) if keys else none.new_zeros(0, num_clips)
-        every = [lengths for _, lengths in slots] + keys
-        clips = ClipTokens(slots_CAD, num_slots_C, num_keys_SC, torch.stack(every).amax(0))
-        return LiveAudio(clips, inputs, self._lal_layers, widths, recompute=self.recompute_audio)
+        with_positions = [lengths for stream, (_, lengths) in zip(self.streams, per_stream, strict=True) if stream.blocks is None]
+        clips = ClipTokens(slots_CAD, num_slots_C, num_keys_SC, torch.stack([none, *with_positions]).amax(0))
+        return LiveAudio(clips, inputs, self._key_layers, widths, recompute=self.recompute_audio)
 
     @torch.no_grad()
     def encode_audio(self, input_features: Features, audio_num_samples: Lengths) -> AudioMemory:
@@ -236,7 +242,7 @@ class PalForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """
         with self._in_eval_mode():
             live = self.encode(input_features, audio_num_samples, MAX_WINDOWS)
-            memory = AudioMemory.of(live, self._rules, self.audio_fingerprint())
+            memory = AudioMemory.of(live, self._rules, self._blocks, self.audio_fingerprint())
         samples = {name: item.cpu().to(torch.int64) for name, item in self._by_encoder(audio_num_samples).items()}
         return replace(memory, samples=samples)
 
@@ -339,7 +345,8 @@ class PalForConditionalGeneration(PreTrainedModel, GenerationMixin):
             mask,
             self._audio_ids,
             self._rules,
-            self._lal_layers,
+            self._blocks,
+            self._key_layers,
             self._audio.positions,
             self.marker.device,
             self._audio.summary_sees_audio,
@@ -416,7 +423,7 @@ class PalForConditionalGeneration(PreTrainedModel, GenerationMixin):
             position_ids = self._positions(context, input_ids, attention_mask, position_ids)
             inputs_embeds = context.embed(input_ids, position_ids, inputs_embeds, self.marker)
             context.begin(position_ids)
-            if context.expected:
+            if context.expected or context.blocks:
                 kwargs["pal_audio"] = context
         if packing is not None:
             outputs = self._packed(packing, inputs_embeds, position_ids, supervised, **kwargs)
@@ -427,6 +434,7 @@ class PalForConditionalGeneration(PreTrainedModel, GenerationMixin):
             )  # fmt: skip
         if context is not None:
             check_consumed(context)
+            check_entered(context)
             if outputs.past_key_values is not None and not torch.compiler.is_compiling():
                 outputs.past_key_values.pal_audio = context  # so that a cache is never continued without its audio
         return outputs

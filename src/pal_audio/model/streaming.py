@@ -49,9 +49,10 @@ def append_audio(
         raise PalError("append_audio: the chunk is empty")
     with model._in_eval_mode():
         live = model.encode(input_features, audio_num_samples, max_windows, first_frames)
-        chunk = AudioMemory.of(live, model._rules, memory.fingerprint)
+        chunk = AudioMemory.of(live, model._rules, model._blocks, memory.fingerprint)
     chunk.samples = chunk_samples
-    return joining.append(memory, chunk, clip)
+    kinds = [stream.integration.type for stream in audio.streams if stream.integration.type != "plits"]
+    return joining.append(memory, chunk, clip, [kind != "flamingo" for kind in kinds])
 
 
 def check_local(audio: AudioConfig) -> None:

@@ -1,4 +1,4 @@
-"""A stream as a module: its connector, and P_l where it enters by LAL. Encoders stand beside, shared by streams.
+"""A stream as a module: its connector, and P_l (LAL) or its Flamingo blocks. Encoders stand beside, shared by streams.
 
 Shapes: C clips, T encoder frames, A audio tokens, D width.
 """
@@ -11,37 +11,54 @@ from torch import Tensor, nn
 
 from pal_audio import connectors
 from pal_audio.encoders.base import Frames
-from pal_audio.integration.config import LalConfig, parse_layers
+from pal_audio.integration.config import FlamingoConfig, LalConfig, parse_layers
+from pal_audio.integration.flamingo import FlamingoBlock
 from pal_audio.integration.key_values import compute_dtype
 from pal_audio.integration.projectors import LayerProjectors
 from pal_audio.model.configuration import AudioConfig, StreamConfig
 
 
 class Stream(nn.Module):
-    """Frames -> audio tokens, and on to the inputs of LAL layers.
+    """Frames -> audio tokens, and on to the inputs of LAL layers or Flamingo blocks.
 
     Args:
         config: the stream's options.
         audio: the whole audio configuration, for the encoder's sizes.
         hidden_size: the LLM's width.
         num_layers: the LLM's decoder layers.
+        num_heads: of the LLM's attention.
         own_norm: the LLM's layers norm nothing before attention.
         init_rms: RMS that PLITS tokens start with: that of the LLM's embedded text.
     """
 
     def __init__(
-        self, config: StreamConfig, audio: AudioConfig, hidden_size: int, num_layers: int, own_norm: bool, init_rms: float
+        self,
+        config: StreamConfig,
+        audio: AudioConfig,
+        hidden_size: int,
+        num_layers: int,
+        num_heads: int,
+        own_norm: bool,
+        init_rms: float,
     ) -> None:
         super().__init__()
         self.config = config
         encoder = audio.encoders[config.encoder]
-        lal = config.integration if isinstance(config.integration, LalConfig) else None
-        self.layers: tuple[int, ...] = () if lal is None else parse_layers(lal.layers, num_layers)
+        integration = config.integration
+        lal = integration if isinstance(integration, LalConfig) else None
+        flamingo = integration if isinstance(integration, FlamingoConfig) else None
+        self.gives_keys = lal is not None or flamingo is not None  # else its tokens are PLITS slots
+        chosen = lal or flamingo
+        self.layers: tuple[int, ...] = () if chosen is None else parse_layers(chosen.layers, num_layers)
         self.num_llm_layers = num_layers
         self.connector = connectors.build(
-            config.connector, encoder.frame_size, hidden_size, encoder.frame_rate_hz, init_rms if lal is None else 1.0
+            config.connector, encoder.frame_size, hidden_size, encoder.frame_rate_hz, 1.0 if self.gives_keys else init_rms
         )
         self.projectors = None if lal is None else LayerProjectors(lal, self.layers, hidden_size, hidden_size, own_norm)
+        self.blocks: nn.ModuleDict | None = None
+        if flamingo is not None:
+            sizes = hidden_size, hidden_size, num_heads
+            self.blocks = nn.ModuleDict({str(layer): FlamingoBlock(flamingo, layer, *sizes) for layer in self.layers})
 
     def tokens(self, frames: Frames, first_frame: int = 0) -> tuple[list[Tensor], Tensor]:
         """Audio tokens: one CAD tensor, or one per encoder layer, and their lengths (C,).
@@ -54,15 +71,15 @@ class Stream(nn.Module):
         return [tokens for tokens, _ in outputs], outputs[0][1]
 
     def layer_inputs(self, tokens: list[Tensor]) -> Callable[[int], Tensor]:
-        """The function layer -> (C, A, D) inputs of that LAL layer: P_l of the tokens it reads.
+        """The function layer -> (C, A, D) inputs of that LAL layer, P_l of the tokens it reads, or of that block: the tokens.
 
         With one token sequence per encoder layer, LLM layer l of n reads the one at the same relative depth (our choice).
         """
-        assert self.projectors is not None
         return partial(self._project, tokens)
 
     def _project(self, tokens: list[Tensor], layer: int) -> Tensor:
-        assert self.projectors is not None
+        if self.projectors is None:
+            return tokens[-1]
         depth = layer / max(1, self.num_llm_layers - 1)
         return self.projectors(layer, tokens[round(depth * (len(tokens) - 1))])
 

@@ -42,6 +42,7 @@ def _is_embedding(name: str) -> bool:
 GROUPS: dict[str, Callable[[str], bool]] = {
     "connector": lambda name: name == "marker" or (name.startswith("streams.") and ".connector." in name),
     "projector": lambda name: name.startswith("streams.") and ".projectors." in name,
+    "flamingo": lambda name: name.startswith("streams.") and name.split(".")[2] == "blocks",
     "encoder": lambda name: name.startswith("encoders."),
     "llm": _is_llm,
     "llm.attention": _is_attention,

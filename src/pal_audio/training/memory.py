@@ -4,6 +4,7 @@ Activations are what the backward pass keeps, in elements, with N = audio slots 
 
     each LLM layer             N (8 width + 4 intermediate)     inputs of norms, of projections and of the gated FFN
     each LAL layer of a stream A 4 width                        P_l's output, its norm, keys and values
+    each Flamingo block        N (6 + 3 factor) width + A 2 width   norms, queries, its FFN; keys and values
     logits                     2 vocabulary a logit             and their gradient, in float32
     each layer of an encoder   T 24 width                       only where it trains
 
@@ -59,7 +60,7 @@ class Row:
     num_text: int
     num_logits: int
     num_slots: int
-    num_keys: tuple[int, ...]  # of each LAL stream
+    num_keys: tuple[int, ...]  # of each stream that gives keys: LAL, Flamingo
     num_frames: dict[str, int]
 
 
@@ -136,8 +137,12 @@ def activation_bytes(
         num_layers = text.num_hidden_layers
         layer, kept = num_positions * (8 * width + 4 * inner), num_positions * width
         elements += num_layers * kept + layer if checkpointing else num_layers * layer
-        lal = [stream for stream in getattr(model, "streams", ()) if stream.projectors is not None]
-        for stream, num_keys in zip(lal, row.num_keys, strict=True):
+        key_streams = [stream for stream in getattr(model, "streams", ()) if stream.gives_keys]
+        for stream, num_keys in zip(key_streams, row.num_keys, strict=True):
+            if stream.blocks is not None:
+                block = num_positions * (6 + 3 * stream.config.integration.ffn_factor) * width + num_keys * 2 * width
+                elements += block + (len(stream.layers) - 1) * kept if checkpointing else len(stream.layers) * block
+                continue
             elements += num_keys * 4 * width * (1 if checkpointing or recompute_audio else len(stream.layers))
         logits = 2 * row.num_logits * text.vocab_size
     for name, num_frames in row.num_frames.items():

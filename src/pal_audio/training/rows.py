@@ -20,11 +20,11 @@ def largest_row(model: PalForConditionalGeneration, processor: PalProcessor, exa
     num_text = text_tokens(processor, example)
     num_logits = min(num_text, 2 + len(processor.tokenizer(example.answer or "", add_special_tokens=False)["input_ids"]))
     if not example.audio:
-        num_lal = sum(stream.integration.type == "lal" for stream in audio.streams)
-        return Row(num_text, num_logits, 0, (0,) * num_lal, {})
+        num_key_streams = sum(stream.integration.type != "plits" for stream in audio.streams)
+        return Row(num_text, num_logits, 0, (0,) * num_key_streams, {})
     lengths = [(stream.integration.type, audio.stream_length(stream, samples)) for stream in audio.streams]
     frames = {name: config.output_lengths(samples[name]) for name, config in audio.encoders.items()}
-    keys = tuple(length for kind, length in lengths if kind == "lal")
+    keys = tuple(length for kind, length in lengths if kind != "plits")
     return Row(num_text, num_logits, sum(length for kind, length in lengths if kind == "plits"), keys, frames)
 
 
@@ -35,7 +35,7 @@ def row_of(
     longest = max(range(len(batches.order.sizes)), key=lambda number: _length(batches.order.sizes[number]))
     size, streams = batches.order.sizes[longest], getattr(model, "streams", ())
     if stage.objective == "text":
-        return Row(size.num_tokens, size.num_tokens, 0, (0,) * sum(item.projectors is not None for item in streams), {}), 0.0
+        return Row(size.num_tokens, size.num_tokens, 0, (0,) * sum(item.gives_keys for item in streams), {}), 0.0
     if isinstance(objective, EncoderObjective):
         config = objective.encoder.config
         frames = config.output_lengths(round(size.audio_s * config.sampling_rate_hz))
