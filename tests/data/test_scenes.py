@@ -182,7 +182,7 @@ def test_events_fit_into_short_and_long_scenes(seconds: float) -> None:
         ({"seconds": 1}, "greater than or equal to 2"),
         ({"tasks": {"classifi": 1}}, "unknown task 'classifi'"),
         ({"tasks": {"count": 0}}, "must be positive"),
-        ({"tasks": {"count": 1, "first": float("nan")}}, "must be positive"),
+        ({"tasks": {"count": 1, "first": float("nan")}}, "finite number"),
         ({"tasks": {"count": 1, "first": 0.001}}, "share below 2%"),
         ({"snr_db": (20, 10)}, "lowest and highest"),
     ],
