@@ -1,6 +1,7 @@
 """What every configuration shares: unknown keys are errors that name the nearest known one, and faults are one line."""
 
 import difflib
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, model_validator
@@ -8,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, model_
 from pal_audio.errors import PalError
 
 ConfigT = TypeVar("ConfigT")
+EntryT = TypeVar("EntryT")
 
 
 class StrictConfig(BaseModel):
@@ -24,6 +26,23 @@ class StrictConfig(BaseModel):
                 mend = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(cls.model_fields)}"
                 raise ValueError(f"unknown key {key!r}; {mend}")
         return values
+
+
+def lookup(known: Mapping[str, EntryT], name: str, missing: str) -> EntryT:
+    """An entry of a registry.
+
+    Args:
+        known: the registry.
+        name: what the user wrote.
+        missing: what the error says where there is no such entry, as in "no task is named 'x'".
+
+    Raises:
+        PalError: there is none of that name; the nearest is given.
+    """
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        raise PalError(f"{missing}; " + (f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"))
+    return known[name]
 
 
 def faults(error: ValidationError) -> list[str]:

@@ -3,11 +3,11 @@
 Sizes are those of the models' public configuration files.
 """
 
-import difflib
 import math
 from dataclasses import dataclass
 from typing import Any
 
+from pal_audio.config import lookup
 from pal_audio.errors import PalError
 from pal_audio.integration.cost import EncoderCost, LlmShape
 
@@ -89,10 +89,7 @@ def find(name: str, known: dict[str, Any], what: str) -> Any:
     Raises:
         PalError: there is none; the message names the nearest.
     """
-    if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
-        raise PalError(f"{what} {name!r} is unknown; " + (f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"))
-    return known[name]
+    return lookup(known, name, f"{what} {name!r} is unknown")
 
 
 def llm_shape(fields: dict[str, Any]) -> LlmShape:

@@ -229,6 +229,13 @@ class AudioEncoder(nn.Module, ABC):
         self.train()
 
 
+def keep_batch_statistics(module: nn.Module) -> None:
+    """Put batch norms in eval mode, whatever the module's own: a batch's statistics would mix clips."""
+    for part in module.modules():
+        if isinstance(part, nn.modules.batchnorm._BatchNorm):
+            part.eval()
+
+
 def length_mask(lengths: Tensor, size: int, device: torch.device | None = None) -> Tensor:
     """Bool mask (len(lengths), size), True within the length; on `device`, or beside the lengths."""
     mask = torch.arange(size, device=lengths.device) < lengths[:, None]

@@ -19,7 +19,7 @@ from einops import rearrange
 from pydantic import model_validator
 from torch import Tensor
 
-from pal_audio.encoders.base import AudioEncoder, FrontEnd, ceil_div
+from pal_audio.encoders.base import AudioEncoder, FrontEnd, ceil_div, keep_batch_statistics
 from pal_audio.encoders.transformers_ import HubConfig, load_model, save_model
 from pal_audio.errors import PalError
 
@@ -173,9 +173,7 @@ class ClapEncoder(AudioEncoder):
     def train(self, mode: bool = True) -> Self:
         """As usual, except that batch norms keep their statistics: a batch's would mix clips."""
         super().train(mode)
-        for module in self.modules():
-            if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
-                module.eval()
+        keep_batch_statistics(self)
         return self
 
     def save_checkpoint(self, folder: Path) -> None:

@@ -23,7 +23,7 @@ from einops import rearrange
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
-from pal_audio.encoders.base import AudioEncoder, EncoderConfig, FrontEnd, ceil_div, length_mask
+from pal_audio.encoders.base import AudioEncoder, EncoderConfig, FrontEnd, ceil_div, keep_batch_statistics, length_mask
 from pal_audio.errors import PalError
 
 if TYPE_CHECKING:
@@ -232,9 +232,7 @@ class WaveEncoder(AudioEncoder):
     def train(self, mode: bool = True) -> Self:
         """As usual, except that batch norms (some HuBERT, Conformer) keep their statistics: a batch's would mix clips."""
         super().train(mode)
-        for module in self.modules():
-            if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
-                module.eval()
+        keep_batch_statistics(self)
         return self
 
     def save_checkpoint(self, folder: Path) -> None:

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, GenerationMixin, LogitsProcessorL
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from pal_audio import encoders
-from pal_audio.encoders.base import AudioEncoder, Frames
+from pal_audio.encoders.base import Frames
 from pal_audio.errors import PalError
 from pal_audio.integration.attention import check_consumed, install
 from pal_audio.integration.config import LalConfig
@@ -28,7 +28,6 @@ from pal_audio.integration.fingerprint import fingerprint
 from pal_audio.integration.flamingo import check_entered, hang
 from pal_audio.integration.key_values import (
     LayerKeyValues,
-    compute_dtype,
     embedding_rms,
     find_layers,
     has_input_norm,
@@ -37,11 +36,12 @@ from pal_audio.integration.key_values import (
 from pal_audio.integration.memory import AttachedAudio, AudioMemory, ClipTokens, LiveAudio, attach
 from pal_audio.integration.packing import Packing
 from pal_audio.integration.proof import prove
+from pal_audio.model import layer_checkpointing
 from pal_audio.model.adapters import add_adapter, merge_adapter
 from pal_audio.model.configuration import PalConfig
 from pal_audio.model.logits import VocabularyOnly
 from pal_audio.model.streaming import append_audio
-from pal_audio.model.streams import Stream, join_slots
+from pal_audio.model.streams import Stream, frames_of, join_slots
 from pal_audio.model.trained import hub_options, read_trained
 
 MAX_WINDOWS = 16  # encoder windows in one pass without gradients: bounds memory on long clips
@@ -169,16 +169,10 @@ class PalForConditionalGeneration(PreTrainedModel, GenerationMixin):
             raise PalError(
                 "gradient checkpointing with use_reentrant=True loses the graph of audio tokens; use use_reentrant=False"
             )
-        if hasattr(self.language_model, "activation_checkpointing_enable"):  # its name in later releases of transformers 5
-            self.language_model.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
-        else:
-            self.language_model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+        layer_checkpointing.enable(self.language_model, **options)
 
     def gradient_checkpointing_disable(self) -> None:
-        if hasattr(self.language_model, "activation_checkpointing_disable"):
-            self.language_model.activation_checkpointing_disable()
-        else:
-            self.language_model.gradient_checkpointing_disable()
+        layer_checkpointing.disable(self.language_model)
 
     def _install_attention(self, inner: str) -> None:
         """Hook the LLM's attention where a stream enters by LAL or a batch was packed; else it keeps its stock attention."""
@@ -285,7 +279,7 @@ class PalForConditionalGeneration(PreTrainedModel, GenerationMixin):
         features = {name: item.to(device, non_blocking=True) for name, item in self._by_encoder(input_features).items()}
         samples = {name: item.cpu() for name, item in self._by_encoder(audio_num_samples).items()}
         frames = {
-            name: _frames(name, encoder, features[name], samples[name], max_windows) for name, encoder in self.encoders.items()
+            name: frames_of(name, encoder, features[name], samples[name], max_windows) for name, encoder in self.encoders.items()
         }
         first = dict.fromkeys(self.encoders, 0) | (first_frames or {})
         return [stream.tokens(frames[stream.config.encoder], first[stream.config.encoder]) for stream in self.streams]
@@ -314,6 +308,9 @@ class PalForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 raise PalError(f"this model has encoders {names}: pass a dict by encoder name, as the processor does")
             value = {names[0]: value}
         return {name: value[name] for name in names}
+
+    def _learns_to_hear(self) -> bool:
+        return any(p.requires_grad for p in (self.marker, *self.encoders.parameters(), *self.streams.parameters()))
 
     def _dummy(self) -> LiveAudio:
         """A hidden clip of one sample, so that a batch without audio still touches every trainable part; see `_context`."""
@@ -535,8 +532,7 @@ class PalForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 num_markers = int((input_ids == self._audio_ids[0]).sum())
                 what = f"{num_markers} audio markers" if num_markers else f"{num_audio} audio slots"
                 raise PalError(f"the text holds {what} but no audio was given")
-            hears = any(p.requires_grad for p in (self.marker, *self.encoders.parameters(), *self.streams.parameters()))
-            if not (self.training and torch.is_grad_enabled() and hears):
+            if not (self.training and torch.is_grad_enabled() and self._learns_to_hear()):
                 return None
             audio = self._dummy()
         if past_key_values is not None and (past_key_values.get_seq_length() or _audio_of(past_key_values) is not None):
@@ -639,19 +635,3 @@ def _audio_of(cache: Any) -> AttachedAudio | None:
     """The audio that a text cache was made with; what follows it is checked."""
     audio = getattr(cache, "pal_audio", None)
     return None if audio is None else replace(audio, trusted=False)
-
-
-def _frames(name: str, encoder: AudioEncoder, clips: Tensor | Frames, samples_C: Tensor, max_windows: int | None) -> Frames:
-    """An encoder's frames of clips: computed from features, or those that were computed before, checked."""
-    if isinstance(clips, Tensor):
-        return encoder(clips.to(compute_dtype(encoder)), samples_C, max_windows)
-    config = encoder.config
-    if torch.is_grad_enabled() and not config.frozen:
-        raise PalError(f"encoder {name!r} is not frozen, so ready frames would leave it untrained; write frozen: true")
-    lengths = [config.output_lengths(num_samples) for num_samples in samples_C.tolist()]
-    shape = (len(lengths), max(lengths, default=0), config.frame_size)
-    num_layers = 1 if isinstance(config.encoder_layers, list) else len(config.layer_indices)
-    found = [tuple(layer.shape) for layer in clips.layers]
-    if found != [shape] * num_layers or clips.lengths.tolist() != lengths:
-        raise PalError(f"ready frames of encoder {name!r} have shapes {found}; these clips ask for {num_layers} of {shape}")
-    return clips

@@ -14,6 +14,7 @@ from pal_audio import encoders
 from pal_audio.audio import load_audio
 from pal_audio.encoders import EncoderConfig
 from pal_audio.errors import PalError
+from pal_audio.model import layer_checkpointing
 from pal_audio.model.adapters import AdapterConfig, add_adapter
 from pal_audio.model.building import ModelSpec, fresh_llm, outline_config
 from pal_audio.model.pretrained import llm_weights, llm_without_weights
@@ -41,20 +42,12 @@ class Parts(nn.Module):
         """The LLM's layers."""
         return self.language_model.get_decoder()
 
-    # Both names: transformers 5 renamed them on the way.
     def gradient_checkpointing_enable(self) -> None:
         """Non-reentrant checkpointing of the LLM's layers."""
-        options = {"use_reentrant": False}
-        if hasattr(self.language_model, "activation_checkpointing_enable"):
-            self.language_model.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
-        else:
-            self.language_model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+        layer_checkpointing.enable(self.language_model)
 
     def gradient_checkpointing_disable(self) -> None:
-        if hasattr(self.language_model, "activation_checkpointing_disable"):
-            self.language_model.activation_checkpointing_disable()
-        else:
-            self.language_model.gradient_checkpointing_disable()
+        layer_checkpointing.disable(self.language_model)
 
     def num_parameters(self) -> dict[str, int]:
         """Of each part."""

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from pal_audio import connectors
-from pal_audio.encoders.base import Frames
+from pal_audio.encoders.base import AudioEncoder, Frames
+from pal_audio.errors import PalError
 from pal_audio.integration.config import FlamingoConfig, LalConfig, parse_layers
 from pal_audio.integration.flamingo import FlamingoBlock
 from pal_audio.integration.key_values import compute_dtype
@@ -82,6 +83,22 @@ class Stream(nn.Module):
             return tokens[-1]
         depth = layer / max(1, self.num_llm_layers - 1)
         return self.projectors(layer, tokens[round(depth * (len(tokens) - 1))])
+
+
+def frames_of(name: str, encoder: AudioEncoder, clips: Tensor | Frames, samples_C: Tensor, max_windows: int | None) -> Frames:
+    """An encoder's frames of clips: computed from features, or those that were computed before, checked."""
+    if isinstance(clips, Tensor):
+        return encoder(clips.to(compute_dtype(encoder)), samples_C, max_windows)
+    config = encoder.config
+    if torch.is_grad_enabled() and not config.frozen:
+        raise PalError(f"encoder {name!r} is not frozen, so ready frames would leave it untrained; write frozen: true")
+    lengths = [config.output_lengths(num_samples) for num_samples in samples_C.tolist()]
+    shape = (len(lengths), max(lengths, default=0), config.frame_size)
+    num_layers = 1 if isinstance(config.encoder_layers, list) else len(config.layer_indices)
+    found = [tuple(layer.shape) for layer in clips.layers]
+    if found != [shape] * num_layers or clips.lengths.tolist() != lengths:
+        raise PalError(f"ready frames of encoder {name!r} have shapes {found}; these clips ask for {num_layers} of {shape}")
+    return clips
 
 
 def join_slots(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

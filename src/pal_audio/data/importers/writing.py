@@ -10,7 +10,6 @@ Manifests point at the originals by relative paths. Nothing is copied, and nothi
 from __future__ import annotations
 
 import contextlib
-import difflib
 import json
 import os
 from collections import Counter
@@ -23,7 +22,7 @@ from pydantic import ValidationError
 from pydantic_core import PydanticSerializationError
 
 import pal_audio
-from pal_audio.config import one_line
+from pal_audio.config import lookup, one_line
 from pal_audio.data.folder import LOCK, locked
 from pal_audio.data.importers.base import SPLITS, Importer, Item
 from pal_audio.data.manifest import Example, manifest_line, write_text
@@ -86,11 +85,7 @@ def known(importers: Mapping[str, Importer], name: str) -> Importer:
     Raises:
         PalError: There is none of that name; the nearest is given.
     """
-    if name not in importers:
-        near = difflib.get_close_matches(name, importers, n=1)
-        mend = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(importers)}"
-        raise PalError(f"no set is named {name!r}; {mend}")
-    return importers[name]
+    return lookup(importers, name, f"no set is named {name!r}")
 
 
 def _refuse_full(folder: Path, overwrite: bool) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
-
-from pal_audio.errors import PalError
+from pal_audio.config import lookup
 from pal_audio.evaluation.tasks import (
     answers,
     captions,
@@ -44,11 +42,7 @@ def known_task(name: str) -> Task:
     Raises:
         PalError: there is none of that name; the nearest is given.
     """
-    if name not in TASKS:
-        near = difflib.get_close_matches(name, TASKS, n=1)
-        mend = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(TASKS)}"
-        raise PalError(f"no task is named {name!r}; {mend}")
-    return TASKS[name]
+    return lookup(TASKS, name, f"no task is named {name!r}")
 
 
 __all__ = ["TASKS", "Task", "known_task"]
