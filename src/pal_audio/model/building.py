@@ -265,7 +265,7 @@ def describe(model: PalForConditionalGeneration) -> dict[str, Any]:
         tensors["llm adapter"] = [tensor for name, tensor in named if is_adapter_parameter(name)]
     num_weights = {name: sum(tensor.numel() for tensor in items) for name, items in tensors.items()}
     num_weights["llm"] += unseen_weights(model.language_model)
-    text = model.config.text_config
+    text: Any = model.config.text_config
     return {
         "llm": {
             "family": text.model_type,

@@ -158,5 +158,12 @@ class PalConfig(PretrainedConfig):
         """The validated adapter configuration, or None."""
         return None if self.adapter is None else parse_config(_adapter_type, self.adapter, "adapter")
 
+    @property
+    def audio_ids(self) -> tuple[int, int]:
+        """Ids of marker and slots."""
+        if self.audio_token_id is None or self.audio_slot_token_id is None:
+            raise PalError("the model's config has no audio_token_id; build it with its processor")
+        return self.audio_token_id, self.audio_slot_token_id
+
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PretrainedConfig:
         return self if self.text_config is None else self.text_config

@@ -15,24 +15,23 @@ from pal_audio.integration.memory import AudioMemory
 from pal_audio.model.configuration import AudioConfig
 
 if TYPE_CHECKING:
-    from pal_audio.model.modeling import PalForConditionalGeneration
+    from pal_audio.model.sound import SoundMixin
 
 _MAX_WINDOWS_AHEAD = 10_000
 
 
 def append_audio(
-    model: "PalForConditionalGeneration",
+    model: "SoundMixin",
     memory: AudioMemory,
     input_features: Any,
     audio_num_samples: Any,
     clip: int,
     max_windows: int,
 ) -> AudioMemory:
-    """See `PalForConditionalGeneration.append_audio`."""
+    """See `SoundMixin.append_audio`."""
     audio = model.config.audio
     check_local(audio)
-    if memory.fingerprint != model.audio_fingerprint():
-        raise PalError("this audio memory was made by another model (or before its weights changed); encode the audio again")
+    model.check_fingerprint(memory)
     if not -memory.num_clips <= clip < memory.num_clips:
         raise PalError(f"append_audio: clip {clip} is not among the memory's {memory.num_clips}")
     clip %= memory.num_clips
