@@ -17,7 +17,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from pal_audio.errors import PalError
 from pal_audio.integration import joining, memory_file
@@ -59,7 +58,7 @@ class LiveAudio:
         layers: the layers of each key stream.
         widths: A of each key stream.
         hidden: True hides every key from every query: a dummy clip that only keeps the graph whole.
-        recompute: keep nothing of a layer's way from tokens to keys and values for backward; compute it again.
+        recompute: keep nothing of a LAL layer's attention for backward, from audio tokens on; compute it again.
     """
 
     clips: ClipTokens
@@ -71,12 +70,6 @@ class LiveAudio:
 
     def keys_values(self, rule: LayerKeyValues | FlamingoBlock, stream: int) -> tuple[Tensor, Tensor]:
         """Un-rotated keys and values (C, K, A, d) of one stream in one layer or block."""
-        if self.recompute and torch.is_grad_enabled():
-            pair: tuple[Tensor, Tensor] = checkpoint(self._project, rule, stream, use_reentrant=False)
-            return pair
-        return self._project(rule, stream)
-
-    def _project(self, rule: LayerKeyValues | FlamingoBlock, stream: int) -> tuple[Tensor, Tensor]:
         return rule.project(self.inputs[stream](rule.index))
 
 
@@ -249,6 +242,10 @@ class AttachedAudio:
     @property
     def expected(self) -> frozenset[int]:
         return frozenset(self.streams_of_layer)
+
+    @property
+    def recompute(self) -> bool:
+        return self.live is not None and self.live.recompute
 
     def position_ids(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Position ids (B, L) of `input_ids`: a stretch of the prompt, or what follows it.

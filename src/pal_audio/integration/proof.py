@@ -46,6 +46,7 @@ class _ProofAudio:
     def __init__(self, layer: int, keys: Tensor, values: Tensor) -> None:
         self.expected, self.consumed = frozenset({layer}), set[int]()
         self.pair = keys, values
+        self.recompute = False
         self.blocks: dict[object, object] = {}  # the layer is proved without the Flamingo blocks before it
 
     def keys_values(self, layer: int) -> tuple[Tensor, Tensor]:
