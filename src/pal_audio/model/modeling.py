@@ -21,7 +21,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from pal_audio import encoders
 from pal_audio.encoders.base import Frames
 from pal_audio.errors import PalError
-from pal_audio.integration.attention import check_consumed, install
+from pal_audio.integration.attention import check_consumed, has_sdpa, install
 from pal_audio.integration.config import LalConfig
 from pal_audio.integration.extension import check_same_positions, extend, whole_text
 from pal_audio.integration.fingerprint import fingerprint
@@ -31,7 +31,7 @@ from pal_audio.integration.key_values import (
     embedding_rms,
     find_layers,
     has_input_norm,
-    max_span,
+    max_positions,
 )
 from pal_audio.integration.memory import AttachedAudio, AudioMemory, ClipTokens, LiveAudio, attach
 from pal_audio.integration.packing import Packing
@@ -80,7 +80,7 @@ class PalForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self._hooked = self._has_lal
         self.recompute_audio = False  # keep less for backward; see `LiveAudio`
         # The constructors of wrappers set "sdpa" on every sub-configuration, also where the LLM cannot have it.
-        self._install_attention(kernel if self.language_model._supports_sdpa else "eager")
+        self._install_attention(kernel if has_sdpa(self.language_model) else "eager")
         on_meta = any(parameter.is_meta for parameter in self.language_model.parameters())
         init_rms = 1.0 if on_meta else embedding_rms(self.language_model)
         self.encoders = nn.ModuleDict({name: encoders.build(item) for name, item in audio.encoders.items()})
@@ -347,7 +347,7 @@ class PalForConditionalGeneration(PreTrainedModel, GenerationMixin):
             self._audio.positions,
             self.marker.device,
             self._audio.summary_sees_audio,
-            max_span(self.language_model.config.get_text_config()),
+            max_positions(self.language_model, self._audio.positions),
         )
 
     def _check_fingerprint(self, memory: AudioMemory) -> None:
@@ -563,7 +563,7 @@ class PalForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 check_same_positions(known, attached.placement)
             return attached
         self._check_fingerprint(memory)
-        limit = max_span(self.language_model.config.get_text_config())
+        limit = max_positions(self.language_model, self._audio.positions)
         sees = self._audio.summary_sees_audio
         return extend(known, memory, whole, mask, self._audio.positions, self.marker.device, sees, limit)
 
