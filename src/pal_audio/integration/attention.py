@@ -210,8 +210,8 @@ def install(llm: Any, inner: str, hooked: bool) -> None:
         )
     if not llm._supports_attention_backend:
         raise UnsupportedLlmError(
-            f"{family}: its attention does not go through transformers' attention interface, "
-            "so neither LAL nor packing can enter it"
+            f"{family}: the attention of its layers does not go through transformers' attention interface, "
+            "so neither LAL nor packing can enter it; PLITS without packing works"
         )
     llm.config._attn_implementation = INNER_KERNELS[inner]
     llm.config.get_text_config()._attn_implementation = INNER_KERNELS[inner]

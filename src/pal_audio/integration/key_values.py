@@ -45,7 +45,10 @@ def find_layers(llm: nn.Module) -> list[nn.Module]:
     found = _first(decoder, _LAYER_LISTS)
     if isinstance(found, nn.ModuleList):
         return list(found)
-    raise UnsupportedLlmError(f"{type(llm).__name__}: it has no list of decoder layers that LAL or Flamingo blocks could enter")
+    family = llm.config.get_text_config().model_type
+    raise UnsupportedLlmError(
+        f"{family}: {type(decoder).__name__} has no list of decoder layers that LAL or Flamingo blocks could enter; PLITS works"
+    )
 
 
 def has_input_norm(layer: nn.Module) -> bool:
