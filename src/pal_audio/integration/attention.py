@@ -203,6 +203,11 @@ def pal_eager_attention(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | Non
     return _attend(_eager_inner, _eager_inner, *args, **kwargs)
 
 
+def has_sdpa(llm: Any) -> bool:
+    """Whether SDPA computes this LLM's attention. It has no soft-cap, which some releases of transformers pass over in silence."""
+    return bool(llm._supports_sdpa) and getattr(llm.config.get_text_config(), "attn_logit_softcapping", None) is None
+
+
 def install(llm: Any, inner: str, hooked: bool) -> None:
     """Choose the kernel of an LLM's attention, with our hook around it or as it is.
 
@@ -216,6 +221,9 @@ def install(llm: Any, inner: str, hooked: bool) -> None:
         UnsupportedLlmError: its attention cannot be hooked.
     """
     inner = next((kernel for kernel, ours in INNER_KERNELS.items() if ours == inner), inner)
+    family = llm.config.get_text_config().model_type
+    if inner == "sdpa" and not has_sdpa(llm):
+        raise PalError(f"attn_implementation 'sdpa': {family} does not support it (soft-cap or sinks); use 'eager'")
     if not hooked:
         if inner in INNER_KERNELS:  # directly: some families refuse the call although they have the kernel
             llm.config._attn_implementation = inner
@@ -226,14 +234,11 @@ def install(llm: Any, inner: str, hooked: bool) -> None:
         raise PalError(
             f"attn_implementation {inner!r}: with LAL or packing the inner kernel is one of {', '.join(INNER_KERNELS)}"
         )
-    family = llm.config.get_text_config().model_type
     if not llm._supports_attention_backend:
         raise UnsupportedLlmError(
-            f"{family}: its attention does not go through transformers' attention interface, "
-            "so neither LAL nor packing can enter it"
+            f"{family}: the attention of its layers does not go through transformers' attention interface, "
+            "so neither LAL nor packing can enter it; PLITS without packing works"
         )
-    if inner == "sdpa" and not llm._supports_sdpa:
-        raise PalError(f"attn_implementation 'sdpa': {family} does not support it (soft-cap or sinks); use 'eager'")
     llm.config._attn_implementation = INNER_KERNELS[inner]
     llm.config.get_text_config()._attn_implementation = INNER_KERNELS[inner]
 

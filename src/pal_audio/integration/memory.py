@@ -419,11 +419,11 @@ def attach(
         mode: "span" or "zero".
         device: the model's.
         summary_sees_audio: False hides a clip's keys from its own slots.
-        max_positions: the LLM's trained context, or None if unknown.
+        max_positions: that audio and text may take, or None if nothing bounds them.
         placement: where the clips stand, if it is known already (`extension`).
 
     Raises:
-        PalError: markers, slots and clips do not match, or `span` runs past the LLM's context.
+        PalError: markers, slots and clips do not match, or positions run past the LLM's context.
     """
     clips = audio.clips
     prompt_BL, input_ids, attention_mask = input_ids, input_ids.cpu(), attention_mask.cpu()
@@ -457,11 +457,18 @@ def check_context(placement: Placement, clips: ClipTokens, mode: str, max_positi
     """That no position runs past the LLM's context.
 
     Raises:
-        PalError: one does, under `span`.
+        PalError: one does.
     """
-    if mode != "span" or max_positions is None or not placement.markers_BR.numel():
+    if max_positions is None or not placement.markers_BR.numel():
         return
     last_text = placement.position_ids_BL.max()
+    if mode == "zero":
+        if int(last_text) >= max_positions:
+            raise PalError(
+                f"positions: audio slots and text take {int(last_text) + 1} positions but the LLM has {max_positions}; "
+                "use shorter text or, with PLITS, a connector with fewer tokens"
+            )
+        return
     spans_BR = clips.spans_C[placement.clips_BR.clamp(min=0)].masked_fill(placement.clips_BR < 0, 0)
     markers_BR = placement.markers_BR.masked_fill(placement.clips_BR < 0, 0)
     needed = int(torch.maximum(last_text, (markers_BR + spans_BR).max())) + 1
