@@ -299,7 +299,8 @@ class PalForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     def audio_fingerprint(self) -> str:
         """What an audio memory depends on: encoders, connectors, P_l, the LAL layers' key/value path, dtype, configuration."""
-        modules = [self.encoders, self.streams, *(module for rule in self._rules.values() for module in rule.modules())]
+        listeners = nn.ModuleDict({name: self.encoders[name] for name in sorted(self.encoders)})  # as a saved folder does
+        modules = [listeners, self.streams, *(module for rule in self._rules.values() for module in rule.modules())]
         return fingerprint(modules, [self.config.audio_config, self.config.adapter])
 
     def _by_encoder(self, value: Any) -> dict[str, Any]:
