@@ -27,12 +27,12 @@ def built(name: str, token_size: int = TOKEN_SIZE, init_rms: float = 1.0, **chan
 
 
 def frames_of(lengths: list[tuple[int, int]]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """Random frames of both encoders; what stands past a length is large, so that reading it shows."""
+    """Random frames of both encoders; what stands past a length is no number, so that reading it shows."""
     frames, lengths_EC = [], [torch.tensor(of_clips) for of_clips in zip(*lengths, strict=True)]
     for lengths_C, size in zip(lengths_EC, FRAME_SIZES, strict=True):
         frames_CTD = torch.randn(len(lengths), int(lengths_C.max()), size)
         for clip, length in enumerate(lengths_C.tolist()):
-            frames_CTD[clip, length:] = 1e4
+            frames_CTD[clip, length:] = torch.nan
         frames.append(frames_CTD)
     return frames, lengths_EC
 
