@@ -85,8 +85,8 @@ WRONG_CLIPS: dict[str, tuple[Any, str]] = {
     "a sound for each": ({"speech": CLIP, "sound": CLIP, "language": CLIP}, "one sound for all encoders: give the clip itself"),
     "a sound for one": ({"speech": "a.wav"}, "one sound for all encoders"),
     "features of one": (
-        ClipFeatures({"speech": torch.zeros(1, 4, 16)}, {"speech": 8000}),
-        r"this clip has features for encoders \['speech'\], but the model has",
+        ClipFeatures({"sound": torch.zeros(1, 4, 16)}, {"sound": 12_000}),
+        r"this clip has features for encoders \['sound'\], but the model has",
     ),
 }
 
