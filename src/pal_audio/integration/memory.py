@@ -20,7 +20,7 @@ from torch import Tensor
 
 from pal_audio.errors import PalError
 from pal_audio.integration import joining, memory_file
-from pal_audio.integration.flamingo import BlockKey, FlamingoBlock
+from pal_audio.integration.flamingo import BlockKey, FlamingoBlock, streams_of_the_last_clip
 from pal_audio.integration.key_values import LayerKeyValues, compute_dtype
 from pal_audio.integration.positions import UNKNOWN_TOKEN, KeyLayout, Placement, lay_out, place, text_positions
 
@@ -436,7 +436,7 @@ def attach(
     elif placement is None:
         placement = place(input_ids, attention_mask, audio_ids, clips.num_slots_C, clips.spans_C, mode)
     check_context(placement, clips, mode, max_positions)
-    only_last = {stream for (stream, _), block in blocks.items() if block.only_last}
+    only_last = streams_of_the_last_clip(blocks)
     of_clips = clips.num_slots_C, clips.spans_C
     layouts = [
         lay_out(placement, lengths, *of_clips, width, mode, summary_sees_audio, stream in only_last).to(device)
