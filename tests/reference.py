@@ -128,6 +128,8 @@ def _patch(layer: Any, number: int, decoder: Any, audio: Any, text_positions: Te
             extra = (types_of[number],) if several else ()
             kwargs["position_embeddings"] = rotary(joined, positions, *extra)
         kwargs = {name: value for name, value in kwargs.items() if name not in ("past_key_values", "layer_past")}
+        if "position_ids" in kwargs:
+            kwargs["position_ids"] = positions
         output, weights = original(hidden_states=joined, attention_mask=mask[None, None], **kwargs)
         return output[:, num_audio:], weights
 

@@ -29,8 +29,9 @@ def test_the_rule_equals_the_layer_exactly(family: str) -> None:
             torch.testing.assert_close(ours[1], own[1], rtol=1e-6, atol=1e-6)
 
 
-def test_layers_without_rotary_leave_keys_alone_and_the_others_do_not() -> None:
-    llm = llm_of("smollm3")
+@pytest.mark.parametrize("family", ["smollm3", "cohere2"])
+def test_layers_without_rotary_leave_keys_alone_and_the_others_do_not(family: str) -> None:
+    llm = llm_of(family)
     inputs = torch.randn(1, 3, 32)
     for index, rotates in enumerate([1, 0, 1, 0]):
         rule = LayerKeyValues(llm, index)

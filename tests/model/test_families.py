@@ -1,5 +1,6 @@
 """What single families of LLMs need beyond the matrix of the invariants, and the families that are refused."""
 
+import re
 from typing import Any
 
 import pytest
@@ -11,8 +12,9 @@ from transformers.models.gemma2.modeling_gemma2 import Gemma2PreTrainedModel
 from pal_audio.errors import PalError
 from pal_audio.integration.key_values import UnsupportedLlmError
 from pal_audio.model import PalConfig, PalForConditionalGeneration, preset
+from pal_audio.training.groups import GROUPS
 from tests.model.test_packing import CONVERSATIONS, training_batch
-from tests.tiny import EAGER_ONLY, TINY_ENCODER, batch, llm_config, message, noise, tiny_model
+from tests.tiny import EAGER_ONLY, FAMILIES, TINY_ENCODER, batch, llm_config, message, noise, tiny_model
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4}
 GQA = {**SIZES, "intermediate_size": 48, "num_key_value_heads": 2}
@@ -126,6 +128,18 @@ def test_packed_experts_are_balanced_by_the_same_loss() -> None:
         without = model(**inputs)
     torch.testing.assert_close(packed.loss, plain.loss)
     assert (plain.loss - without.loss).abs() > 0.1
+
+
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_the_parts_that_a_stage_can_train_are_what_they_are_called(family: str) -> None:
+    names = [name for name, _ in tiny_model(family, "plits")[0].named_parameters() if name.startswith("language_model.")]
+    parts = {part: {name for name in names if GROUPS[f"llm.{part}"](name)} for part in ("attention", "ffn", "norm", "embeddings")}
+    assert sum(map(len, parts.values())) == len(names)
+    assert all(re.search(r"\.(layers|h)\.\d+\.(self_attn|attention|attn)\.", name) for name in parts["attention"])
+    assert all(re.search(r"\.(layers|h)\.\d+\.mlp\.", name) for name in parts["ffn"])
+    assert all(re.search(r"norm|ln_[12f]", name) for name in parts["norm"])
+    assert {name.split(".")[-2] for name in parts["embeddings"]} <= {"embed_tokens", "embed_in", "wte", "wpe", "lm_head"}
+    assert all(parts.values())
 
 
 def test_a_ready_llm_keeps_its_kernel_of_experts() -> None:

@@ -20,7 +20,7 @@ from pal_audio.errors import PalError
 # A family's own names of what LAL calls in a decoder layer; the first that a layer has counts.
 _LAYER_LISTS = ("layers", "h")
 _INPUT_NORMS = ("input_layernorm", "ln_1")
-_ATTENTIONS = ("self_attn", "attention", "attn")
+ATTENTIONS = ("self_attn", "attention", "attn")
 _FUSED = ("qkv_proj", "c_attn")  # all queries, then all keys, then all values
 _FUSED_BY_HEAD = "query_key_value"  # query, key and value of one head after another
 
@@ -64,7 +64,7 @@ class LayerKeyValues:
         self.family = llm.config.get_text_config().model_type
         self.layer = find_layers(llm)[index]
         self.input_norm = _first(self.layer, _INPUT_NORMS)
-        attention = _first(self.layer, _ATTENTIONS)
+        attention = _first(self.layer, ATTENTIONS)
         if attention is None or _first(attention, ("k_proj", *_FUSED, _FUSED_BY_HEAD)) is None:
             raise UnsupportedLlmError(
                 f"{self.family}: layer {index} ({type(attention or self.layer).__name__}) has no key and value projections "
