@@ -8,8 +8,11 @@ import torch
 
 from pal_audio.integration.memory import AudioMemory
 from pal_audio.model import PalForConditionalGeneration, PalProcessor, load
-from tests.model.test_invariants import CONVERSATIONS, check_generation, check_live_path, check_reference
+from pal_audio.model.presets import ENCODERS_OF
+from tests.encoders.cases import CASES
+from tests.model.test_invariants import CONVERSATIONS, check_generation, check_live_path, check_reference, valid_logits
 from tests.model.test_packing import check_packed
+from tests.model.test_streams import BF16_TOLERANCE
 from tests.tiny import RATE_HZ, TINY_ENCODERS, batch, message, noise, tiny_mix, tiny_model
 
 MLP = {"type": "mlp", "stride": 4}
@@ -62,6 +65,31 @@ def test_equals_the_reference_in_other_families(family: str, name: str) -> None:
 @pytest.mark.parametrize("arm", ["pal-multi", "lfst"])
 def test_presets_equal_the_reference(arm: str) -> None:
     check_reference(*tiny_model("llama", arm))
+
+
+MEMBERS = {"speech": CASES["whisper"], "sound": CASES["sslam"], "language": CASES["clap"]}
+
+
+@pytest.mark.parametrize("arm", ["pal-multi", "lfst"])
+def test_presets_of_whisper_sslam_and_clap_equal_the_reference(arm: str) -> None:
+    encoders = {role: MEMBERS[role] for role in ENCODERS_OF[arm]}
+    check_reference(*tiny_model("llama", arm, encoders=encoders))
+
+
+@pytest.mark.parametrize("name", ["speech by plits, lfst by lal", "plits, lal, flamingo"])
+def test_bfloat16_stays_near_float32(name: str) -> None:
+    """Live, from a memory and one by one, within the share of the logits' spread that other models keep."""
+    model, processor = mixed(name)
+    conversations = [conversation for conversation, _ in CONVERSATIONS]
+    inputs = batch(processor, conversations)
+    with torch.no_grad():
+        exact = torch.cat(valid_logits(model(**inputs), inputs))
+        model.to(torch.bfloat16)
+        low = torch.cat(valid_logits(model(**inputs), inputs)).float()
+        alone = torch.cat([model(**batch(processor, [item])).logits[0] for item in conversations]).float()
+    live = torch.cat(valid_logits(model(**inputs), inputs)).float()
+    for found, expected in ((low, exact), (alone, low), (live, low)):
+        assert (found - expected).pow(2).mean().sqrt() < BF16_TOLERANCE * exact.std()
 
 
 @every_mix
