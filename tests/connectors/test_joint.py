@@ -113,15 +113,14 @@ def plain_lfst(connector: Any, frames: list[torch.Tensor]) -> torch.Tensor:
         gain = connector.time_gains[number] if connector.config.time_code else 0.0
         memories.append(memory_TD + gain * time_code(times, memory_TD.shape[-1]))
     rows = list(connector.queries)
-    for block in connector.blocks:
-        for reading, memory_TD in zip(block, memories, strict=True):
-            rows = [_reading(reading, row, memory_TD) for row in rows]
+    for layer in connector.layers:
+        for attention, mlp, memory_TD in zip(layer.cross_attentions, layer.mlps, memories, strict=True):
+            rows = [_reading(attention, mlp, row, memory_TD) for row in rows]
     tokens = torch.stack([connector.out(_norm(row, connector.norm)) for row in rows])
     return tokens / tokens.square().mean(-1, keepdim=True).sqrt() * connector.head.scale
 
 
-def _reading(reading: Any, row: torch.Tensor, memory_TD: torch.Tensor) -> torch.Tensor:
-    attention = reading.cross_attention
+def _reading(attention: Any, mlp: Any, row: torch.Tensor, memory_TD: torch.Tensor) -> torch.Tensor:
     size, heads = len(row), attention.num_heads
     query = attention.q_proj(_norm(row, attention.norm))
     both = attention.kv_proj(memory_TD)
@@ -131,8 +130,8 @@ def _reading(reading: Any, row: torch.Tensor, memory_TD: torch.Tensor) -> torch.
         scores = torch.exp(both[:, :size][:, part] @ query[part] / math.sqrt(size // heads))
         mixed.append((scores / scores.sum()) @ both[:, size:][:, part])
     row = row + attention.out_proj(torch.cat(mixed))
-    inner = reading.mlp[1](_norm(row, reading.mlp[0]))
-    return row + reading.mlp[3](inner * 0.5 * (1 + torch.erf(inner / math.sqrt(2))))
+    inner = mlp[1](_norm(row, mlp[0]))
+    return row + mlp[3](inner * 0.5 * (1 + torch.erf(inner / math.sqrt(2))))
 
 
 def _norm(rows: torch.Tensor, norm: torch.nn.LayerNorm) -> torch.Tensor:
@@ -143,7 +142,7 @@ def _norm(rows: torch.Tensor, norm: torch.nn.LayerNorm) -> torch.Tensor:
 @every_connector
 @torch.no_grad()
 def test_equals_a_plain_second_implementation(name: str) -> None:
-    """The order of reading included: first encoder, feed-forward, second encoder, feed-forward, in every block."""
+    """The order of reading included: first encoder, feed-forward, second encoder, feed-forward, in every layer."""
     connector = built(name)
     for parameter in connector.parameters():
         if parameter.ndim <= 1:

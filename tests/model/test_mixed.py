@@ -8,9 +8,12 @@ import torch
 
 from pal_audio.integration.memory import AudioMemory
 from pal_audio.model import PalForConditionalGeneration, PalProcessor, load
-from tests.model.test_invariants import CONVERSATIONS, check_generation, check_live_path, check_reference
+from pal_audio.model.presets import ENCODERS_OF
+from tests.encoders.cases import CASES
+from tests.model.test_invariants import CONVERSATIONS, check_generation, check_live_path, check_reference, valid_logits
 from tests.model.test_packing import check_packed
-from tests.tiny import TINY_ENCODERS, batch, message, noise, tiny_mix, tiny_model
+from tests.model.test_streams import BF16_TOLERANCE
+from tests.tiny import RATE_HZ, TINY_ENCODERS, batch, message, noise, tiny_mix, tiny_model
 
 MLP = {"type": "mlp", "stride": 4}
 LFST = {"type": "lfst", "queries": 5, "num_heads": 2}
@@ -64,6 +67,31 @@ def test_presets_equal_the_reference(arm: str) -> None:
     check_reference(*tiny_model("llama", arm))
 
 
+MEMBERS = {"speech": CASES["whisper"], "sound": CASES["sslam"], "language": CASES["clap"]}
+
+
+@pytest.mark.parametrize("arm", ["pal-multi", "lfst"])
+def test_presets_of_whisper_sslam_and_clap_equal_the_reference(arm: str) -> None:
+    encoders = {role: MEMBERS[role] for role in ENCODERS_OF[arm]}
+    check_reference(*tiny_model("llama", arm, encoders=encoders))
+
+
+@pytest.mark.parametrize("name", ["speech by plits, lfst by lal", "plits, lal, flamingo"])
+def test_bfloat16_stays_near_float32(name: str) -> None:
+    """Live, from a memory and one by one, within the share of the logits' spread that other models keep."""
+    model, processor = mixed(name)
+    conversations = [conversation for conversation, _ in CONVERSATIONS]
+    inputs = batch(processor, conversations)
+    with torch.no_grad():
+        exact = torch.cat(valid_logits(model(**inputs), inputs))
+        model.to(torch.bfloat16)
+        low = torch.cat(valid_logits(model(**inputs), inputs)).float()
+        alone = torch.cat([model(**batch(processor, [item])).logits[0] for item in conversations]).float()
+    live = torch.cat(valid_logits(model(**inputs), inputs)).float()
+    for found, expected in ((low, exact), (alone, low), (live, low)):
+        assert (found - expected).pow(2).mean().sqrt() < BF16_TOLERANCE * exact.std()
+
+
 @every_mix
 def test_packed_equals_unpacked(name: str) -> None:
     check_packed(*mixed(name), checkpointing=False)
@@ -101,6 +129,22 @@ def test_a_memory_comes_back_from_disk_to_a_model_that_came_back_too(name: str, 
     theirs = batch(its_processor, [CONVERSATIONS[1][0], CONVERSATIONS[0][0]])
     assert torch.equal(theirs["input_ids"], inputs["input_ids"])
     assert again.config.audio == model.config.audio
+
+
+@pytest.mark.parametrize("positions", ["span", "zero"])
+@pytest.mark.parametrize("name", [name for name in MIXES if "flamingo" not in name])
+@torch.no_grad()
+def test_new_clips_behind_a_kept_cache_equal_recomputation(name: str, positions: str) -> None:
+    model, processor = mixed(name, positions=positions)
+    first, later = [noise(1.3, 2)], [noise(0.4, 1), noise(0.7, 3)]
+    begun = batch(processor, [message(*first)])
+    new = processor("and <|audio|> or <|audio|>?", later, sampling_rate=RATE_HZ, add_special_tokens=False)
+    ids = torch.cat([begun["input_ids"], new["input_ids"]], 1)
+    whole = model(ids, **processor.collate_clips([processor.clip(clip, RATE_HZ) for clip in first + later])).logits
+    cache = model(**begun, use_cache=True).past_key_values
+    sound = {key: new[key] for key in ("input_features", "audio_num_samples")}
+    behind = model(new["input_ids"], past_key_values=cache, **sound).logits
+    torch.testing.assert_close(behind, whole[:, begun["input_ids"].shape[1] :], rtol=1e-5, atol=2e-5)
 
 
 def test_the_longest_stream_sets_the_span_and_queries_count_as_they_are() -> None:

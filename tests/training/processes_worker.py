@@ -45,6 +45,8 @@ TASKS: dict[str, dict[str, Any]] = {
     },
     "adapter": {"arm": "pal", **PROBE, "encoder": TINY_ENCODER | {"frozen": True}},
     "unused": {"arm": "lal", "encoder": TINY_ENCODER | {"num_layers": 2, "encoder_layers": [1]}},
+    "pal-multi": {"arm": "pal-multi"},
+    "lfst": {"arm": "lfst", "lal": {}},
     "unpacked": {"arm": "pal", "stage": {"packing": False, "recompute_audio": True}},
     "bfloat16": {"arm": "pal", "precision": "bfloat16"},
 }

@@ -80,6 +80,29 @@ def test_training_from_a_frame_cache_equals_training_live(
     assert (live / "answers.jsonl").read_text() == (cached / "answers.jsonl").read_text()
 
 
+WAYS = {
+    "pal-multi": ["accumulate=3", "packing=false", "checkpointing=true", "recompute_audio=true"],
+    "lfst by lal": ["accumulate=3", "checkpointing=true", "compile=true"],
+}
+
+
+@pytest.mark.parametrize("preset", list(WAYS))
+def test_the_way_of_a_step_keeps_the_numbers(
+    preset: str, folders: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, original, compiled = recipe(tmp_path, preset, folders), torch.compile, []
+
+    def without_kernels(*arguments: Any, **options: Any) -> Any:
+        compiled.append(1)
+        return original(*arguments, backend="aot_eager", **options)
+
+    monkeypatch.setattr(torch, "compile", without_kernels)
+    plain = train(path, ["stages.0.steps=2"], out=tmp_path / "plain")
+    other = train(path, ["stages.0.steps=2", *(f"stages.0.{setting}" for setting in WAYS[preset])], out=tmp_path / "other")
+    assert losses(other) == pytest.approx(losses(plain), rel=1e-5)
+    assert bool(compiled) == ("compile=true" in WAYS[preset])
+
+
 def test_a_cache_that_lacks_one_encoder_is_refused_before_anything_trains(
     folders: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -65,7 +65,7 @@ def from_recipe(
     if model.preset is None:
         raise PalError("the plan counts presets; this recipe writes its own streams")
     if model.encoder is None:
-        raise PalError(f"the plan counts presets with one `encoder`, and {model.preset} has several: measure it by a short run")
+        raise PalError("the plan counts the one `encoder` of a preset; this recipe has none or several: measure a short run")
     connector = {"type": "mlp", "stride": 2} | (model.connector or {})
     if connector["type"] != "mlp":
         raise PalError(f"the plan counts the mlp connector for the full sequence, not {connector['type']!r}")

@@ -10,9 +10,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from pal_audio.connectors.base import TokenHead
+from pal_audio.connectors.base import INITIAL_TIME_GAIN, TokenHead
 from pal_audio.connectors.joint import JointConnector, JointConnectorConfig
-from pal_audio.connectors.queries import Attention, feed_forward, find_num_heads, frame_projection, time_gain, timed_memory
+from pal_audio.connectors.queries import Attention, feed_forward, find_num_heads, frame_projection, timed_memory
 
 
 class LfstConnectorConfig(JointConnectorConfig):
@@ -22,11 +22,11 @@ class LfstConnectorConfig(JointConnectorConfig):
     queries: int = Field(64, gt=0)
     """Audio tokens of every clip."""
     num_layers: int = Field(2, gt=0)
-    """Blocks; in each the queries read both encoders."""
+    """In each the queries read both encoders."""
     num_heads: int | None = Field(None, gt=0)
     """None: heads of about 64 channels."""
     hidden_size: int | None = Field(None, gt=0)
-    """Width of queries and blocks; None: the width of the wider frames."""
+    """Width of queries and layers; None: the width of the wider frames."""
 
     def output_lengths(self, num_frames: Sequence[int], frame_rates_hz: Sequence[float]) -> int:
         return self.queries
@@ -37,21 +37,23 @@ class LfstConnectorConfig(JointConnectorConfig):
         return LfstConnector(self, frame_sizes, token_size, frame_rates_hz, init_rms)
 
 
-class Reading(nn.Module):
-    """Cross-attention to the frames of one encoder, then feed-forward; each residual."""
+class LfstLayer(nn.Module):
+    """For each encoder: cross-attention to its frames, then feed-forward; each residual."""
 
-    def __init__(self, size: int, num_heads: int) -> None:
+    def __init__(self, size: int, num_heads: int, num_encoders: int) -> None:
         super().__init__()
-        self.cross_attention = Attention(size, num_heads)
-        self.mlp = feed_forward(size)
+        self.cross_attentions = nn.ModuleList(Attention(size, num_heads) for _ in range(num_encoders))
+        self.mlps = nn.ModuleList(feed_forward(size) for _ in range(num_encoders))
 
-    def forward(self, queries_CAD: Tensor, memory_CTD: Tensor, mask_CT: Tensor | None) -> Tensor:
-        queries_CAD = queries_CAD + self.cross_attention(queries_CAD, memory_CTD, mask_CT)
-        return queries_CAD + self.mlp(queries_CAD)
+    def forward(self, queries_CAD: Tensor, memories: Sequence[Tensor], masks: Sequence[Tensor | None]) -> Tensor:
+        for attention, mlp, memory_CTD, mask_CT in zip(self.cross_attentions, self.mlps, memories, masks, strict=True):
+            queries_CAD = queries_CAD + attention(queries_CAD, memory_CTD, mask_CT)
+            queries_CAD = queries_CAD + mlp(queries_CAD)
+        return queries_CAD
 
 
 class LfstConnector(JointConnector):
-    """Learned queries; in each block they read the first encoder, then the second; then Linear and `TokenHead`.
+    """Learned queries; in each layer they read the first encoder, then the second; then Linear and `TokenHead`.
 
     Each encoder's frames have a projection, a time code of their own rate and a mask of their own, so that encoders of any rates
     and lengths fit together; tokens have no time of their own.
@@ -76,22 +78,19 @@ class LfstConnector(JointConnector):
         num_heads = find_num_heads(config.type, size, config.num_heads)
         self.queries = nn.Parameter(torch.randn(config.queries, size))
         self.frame_projections = nn.ModuleList(frame_projection(frame_size, size) for frame_size in frame_sizes)
-        gains = [gain for _ in frame_sizes if (gain := time_gain(config.time_code)) is not None]
-        self.time_gains = nn.ParameterList(gains)
-        self.blocks = nn.ModuleList(
-            nn.ModuleList(Reading(size, num_heads) for _ in frame_sizes) for _ in range(config.num_layers)
-        )
+        gains = torch.full((len(frame_sizes),), INITIAL_TIME_GAIN)
+        self.time_gains = nn.Parameter(gains) if config.time_code else None
+        self.layers = nn.ModuleList(LfstLayer(size, num_heads, len(frame_sizes)) for _ in range(config.num_layers))
         self.norm = nn.LayerNorm(size)
         self.out = nn.Linear(size, token_size)
         self.head = TokenHead(token_size, init_rms, time_code=False)
 
     def forward(self, frames: Sequence[Tensor], lengths: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        gains = self.time_gains if self.config.time_code else [None] * len(frames)
+        gains = [None] * len(frames) if self.time_gains is None else list(self.time_gains)
         ways = zip(frames, lengths, self.frame_projections, gains, self.frame_rates_hz, strict=True)
-        memories = [timed_memory(*way) for way in ways]
+        memories, masks = zip(*(timed_memory(*way) for way in ways), strict=True)
         queries_CAD = self.queries.expand(len(frames[0]), -1, -1)
-        for block in self.blocks:
-            for reading, (memory_CTD, mask_CT) in zip(block, memories, strict=True):
-                queries_CAD = reading(queries_CAD, memory_CTD, mask_CT)
+        for layer in self.layers:
+            queries_CAD = layer(queries_CAD, memories, masks)
         mask_CA = torch.ones(queries_CAD.shape[:2], dtype=torch.bool, device=queries_CAD.device)
         return self.head(self.out(self.norm(queries_CAD)), mask_CA, mask_CA.float()), self.token_lengths(lengths)

@@ -9,8 +9,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from pal_audio.connectors.base import Connector, ConnectorConfig, TokenHead
-from pal_audio.connectors.queries import Attention, feed_forward, find_num_heads, frame_projection, time_gain, timed_memory
+from pal_audio.connectors.base import INITIAL_TIME_GAIN, Connector, ConnectorConfig, TokenHead
+from pal_audio.connectors.queries import Attention, feed_forward, find_num_heads, frame_projection, timed_memory
 
 
 class QformerConnectorConfig(ConnectorConfig):
@@ -66,7 +66,7 @@ class QformerConnector(Connector):
         num_heads = find_num_heads(config.type, size, config.num_heads)
         self.queries = nn.Parameter(torch.randn(config.queries, size))
         self.frame_projection = frame_projection(frame_size, size)
-        self.time_gain = time_gain(config.time_code)
+        self.time_gain = nn.Parameter(torch.tensor(INITIAL_TIME_GAIN)) if config.time_code else None
         self.layers = nn.ModuleList(QformerLayer(size, num_heads) for _ in range(config.num_layers))
         self.norm = nn.LayerNorm(size)
         self.out = nn.Linear(size, token_size)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from pal_audio.connectors.base import INITIAL_TIME_GAIN, time_code
+from pal_audio.connectors.base import time_code
 from pal_audio.encoders.base import length_mask
 from pal_audio.errors import PalError
 
@@ -65,11 +65,6 @@ def frame_projection(frame_size: int, size: int) -> nn.Sequential:
     return nn.Sequential(nn.LayerNorm(frame_size), nn.Linear(frame_size, size), nn.LayerNorm(size))
 
 
-def time_gain(wanted: bool) -> nn.Parameter | None:
-    """The trained factor of the frames' time code, where there is one."""
-    return nn.Parameter(torch.tensor(INITIAL_TIME_GAIN)) if wanted else None
-
-
 def timed_memory(
     frames_CTD: Tensor, lengths_C: Tensor, projection: nn.Module, gain: Tensor | None, frame_rate_hz: float
 ) -> tuple[Tensor, Tensor | None]:
@@ -79,7 +74,7 @@ def timed_memory(
         frames_CTD: what stands past a clip's length is not read.
         lengths_C: int64 on the CPU.
         projection: see `frame_projection`.
-        gain: see `time_gain`.
+        gain: trained factor of the time code, a number; None: no time code.
         frame_rate_hz: frames a second.
 
     Returns:

@@ -92,4 +92,5 @@ def _encoders(name: str, encoder: dict[str, Any] | None, encoders: dict[str, Any
     unknown = [role for role in encoders or {} if role not in roles]
     if unknown:
         raise PalError(f"preset {name!r} has encoders {', '.join(roles)}, none called {unknown[0]!r}; or write `streams`")
-    return {role: (encoders or {}).get(role) or ROLES[role] for role in roles}
+    given = {role: options for role, options in (encoders or {}).items() if options is not None}
+    return {role: given.get(role, ROLES[role]) for role in roles}
