@@ -40,7 +40,24 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "granite": {"attention_multiplier": 0.2, "embedding_multiplier": 3.0, "residual_multiplier": 0.7},
     "phi3": {"sliding_window": 6,
              "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}},
+    # Soft-caps near the scores that these weights make, so that a forgotten one shows.
+    "gemma2": {"head_dim": 16, "sliding_window": 6, "layer_types": ["sliding_attention", "full_attention"] * 2,
+               "query_pre_attn_scalar": 20, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 5.0},
+    "cohere2": {"sliding_window": 6, "layer_types": ["sliding_attention", "full_attention"] * 2, "logit_scale": 0.5},
+    "glm4": {"head_dim": 8, "attention_bias": True,
+             "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}},
+    "qwen3_moe": {"head_dim": 16, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24,
+                  "norm_topk_prob": True, "mlp_only_layers": [1]},
+    "gpt_neox": {"num_key_value_heads": None,
+                 "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}},
+    "gpt2": {"num_key_value_heads": None, "intermediate_size": None, "n_inner": 48, "scale_attn_by_inverse_layer_idx": True,
+             "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
+    "gpt_oss": {"head_dim": 16, "sliding_window": 6, "layer_types": ["sliding_attention", "full_attention"] * 2,
+                "num_local_experts": 4, "num_experts_per_tok": 2,
+                "rope_parameters": {"rope_type": "yarn", "factor": 8.0, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": False,
+                                    "original_max_position_embeddings": 64, "rope_theta": 10000.0}},
 }  # fmt: skip
+EAGER_ONLY = ("gemma2", "gpt_oss")  # soft-cap and sinks, which SDPA does not have
 REQUIRED = ("llama", "qwen2", "qwen3", "gemma3_text", "olmo2")
 
 
@@ -66,7 +83,8 @@ def tokenizer_texts() -> tuple[str, ...]:
 
 def llm_config(family: str, num_tokens: int, **changes: Any) -> Any:
     ids = {"vocab_size": num_tokens, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": None}
-    return CONFIG_MAPPING[family](**{**_COMMON, **ids, **FAMILIES[family], **changes})
+    fields = {**_COMMON, **ids, **FAMILIES[family], **changes}
+    return CONFIG_MAPPING[family](**{name: value for name, value in fields.items() if value is not None or name in ids})
 
 
 def perturb(module: torch.nn.Module, seed: int = 0) -> None:

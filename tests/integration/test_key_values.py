@@ -11,7 +11,7 @@ from tests.tiny import FAMILIES, llm_config, perturb, tiny_model
 
 def llm_of(family: str) -> torch.nn.Module:
     torch.manual_seed(0)
-    llm = AutoModelForCausalLM.from_config(llm_config(family, 64)).eval()
+    llm = AutoModelForCausalLM.from_config(llm_config(family, 64), attn_implementation="eager").eval()
     perturb(llm)
     return llm
 

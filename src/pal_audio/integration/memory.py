@@ -17,7 +17,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from pal_audio.errors import PalError
 from pal_audio.integration import joining, memory_file
@@ -59,7 +58,7 @@ class LiveAudio:
         layers: the layers of each key stream.
         widths: A of each key stream.
         hidden: True hides every key from every query: a dummy clip that only keeps the graph whole.
-        recompute: keep nothing of a layer's way from tokens to keys and values for backward; compute it again.
+        recompute: keep nothing of a LAL layer's attention for backward, from audio tokens on; compute it again.
     """
 
     clips: ClipTokens
@@ -71,12 +70,6 @@ class LiveAudio:
 
     def keys_values(self, rule: LayerKeyValues | FlamingoBlock, stream: int) -> tuple[Tensor, Tensor]:
         """Un-rotated keys and values (C, K, A, d) of one stream in one layer or block."""
-        if self.recompute and torch.is_grad_enabled():
-            pair: tuple[Tensor, Tensor] = checkpoint(self._project, rule, stream, use_reentrant=False)
-            return pair
-        return self._project(rule, stream)
-
-    def _project(self, rule: LayerKeyValues | FlamingoBlock, stream: int) -> tuple[Tensor, Tensor]:
         return rule.project(self.inputs[stream](rule.index))
 
 
@@ -250,6 +243,10 @@ class AttachedAudio:
     def expected(self) -> frozenset[int]:
         return frozenset(self.streams_of_layer)
 
+    @property
+    def recompute(self) -> bool:
+        return self.live is not None and self.live.recompute
+
     def position_ids(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Position ids (B, L) of `input_ids`: a stretch of the prompt, or what follows it.
 
@@ -422,11 +419,11 @@ def attach(
         mode: "span" or "zero".
         device: the model's.
         summary_sees_audio: False hides a clip's keys from its own slots.
-        max_positions: the LLM's trained context, or None if unknown.
+        max_positions: that audio and text may take, or None if nothing bounds them.
         placement: where the clips stand, if it is known already (`extension`).
 
     Raises:
-        PalError: markers, slots and clips do not match, or `span` runs past the LLM's context.
+        PalError: markers, slots and clips do not match, or positions run past the LLM's context.
     """
     clips = audio.clips
     prompt_BL, input_ids, attention_mask = input_ids, input_ids.cpu(), attention_mask.cpu()
@@ -460,11 +457,18 @@ def check_context(placement: Placement, clips: ClipTokens, mode: str, max_positi
     """That no position runs past the LLM's context.
 
     Raises:
-        PalError: one does, under `span`.
+        PalError: one does.
     """
-    if mode != "span" or max_positions is None or not placement.markers_BR.numel():
+    if max_positions is None or not placement.markers_BR.numel():
         return
     last_text = placement.position_ids_BL.max()
+    if mode == "zero":
+        if int(last_text) >= max_positions:
+            raise PalError(
+                f"positions: audio slots and text take {int(last_text) + 1} positions but the LLM has {max_positions}; "
+                "use shorter text or, with PLITS, a connector with fewer tokens"
+            )
+        return
     spans_BR = clips.spans_C[placement.clips_BR.clamp(min=0)].masked_fill(placement.clips_BR < 0, 0)
     markers_BR = placement.markers_BR.masked_fill(placement.clips_BR < 0, 0)
     needed = int(torch.maximum(last_text, (markers_BR + spans_BR).max())) + 1

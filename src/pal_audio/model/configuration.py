@@ -144,6 +144,8 @@ class PalConfig(PretrainedConfig):
         self.provenance = provenance
         self.bases = bases
         self.adapter = None if adapter is None else parse_config(_adapter_type, adapter, "adapter").model_dump(mode="json")
+        # The constructor sets the kernel of experts in sub-configurations; a ready LLM keeps the one that it chose.
+        kwargs.setdefault("experts_implementation", {"text_config": getattr(text_config, "_experts_implementation", None)})
         super().__init__(**kwargs)
 
     @property

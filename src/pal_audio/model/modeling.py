@@ -17,10 +17,10 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from pal_audio import encoders
 from pal_audio.errors import PalError
-from pal_audio.integration.attention import check_consumed, install
+from pal_audio.integration.attention import check_consumed, has_sdpa, install
 from pal_audio.integration.config import LalConfig
 from pal_audio.integration.flamingo import check_entered, hang
-from pal_audio.integration.key_values import LayerKeyValues, embedding_rms, find_layers, has_input_norm, max_span
+from pal_audio.integration.key_values import LayerKeyValues, embedding_rms, find_layers, has_input_norm, max_positions
 from pal_audio.integration.memory import AttachedAudio, AudioMemory, LiveAudio, attach
 from pal_audio.integration.proof import prove
 from pal_audio.model import layer_checkpointing
@@ -64,7 +64,7 @@ class PalForConditionalGeneration(SoundMixin, PreTrainedModel, PalGenerationMixi
         self._hooked = self._has_lal
         self.recompute_audio = False  # keep less for backward; see `LiveAudio`
         # The constructors of wrappers set "sdpa" on every sub-configuration, also where the LLM cannot have it.
-        self._install_attention(kernel if self.language_model._supports_sdpa else "eager")
+        self._install_attention(kernel if has_sdpa(self.language_model) else "eager")
         on_meta = any(parameter.is_meta for parameter in self.language_model.parameters())
         init_rms = 1.0 if on_meta else embedding_rms(self.language_model)
         self.encoders = nn.ModuleDict({name: encoders.build(item) for name, item in audio.encoders.items()})
@@ -204,7 +204,7 @@ class PalForConditionalGeneration(SoundMixin, PreTrainedModel, PalGenerationMixi
             self._audio.positions,
             self.marker.device,
             self._audio.summary_sees_audio,
-            max_span(self.language_model.config.get_text_config()),
+            max_positions(self.language_model, self._audio.positions),
         )
 
     # ---- one forward ----------------------------------------------------------------------------------------------

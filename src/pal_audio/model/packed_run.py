@@ -54,8 +54,8 @@ def run_packed(
     embeddings = packing.pack(embeddings_BLD)
     if supervised is not None:
         kwargs["logits_to_keep"] = supervised[0].to(embeddings.device, non_blocking=True)
-    # A 4D mask goes through transformers as it is; our attention makes its own.
-    mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=embeddings.device)
+    # A 4D mask goes through transformers as it is; our attention makes its own. A balance of experts counts its tokens.
+    mask = torch.ones(1, 1, *embeddings.shape[:2], dtype=torch.bool, device=embeddings.device)
     outputs = language_model(
         inputs_embeds=embeddings, attention_mask=mask,
         position_ids=packing.pack(position_ids), pal_packing=packing, **kwargs | {"use_cache": False},
@@ -68,4 +68,6 @@ def run_packed(
         outputs.loss = language_model.loss_function(
             outputs.logits, targets, outputs.logits.shape[-1], num_items_in_batch=num_items_in_batch, shift_labels=targets
         )
+        if getattr(outputs, "aux_loss", None) is not None:  # the balance of experts, as the LLM itself would add it
+            outputs.loss = outputs.loss + language_model.router_aux_loss_coef * outputs.aux_loss
     return outputs

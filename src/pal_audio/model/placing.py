@@ -15,7 +15,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from pal_audio.errors import PalError
 from pal_audio.integration.extension import check_same_positions, extend, whole_text
-from pal_audio.integration.key_values import max_span
+from pal_audio.integration.key_values import max_positions
 from pal_audio.integration.memory import AttachedAudio, AudioMemory, LiveAudio
 from pal_audio.model.configuration import PalConfig
 from pal_audio.model.sound import Features, Lengths
@@ -107,7 +107,7 @@ def attach_behind(
             check_same_positions(known, attached.placement)
         return attached
     model.check_fingerprint(memory)
-    limit = max_span(model.language_model.config.get_text_config())
+    limit = max_positions(model.language_model, model._audio.positions)
     sees = model._audio.summary_sees_audio
     return extend(known, memory, whole, mask, model._audio.positions, model.marker.device, sees, limit)
 

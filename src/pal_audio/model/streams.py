@@ -76,13 +76,15 @@ class Stream(nn.Module):
 
         With one token sequence per encoder layer, LLM layer l of n reads the one at the same relative depth (our choice).
         """
-        return partial(self._project, tokens)
-
-    def _project(self, tokens: list[Tensor], layer: int) -> Tensor:
         if self.projectors is None:
-            return tokens[-1]
+            return lambda layer: tokens[-1]
+        return partial(self._project, self.projectors, tokens, [self.projectors.common(each) for each in tokens])
+
+    def _project(self, projectors: LayerProjectors, tokens: list[Tensor], common: list[Tensor | None], layer: int) -> Tensor:
         depth = layer / max(1, self.num_llm_layers - 1)
-        return self.projectors(layer, tokens[round(depth * (len(tokens) - 1))])
+        source = round(depth * (len(tokens) - 1))
+        inputs: Tensor = projectors(layer, tokens[source], common[source])
+        return inputs
 
 
 def frames_of(name: str, encoder: AudioEncoder, clips: Tensor | Frames, samples_C: Tensor, max_windows: int | None) -> Frames:
