@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from pal_audio.model import PalConfig, PalForConditionalGeneration, PalProcessor
-from pal_audio.model.presets import preset
+from pal_audio.model.presets import ENCODERS_OF, preset
 from pal_audio.model.tokenizer import train_tokenizer
 
 RATE_HZ = 16_000
@@ -17,6 +17,12 @@ TINY_ENCODER = {
     "type": "conv", "num_mels": 16, "channels": [4, 8], "time_strides": [2, 2], "hidden_size": 12, "num_layers": 1,
     "num_heads": 2, "window_s": 1.0, "dropout": 0.0, "spec_augment": False,
 }  # fmt: skip
+# By the roles of presets with several: three rates of sound, of frames, widths and windows.
+TINY_ENCODERS = {
+    "speech": TINY_ENCODER,
+    "sound": {**TINY_ENCODER, "sampling_rate_hz": 24_000, "hidden_size": 8, "window_s": 0.7},
+    "language": {**TINY_ENCODER, "sampling_rate_hz": 8_000, "hidden_size": 16, "time_strides": [4, 4], "window_s": 0.5},
+}
 _COMMON = {
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -100,15 +106,28 @@ def tiny_model(
     family: str = "llama", arm: str = "pal", seed: int = 0, llm: dict[str, Any] | None = None, **options: Any
 ) -> tuple[PalForConditionalGeneration, PalProcessor]:
     """A tiny model with random weights and its processor; `options` are those of `preset`, and `adapter`."""
-    torch.manual_seed(seed)
-    encoder = options.pop("encoder", TINY_ENCODER)
-    connector = options.pop("connector", {"type": "mlp", "stride": 4})
     adapter = options.pop("adapter", None)
+    if arm in ENCODERS_OF:
+        options.setdefault("encoders", {role: TINY_ENCODERS[role] for role in ENCODERS_OF[arm]})
+        options.setdefault("connector", {"type": "lfst", "queries": 5} if arm == "lfst" else {"type": "mlp", "stride": 4})
+    else:
+        options = {"encoder": TINY_ENCODER, "connector": {"type": "mlp", "stride": 4}} | options
     if arm == "pal":
         options.setdefault("summary", {"type": "pool", "num_tokens": 3})
     if arm == "flamingo":
         options.setdefault("flamingo", {"layers": "every:2"})
-    audio = preset(arm, encoder, connector, **options)
+    return tiny_mix(preset(arm, **options), family, seed, llm, adapter)
+
+
+def tiny_mix(
+    audio: dict[str, Any],
+    family: str = "llama",
+    seed: int = 0,
+    llm: dict[str, Any] | None = None,
+    adapter: dict[str, Any] | None = None,
+) -> tuple[PalForConditionalGeneration, PalProcessor]:
+    """Likewise of any streams: `audio` is an `AudioConfig`'s dict."""
+    torch.manual_seed(seed)
     processor = PalProcessor(train_tokenizer(tokenizer_texts(), 300), audio)
     vocabulary = len(processor.tokenizer) - 2  # the two audio tokens lie outside the LLM's vocabulary
     text_config = llm_config(family, vocabulary, **(llm or {}))

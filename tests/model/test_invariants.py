@@ -36,11 +36,8 @@ CONVERSATIONS = [
 ]
 
 
-@pytest.mark.parametrize("positions", ["span", "zero"])
-@pytest.mark.parametrize(("family", "arm"), MATRIX)
-def test_equals_reference_in_a_batch_with_either_padding(family: str, arm: str, positions: str) -> None:
-    """Invariants 2, 3 and 5: a mixed batch of no, one and two clips equals the eager reference row by row."""
-    model, processor = tiny_model(family, arm, positions=positions)
+def check_reference(model: Any, processor: Any) -> None:
+    """Invariants 2, 3 and 5: a mixed batch of no, one and two clips equals the eager reference row by row, however padded."""
     for side in ("left", "right"):
         inputs = batch(processor, [conversation for conversation, _ in CONVERSATIONS], padding_side=side)
         with torch.no_grad():
@@ -51,6 +48,12 @@ def test_equals_reference_in_a_batch_with_either_padding(family: str, arm: str, 
                 model, ids, clip_tokens(model, processor, clips) if clips else [[] for _ in model.streams]
             )
             torch.testing.assert_close(row, expected)
+
+
+@pytest.mark.parametrize("positions", ["span", "zero"])
+@pytest.mark.parametrize(("family", "arm"), MATRIX)
+def test_equals_reference_in_a_batch_with_either_padding(family: str, arm: str, positions: str) -> None:
+    check_reference(*tiny_model(family, arm, positions=positions))
 
 
 @pytest.mark.parametrize(
@@ -73,10 +76,8 @@ def test_lal_options_equal_reference(family: str, options: dict[str, Any]) -> No
     torch.testing.assert_close(logits, expected)
 
 
-@pytest.mark.parametrize(("family", "arm"), MATRIX)
-def test_gradients_of_the_live_path_equal_autograd_of_the_same_function(family: str, arm: str) -> None:
+def check_live_path(model: Any, processor: Any) -> None:
     """The live path (keys and values inside each layer) and the memory path give the same logits; live ones have gradients."""
-    model, processor = tiny_model(family, arm)
     inputs = batch(processor, [CONVERSATIONS[0][0], CONVERSATIONS[1][0]])
     live = model(**inputs)
     with torch.no_grad():
@@ -87,6 +88,11 @@ def test_gradients_of_the_live_path_equal_autograd_of_the_same_function(family: 
         name for name, p in model.named_parameters() if name.startswith(("streams", "marker", "encoders")) and p.grad is None
     ]
     assert not silent
+
+
+@pytest.mark.parametrize(("family", "arm"), MATRIX)
+def test_gradients_of_the_live_path_equal_autograd_of_the_same_function(family: str, arm: str) -> None:
+    check_live_path(*tiny_model(family, arm))
 
 
 @pytest.mark.parametrize("family", list(FAMILIES))
@@ -127,11 +133,8 @@ def test_pal_without_layers_is_plits_of_the_summary() -> None:
         torch.testing.assert_close(pal(**inputs).logits, plits(**inputs).logits)
 
 
-@pytest.mark.parametrize("arm", ARMS)
-@pytest.mark.parametrize("family", list(FAMILIES))
-def test_generation_cached_equals_recomputed(family: str, arm: str) -> None:
+def check_generation(model: Any, processor: Any) -> None:
     """Invariant 5: greedy tokens with a dynamic, a static and no cache agree, in a left-padded batch and one by one."""
-    model, processor = tiny_model(family, arm)
     conversations = [conversation for conversation, _ in CONVERSATIONS]
     inputs = batch(processor, conversations)
     options = {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False}
@@ -144,6 +147,12 @@ def test_generation_cached_equals_recomputed(family: str, arm: str) -> None:
         alone = batch(processor, [conversation])
         answer = model.generate(**alone, **options)[0, alone["input_ids"].shape[1] :]
         assert torch.equal(answer, cached[row, width:])
+
+
+@pytest.mark.parametrize("arm", ARMS)
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_generation_cached_equals_recomputed(family: str, arm: str) -> None:
+    check_generation(*tiny_model(family, arm))
 
 
 @pytest.mark.parametrize("arm", ARMS)

@@ -33,8 +33,8 @@ class ModelSpec(StrictConfig):
         llm: hub id, folder, or an inline configuration of a fresh one: `model_type`, its fields, and
             `tokenizer: {vocab_size: n}` for a tokenizer trained on the recipe's own texts. None: encoders alone, see `parts`.
         revision: of the LLM on the hub.
-        preset: "plits", "lal", "pal" or "flamingo" with `encoder`, `connector`, `summary`, `lal`, `flamingo`; or, instead,
-            `encoders` and `streams`.
+        preset: "plits", "lal", "pal" or "flamingo" with `encoder`, or "pal-multi" or "lfst" with `encoders`; and `connector`,
+            `summary`, `lal`, `flamingo` (see `preset`); or, instead, `encoders` and `streams`.
         positions, summary_sees_audio: see `AudioConfig`.
     """
 
@@ -75,15 +75,13 @@ class ModelSpec(StrictConfig):
         """
         shared = {key: getattr(self, key) for key in _SHARED if getattr(self, key) is not None}
         if (self.preset is None) == (self.streams is None):
-            raise PalError("model: give either `preset` (with `encoder`) or `encoders` and `streams`")
+            raise PalError("model: give either `preset` (with `encoder`, or `encoders` by role) or `encoders` and `streams`")
         if self.preset is None:
             stray = [key for key in ("encoder", "connector", "summary", "lal", "flamingo") if getattr(self, key) is not None]
             if stray:
                 raise PalError(f"model: {stray[0]!r} belongs to a preset; with `streams`, write it inside a stream")
             return AudioConfig.parse({"encoders": self.encoders or {}, "streams": self.streams, **shared})
-        if self.encoders is not None or self.encoder is None:
-            raise PalError("model: a preset takes one `encoder`")
-        parts = self.encoder, self.connector, self.summary, self.lal, self.flamingo
+        parts = self.encoder, self.connector, self.summary, self.lal, self.flamingo, self.encoders
         return AudioConfig.parse(preset(self.preset, *parts, **shared))
 
 

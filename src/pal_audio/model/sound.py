@@ -23,7 +23,7 @@ from pal_audio.integration.key_values import LayerKeyValues
 from pal_audio.integration.memory import AudioMemory, ClipTokens, LiveAudio
 from pal_audio.model.configuration import AudioConfig, PalConfig
 from pal_audio.model.streaming import append_audio
-from pal_audio.model.streams import frames_of, join_slots
+from pal_audio.model.streams import by_encoder, check_same_clips, frames_of, join_slots
 
 MAX_WINDOWS = 16  # encoder windows in one pass without gradients: bounds memory on long clips
 
@@ -61,7 +61,8 @@ class SoundMixin(nn.Module):
             first_frames: by encoder name, frames that the clips have already; see `append_audio`.
 
         Raises:
-            PalError: frames are not of this encoder's shape, or of one that is not frozen while gradients are on.
+            PalError: an encoder's clips are missing or not as many as another's, or frames are not of the encoder's shape, or of
+                one that is not frozen while gradients are on.
         """
         per_stream = self._stream_tokens(input_features, audio_num_samples, max_windows, first_frames)
         num_clips = len(per_stream[0][1])
@@ -131,11 +132,11 @@ class SoundMixin(nn.Module):
         device = self.marker.device
         features = {name: item.to(device, non_blocking=True) for name, item in self._by_encoder(input_features).items()}
         samples = {name: item.cpu() for name, item in self._by_encoder(audio_num_samples).items()}
+        check_same_clips(samples)
         frames = {
             name: frames_of(name, encoder, features[name], samples[name], max_windows) for name, encoder in self.encoders.items()
         }
-        first = dict.fromkeys(self.encoders, 0) | (first_frames or {})
-        return [stream.tokens(frames[stream.config.encoder], first[stream.config.encoder]) for stream in self.streams]
+        return [stream.tokens(frames, first_frames) for stream in self.streams]
 
     @contextmanager
     def _in_eval_mode(self) -> Iterator[None]:
@@ -151,7 +152,8 @@ class SoundMixin(nn.Module):
 
     def audio_fingerprint(self) -> str:
         """What an audio memory depends on: encoders, connectors, P_l, the LAL layers' key/value path, dtype, configuration."""
-        modules = [self.encoders, self.streams, *(module for rule in self._rules.values() for module in rule.modules())]
+        listeners = nn.ModuleDict({name: self.encoders[name] for name in sorted(self.encoders)})  # as a saved folder does
+        modules = [listeners, self.streams, *(module for rule in self._rules.values() for module in rule.modules())]
         return fingerprint(modules, [self.config.audio_config, self.config.adapter])
 
     def check_fingerprint(self, memory: AudioMemory) -> None:
@@ -164,12 +166,7 @@ class SoundMixin(nn.Module):
             raise PalError("this audio memory was made by another model (or before its weights changed); encode the audio again")
 
     def _by_encoder(self, value: Any) -> dict[str, Any]:
-        names = list(self.encoders)
-        if isinstance(value, Tensor | Frames):
-            if len(names) > 1:
-                raise PalError(f"this model has encoders {names}: pass a dict by encoder name, as the processor does")
-            value = {names[0]: value}
-        return {name: value[name] for name in names}
+        return by_encoder(value, list(self.encoders))
 
     def _learns_to_hear(self) -> bool:
         return any(p.requires_grad for p in (self.marker, *self.encoders.parameters(), *self.streams.parameters()))

@@ -105,5 +105,5 @@ def _is_boundary(audio: AudioConfig, name: str, num_samples: int) -> bool:
     if num_samples < 1 or num_samples % encoder.window_samples:
         return False
     frames = encoder.output_lengths(num_samples)
-    connectors = [stream.connector for stream in audio.streams if stream.encoder == name]
+    connectors = [stream.connector for stream in audio.streams if name in stream.encoders]
     return all(connector.begins_token(frames, encoder.frame_rate_hz) for connector in connectors)
