@@ -19,7 +19,7 @@ from tests.tiny import batch, message, noise, tiny_model
 NO_DROPOUT = dict.fromkeys(("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout"), 0.0)
 ENCODERS: dict[str, dict[str, Any]] = {
     "conv": CASES["conv"] | {"spec_augment": False},
-    "whisper": CASES["whisper"],
+    "whisper": CASES["whisper"] | {"config": CASES["whisper"]["config"] | {"init_std": 0.2}},  # at 0.02 it hardly hears
     "clap": CASES["clap"] | {"config": CASES["clap"]["config"] | {"hidden_dropout_prob": 0.0}},
     "sslam": CASES["sslam"],
     "transformers": CASES["wav2vec2-layer"] | {"config": CASES["wav2vec2-layer"]["config"] | NO_DROPOUT},
