@@ -41,7 +41,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
          "linear_num_value_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8},
         "the attention of its layers does not go through",
     ),
-    "xglm": ({"d_model": 32, "ffn_dim": 48, "num_layers": 4, "attention_heads": 4}, "the attention of its layers does not go through"),
+    "xglm": (
+        {"d_model": 32, "ffn_dim": 48, "num_layers": 4, "attention_heads": 4},
+        "the attention of its layers does not go through",
+    ),
     "bert": ({**SIZES, "intermediate_size": 48, "is_decoder": True}, "BertModel has no list of decoder layers"),
 }  # fmt: skip
 

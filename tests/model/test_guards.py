@@ -9,7 +9,7 @@ from torch import nn
 
 from pal_audio.errors import PalError
 from pal_audio.integration.key_values import UnsupportedLlmError
-from pal_audio.model import AudioConfig, PalConfig, PalForConditionalGeneration, preset
+from pal_audio.model import AudioConfig, preset
 from tests.tiny import RATE_HZ, batch, message, noise, tiny_model
 
 CLIP = noise(0.5)

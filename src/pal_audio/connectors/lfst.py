@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pal_audio.connectors.base import TokenHead
 from pal_audio.connectors.joint import JointConnector, JointConnectorConfig
-from pal_audio.connectors.queries import Attention, check_heads, feed_forward, frame_projection, time_gain, timed_memory
+from pal_audio.connectors.queries import Attention, feed_forward, find_num_heads, frame_projection, time_gain, timed_memory
 
 
 class LfstConnectorConfig(JointConnectorConfig):
@@ -23,7 +23,8 @@ class LfstConnectorConfig(JointConnectorConfig):
     """Audio tokens of every clip."""
     num_layers: int = Field(2, gt=0)
     """Blocks; in each the queries read both encoders."""
-    num_heads: int = Field(4, gt=0)
+    num_heads: int | None = Field(None, gt=0)
+    """None: heads of about 64 channels."""
     hidden_size: int | None = Field(None, gt=0)
     """Width of queries and blocks; None: the width of the wider frames."""
 
@@ -44,7 +45,7 @@ class Reading(nn.Module):
         self.cross_attention = Attention(size, num_heads)
         self.mlp = feed_forward(size)
 
-    def forward(self, queries_CAD: Tensor, memory_CTD: Tensor, mask_CT: Tensor) -> Tensor:
+    def forward(self, queries_CAD: Tensor, memory_CTD: Tensor, mask_CT: Tensor | None) -> Tensor:
         queries_CAD = queries_CAD + self.cross_attention(queries_CAD, memory_CTD, mask_CT)
         return queries_CAD + self.mlp(queries_CAD)
 
@@ -72,13 +73,13 @@ class LfstConnector(JointConnector):
     ) -> None:
         super().__init__(config, frame_sizes, token_size, frame_rates_hz)
         size = config.hidden_size or max(frame_sizes)
-        check_heads(config.type, size, config.num_heads)
+        num_heads = find_num_heads(config.type, size, config.num_heads)
         self.queries = nn.Parameter(torch.randn(config.queries, size))
         self.frame_projections = nn.ModuleList(frame_projection(frame_size, size) for frame_size in frame_sizes)
         gains = [gain for _ in frame_sizes if (gain := time_gain(config.time_code)) is not None]
         self.time_gains = nn.ParameterList(gains)
         self.blocks = nn.ModuleList(
-            nn.ModuleList(Reading(size, config.num_heads) for _ in frame_sizes) for _ in range(config.num_layers)
+            nn.ModuleList(Reading(size, num_heads) for _ in frame_sizes) for _ in range(config.num_layers)
         )
         self.norm = nn.LayerNorm(size)
         self.out = nn.Linear(size, token_size)

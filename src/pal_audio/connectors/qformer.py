@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from pal_audio.connectors.base import Connector, ConnectorConfig, TokenHead
-from pal_audio.connectors.queries import Attention, check_heads, feed_forward, frame_projection, time_gain, timed_memory
+from pal_audio.connectors.queries import Attention, feed_forward, find_num_heads, frame_projection, time_gain, timed_memory
 
 
 class QformerConnectorConfig(ConnectorConfig):
@@ -18,7 +18,8 @@ class QformerConnectorConfig(ConnectorConfig):
     queries: int = Field(16, gt=0)
     """Audio tokens of every clip."""
     num_layers: int = Field(2, gt=0)
-    num_heads: int = Field(4, gt=0)
+    num_heads: int | None = Field(None, gt=0)
+    """None: heads of about 64 channels."""
     hidden_size: int | None = Field(None, gt=0)
     """Width of queries and layers; None: the frame size."""
 
@@ -38,7 +39,7 @@ class QformerLayer(nn.Module):
         self.cross_attention = Attention(size, num_heads)
         self.mlp = feed_forward(size)
 
-    def forward(self, queries_CAD: Tensor, memory_CTD: Tensor, mask_CT: Tensor) -> Tensor:
+    def forward(self, queries_CAD: Tensor, memory_CTD: Tensor, mask_CT: Tensor | None) -> Tensor:
         queries_CAD = queries_CAD + self.self_attention(queries_CAD, None, None)
         queries_CAD = queries_CAD + self.cross_attention(queries_CAD, memory_CTD, mask_CT)
         return queries_CAD + self.mlp(queries_CAD)
@@ -62,11 +63,11 @@ class QformerConnector(Connector):
     ) -> None:
         super().__init__(config, frame_size, token_size, frame_rate_hz, init_rms)
         size = config.hidden_size or frame_size
-        check_heads(config.type, size, config.num_heads)
+        num_heads = find_num_heads(config.type, size, config.num_heads)
         self.queries = nn.Parameter(torch.randn(config.queries, size))
         self.frame_projection = frame_projection(frame_size, size)
         self.time_gain = time_gain(config.time_code)
-        self.layers = nn.ModuleList(QformerLayer(size, config.num_heads) for _ in range(config.num_layers))
+        self.layers = nn.ModuleList(QformerLayer(size, num_heads) for _ in range(config.num_layers))
         self.norm = nn.LayerNorm(size)
         self.out = nn.Linear(size, token_size)
         self.head = TokenHead(token_size, init_rms, time_code=False)

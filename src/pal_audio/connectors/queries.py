@@ -12,15 +12,26 @@ from pal_audio.connectors.base import INITIAL_TIME_GAIN, time_code
 from pal_audio.encoders.base import length_mask
 from pal_audio.errors import PalError
 
+HEAD_SIZE = 64  # fused attention kernels are made for heads of 64 and 128
 
-def check_heads(connector: str, size: int, num_heads: int) -> None:
-    """That the width can be split among the heads.
+
+def find_num_heads(connector: str, size: int, num_heads: int | None) -> int:
+    """Attention heads of a connector.
+
+    Args:
+        connector: its type, for the error.
+        size: width of its layers.
+        num_heads: those asked for; None: heads of about `HEAD_SIZE`.
 
     Raises:
-        PalError: it cannot.
+        PalError: the width cannot be split among those asked for.
     """
+    if num_heads is None:
+        wanted = max(1, round(size / HEAD_SIZE))
+        return next(number for number in range(wanted, 0, -1) if size % number == 0)
     if size % num_heads:
         raise PalError(f"{connector}: hidden_size {size} is no multiple of num_heads {num_heads}")
+    return num_heads
 
 
 class Attention(nn.Module):
@@ -61,7 +72,7 @@ def time_gain(wanted: bool) -> nn.Parameter | None:
 
 def timed_memory(
     frames_CTD: Tensor, lengths_C: Tensor, projection: nn.Module, gain: Tensor | None, frame_rate_hz: float
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor | None]:
     """Frames as queries read them: projected, with the time code of each frame's middle.
 
     Args:
@@ -72,11 +83,14 @@ def timed_memory(
         frame_rate_hz: frames a second.
 
     Returns:
-        memory_CTD and mask_CT, True within a clip's length.
+        memory_CTD and mask_CT, True within a clip's length; None where all clips are as long as the longest.
     """
     num_frames = frames_CTD.shape[1]
-    mask_CT = length_mask(lengths_C, num_frames, frames_CTD.device)
-    memory_CTD: Tensor = projection(frames_CTD.masked_fill(~mask_CT[:, :, None], 0))
+    mask_CT = None
+    if not bool((lengths_C == num_frames).all()):
+        mask_CT = length_mask(lengths_C, num_frames, frames_CTD.device)
+        frames_CTD = frames_CTD.masked_fill(~mask_CT[:, :, None], 0)
+    memory_CTD: Tensor = projection(frames_CTD)
     if gain is not None:
         times_T = (torch.arange(num_frames, device=frames_CTD.device, dtype=torch.float32) + 0.5) / frame_rate_hz
         memory_CTD = memory_CTD + gain * time_code(times_T, memory_CTD.shape[-1]).to(memory_CTD.dtype)

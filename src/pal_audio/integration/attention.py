@@ -204,7 +204,7 @@ def pal_eager_attention(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | Non
 
 
 def has_sdpa(llm: Any) -> bool:
-    """Whether SDPA computes this LLM's attention. It has no soft-cap, which some releases of transformers pass over in silence."""
+    """Whether SDPA computes this LLM's attention. It has no soft-cap, which some transformers pass over in silence."""
     return bool(llm._supports_sdpa) and getattr(llm.config.get_text_config(), "attn_logit_softcapping", None) is None
 
 

@@ -37,8 +37,15 @@ def disable(model: Any) -> None:
 def _connector_parts(model: Any) -> Iterator[nn.Module]:
     """The modules of connectors whose inputs are tensors alone: what stands inside a connector."""
     for stream in getattr(model, "streams", ()):
-        for part in stream.connector.children():
-            yield from part if isinstance(part, nn.ModuleList) else [part]
+        yield from _callable(stream.connector)
+
+
+def _callable(module: nn.Module) -> Iterator[nn.Module]:
+    for part in module.children():
+        if isinstance(part, nn.ModuleList):
+            yield from _callable(part)
+        else:
+            yield part
 
 
 class _Loss:
