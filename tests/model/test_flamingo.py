@@ -9,13 +9,12 @@ from torch.nn.utils import parameters_to_vector
 from pal_audio.errors import PalError
 from pal_audio.integration import FlamingoConfig
 from pal_audio.integration.flamingo import FlamingoBlock
-from pal_audio.model import PalConfig, PalForConditionalGeneration, PalProcessor, preset
+from pal_audio.model import PalForConditionalGeneration, PalProcessor, preset
 from pal_audio.model.building import describe
-from pal_audio.model.tokenizer import train_tokenizer
 from pal_audio.training.groups import GROUPS, parameter_groups
 from tests.model.test_invariants import clip_tokens, valid_logits
 from tests.reference import reference_logits
-from tests.tiny import FAMILIES, RATE_HZ, TINY_ENCODER, batch, llm_config, message, noise, perturb, tiny_model, tokenizer_texts
+from tests.tiny import FAMILIES, RATE_HZ, TINY_ENCODER, batch, message, noise, perturb, tiny_mix, tiny_model
 
 CLIPS = [noise(0.4, 1), noise(1.3, 2), noise(2.6, 3)]
 GATES = ("attention_gate", "ffn_gate")
@@ -32,13 +31,9 @@ def fresh(family: str = "llama", **options: Any) -> tuple[PalForConditionalGener
 
 
 def mixed(streams: list[dict[str, Any]], **options: Any) -> tuple[PalForConditionalGeneration, PalProcessor]:
-    torch.manual_seed(0)
-    audio = {"encoders": {"ear": TINY_ENCODER}, "streams": [{"encoder": "ear", **stream} for stream in streams], **options}
-    processor = PalProcessor(train_tokenizer(tokenizer_texts(), 300), audio)
-    text_config = llm_config("llama", len(processor.tokenizer))
-    model = PalForConditionalGeneration(PalConfig(text_config, audio, processor.audio_token_id, processor.audio_slot_token_id))
-    perturb(model)
-    return model.eval(), processor
+    return tiny_mix(
+        {"encoders": {"ear": TINY_ENCODER}, "streams": [{"encoder": "ear", **stream} for stream in streams], **options}
+    )
 
 
 def assert_equals_reference(model: PalForConditionalGeneration, processor: PalProcessor) -> None:

@@ -1,11 +1,14 @@
 """What must always hold, for every family and arm: see docs/design.md. Float32, default tolerances."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, AutoProcessor
 
+from pal_audio.model import load
 from tests.reference import reference_logits
 from tests.tiny import EAGER_ONLY, FAMILIES, batch, message, noise, tiny_model
 
@@ -211,10 +214,8 @@ def test_positions_zero_does_not_know_order_but_the_time_code_does() -> None:
         assert (plain - model(**swapped).logits).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("arm", ARMS)
-def test_memory_does_not_depend_on_the_prompt_and_serves_many(arm: str) -> None:
+def check_memory(model: Any, processor: Any) -> None:
     """Invariant 6: one memory, several questions and turns, the same logits as encoding again."""
-    model, processor = tiny_model("qwen3", arm)
     first = batch(processor, [message(CLIPS[1])])
     memory = model.encode_audio(first["input_features"], first["audio_num_samples"])
     for question in ("a bell", "how many sounds come before the siren?"):
@@ -223,6 +224,11 @@ def test_memory_does_not_depend_on_the_prompt_and_serves_many(arm: str) -> None:
             assert torch.equal(model(inputs["input_ids"], audio_memory=memory).logits, model(**inputs).logits)
     assert memory.num_clips == 1
     assert memory.num_bytes > 0
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_memory_does_not_depend_on_the_prompt_and_serves_many(arm: str) -> None:
+    check_memory(*tiny_model("qwen3", arm))
 
 
 @pytest.mark.parametrize("arm", ARMS)
@@ -243,24 +249,24 @@ def test_eager_inner_kernel_equals_sdpa(family: str, arm: str) -> None:
         torch.testing.assert_close(one, other)
 
 
-@pytest.mark.parametrize(("family", "arm"), MATRIX)
-def test_save_and_load_give_the_same_logits(family: str, arm: str, tmp_path: Any) -> None:
+def check_saved(model: Any, processor: Any, folder: Path) -> None:
     """Invariant 8, first half. The processor gives the same inputs after loading, too."""
-    from transformers import AutoModelForCausalLM, AutoProcessor
-
-    from pal_audio.model import load
-
-    model, processor = tiny_model(family, arm, positions="zero")
     inputs = batch(processor, [conversation for conversation, _ in CONVERSATIONS])
-    model.save_pretrained(tmp_path)
-    processor.save_pretrained(tmp_path)
-    again, processor_again = load(tmp_path)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    again, processor_again = load(folder)
     inputs_again = batch(processor_again, [conversation for conversation, _ in CONVERSATIONS])
     assert torch.equal(inputs["input_ids"], inputs_again["input_ids"])
     with torch.no_grad():
         torch.testing.assert_close(model(**inputs).logits, again(**inputs_again).logits)
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, again.state_dict()[name]), name
+
+
+@pytest.mark.parametrize(("family", "arm"), MATRIX)
+def test_save_and_load_give_the_same_logits(family: str, arm: str, tmp_path: Path) -> None:
+    model, processor = tiny_model(family, arm, positions="zero")
+    check_saved(model, processor, tmp_path)
     if family == "llama":
         assert type(AutoModelForCausalLM.from_pretrained(tmp_path)) is type(model)
         assert type(AutoProcessor.from_pretrained(tmp_path)) is type(processor)
