@@ -113,6 +113,8 @@ class LayerKeyValues:
     def _key_value_projection(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         attention: Any = self.attention
         if hasattr(attention, "k_proj"):
+            if _is_plain(attention.k_proj, attention.v_proj):
+                return _both(attention.k_proj, attention.v_proj, hidden)
             return attention.k_proj(hidden), attention.v_proj(hidden)
         if hasattr(attention, _FUSED_BY_HEAD):
             heads = attention.query_key_value(hidden).unflatten(-1, (-1, 3 * self.head_dim))
@@ -141,6 +143,29 @@ class LayerKeyValues:
 
 def _first(module: nn.Module, names: Iterable[str]) -> nn.Module | None:
     return next((getattr(module, name) for name in names if hasattr(module, name)), None)
+
+
+def _is_plain(*modules: nn.Module) -> bool:
+    """Whether calling the modules is their weights' product and nothing else (no adapter, no quantised weights, no hooks), and
+    one product can take their place."""
+    is_linear = all(type(module) is nn.Linear and "forward" not in vars(module) for module in modules)
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return (
+        is_linear
+        and not any(getattr(module, name) for module in modules for name in hooks)
+        and len({(module.bias is None, module.weight.dtype, module.weight.device) for module in modules}) == 1
+    )
+
+
+def _both(k_proj: Any, v_proj: Any, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys and values by one product: audio is long, and reading it twice costs more than joining two small matrices."""
+    weight = torch.cat([k_proj.weight, v_proj.weight])
+    bias = None
+    if k_proj.bias is not None and v_proj.bias is not None:
+        bias = torch.cat([k_proj.bias, v_proj.bias])
+    sizes = [k_proj.out_features, v_proj.out_features]
+    keys, values = nn.functional.linear(hidden, weight, bias).split(sizes, dim=-1)
+    return keys, values
 
 
 def compute_dtype(module: nn.Module) -> torch.dtype:
