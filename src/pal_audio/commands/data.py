@@ -35,7 +35,10 @@ def mix(
     recipe: RecipeArgument,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the sounds and their manifest.")],
     settings: SetOption = None,
-    workers: Annotated[int, typer.Option(min=1, max=256, help="Processes; the result does not depend on it.")] = 2,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=0, max=256, help="Processes. Otherwise one a core. The result does not depend on it.", show_default=False),
+    ] = None,
     listed: Annotated[
         bool, typer.Option("--list-tasks", callback=_print_tasks, is_eager=True, help="What can be asked, with an example each.")
     ] = False,

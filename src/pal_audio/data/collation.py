@@ -38,6 +38,10 @@ class Collator:
         self._kept_bytes = 0
         self._clips: dict[tuple[str, float | None, float | None], ClipFeatures] = {}
 
+    def shared_by(self, num_workers: int) -> "Collator":
+        """A copy for each of so many processes: it has kept nothing yet, and will keep its share."""
+        return Collator(self.processor, self.keep_bytes // num_workers, self.frames, self.skip_unreadable)
+
     def clip(self, part: AudioPart) -> ClipFeatures:
         """Features of one clip of a manifest, or its frames."""
         if self.frames is not None:

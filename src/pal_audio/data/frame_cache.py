@@ -199,9 +199,20 @@ class FrameCache:
         index = read_index(folder)
         self.dtype = index.dtype
         self.ids = {name: _known(folder, index, name, EncoderIdentity.of(encoder)) for name, encoder in encoders.items()}
-        self._entries = {key: (shard, entry) for shard in shards(folder) for key, entry in read_entries(shard).items()}
         self._hashes: dict[str, str] = {}
+        self._look()
+
+    def _look(self) -> None:
+        self._entries = {key: (shard, entry) for shard in shards(self.folder) for key, entry in read_entries(shard).items()}
         self._open = lru_cache(maxsize=OPEN_SHARDS)(lambda shard: safe_open(shard, framework="pt"))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For another process, which opens the shards itself."""
+        return {name: value for name, value in vars(self).items() if name not in ("_entries", "_open")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._look()
 
     def num_samples(self, part: AudioPart) -> dict[str, int]:
         """Samples of a clip at each encoder's rate.

@@ -24,6 +24,7 @@ from pydantic import Field, field_validator, model_validator
 
 from pal_audio.config import StrictConfig
 from pal_audio.data.balance import check_weights
+from pal_audio.data.cores import num_cores
 from pal_audio.data.folder import locked
 from pal_audio.data.importers.recordings import RECORDING_TASKS
 from pal_audio.data.manifest import Example, write_manifest, write_text
@@ -125,7 +126,7 @@ def build(
     config: DataConfig | MixConfig | ManifestsConfig | ShardsConfig,
     out: str | os.PathLike[str],
     progress: Callable[[int, int], None] | None = None,
-    workers: int = 2,
+    workers: int | None = None,
 ) -> tuple[Path, Path]:
     """Make the folder of a config, or take it as it is when it is there and finished.
 
@@ -133,7 +134,7 @@ def build(
         config: What to make.
         out: New or empty folder, or one that a build of the same config began or finished.
         progress: Called with scenes done and scenes in all.
-        workers: Processes; with 1 all is done in this one. The bytes do not depend on it.
+        workers: Processes; with 0 or 1 all is done in this one; None: one a core. The bytes do not depend on it.
 
     Returns:
         Paths of the train and the test manifest; read them with `read_manifest(path, config.roots)`.
@@ -237,7 +238,7 @@ def _composed(
     write: Callable[[Any, Chunk], list[Example]],
     shared: Any,
     progress: Callable[[int, int], None] | None,
-    workers: int,
+    workers: int | None,
 ) -> dict[Split, list[Example]]:
     """Examples by split, written by chunks in any order."""
     chunks: list[Chunk] = []
@@ -247,7 +248,7 @@ def _composed(
         chunks += [(split, range(start, min(start + _CHUNK, num))) for start in range(0, num, _CHUNK)]
     num_done, num_all = 0, config.num_train + config.num_test
     made: dict[Chunk, list[Example]] = {}
-    for chunk, examples in in_processes(write, shared, chunks, workers):
+    for chunk, examples in in_processes(write, shared, chunks, num_cores() if workers is None else workers):
         made[chunk] = examples
         num_done += len(examples)
         if progress is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -53,9 +54,15 @@ def in_processes(
 
 
 def _begin(shared: Any) -> None:
-    """Keep what all tasks need, and end when the parent is killed: left alone a worker would wait for work for ever."""
+    """Keep what all tasks need; Ctrl-C is the parent's to hear."""
     global _SHARED
     _SHARED = shared
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with_parent()
+
+
+def end_with_parent() -> None:
+    """End this worker when its parent is killed: left alone it would wait for work for ever."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 

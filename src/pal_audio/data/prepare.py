@@ -67,6 +67,7 @@ def prepare(
     out: str | os.PathLike[str],
     progress: Callable[[int, int], None] | None = None,
     answered: bool = True,
+    workers: int | None = None,
 ) -> Prepared:
     """Compose or read what a recipe's `data:` names.
 
@@ -75,6 +76,7 @@ def prepare(
         out: where composed scenes go; manifests and shards are read where they are and nothing is written.
         progress: called with what is done and what there is in all.
         answered: refuse an example without an answer to learn.
+        workers: processes that compose scenes; None: one a core.
 
     Raises:
         PalError: a manifest, a shard or a sound file is not there, or an example has no answer to learn.
@@ -83,7 +85,7 @@ def prepare(
         return _found(config, progress)
     if isinstance(config, ManifestsConfig):
         return _read(config, progress, answered)
-    train_path, test_path = build(config, out, progress)
+    train_path, test_path = build(config, out, progress, workers)
     mix = read_mix(out)
     train, test = (read_manifest(path, config.roots) for path in (train_path, test_path))
     return Prepared({"scenes": train}, test, mix.chance, mix.chance_by_task)

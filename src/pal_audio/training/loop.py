@@ -8,7 +8,8 @@ choice.
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,10 @@ from torch.distributed.tensor import DTensor
 from pal_audio.errors import PalError
 from pal_audio.training.batches import Batches
 from pal_audio.training.checkpoint import best_checkpoint, load_checkpoint, mark_best, newest_checkpoint, save_checkpoint
+from pal_audio.training.inputs import step_inputs
 from pal_audio.training.objectives.base import Objective
 from pal_audio.training.parallel import Parallel, accelerator_for, spread
-from pal_audio.training.processes import Processes, join
+from pal_audio.training.processes import join
 from pal_audio.training.recipe import Stage
 from pal_audio.training.watch import Watch
 
@@ -53,6 +55,7 @@ class StageRun:
         identity: what a checkpoint must carry to be resumed (of the resolved recipe).
         precision: "float32" or "bfloat16".
         parallel: how many processes share the work: "ddp" or "fsdp"; see `training.parallel`.
+        workers: processes that make inputs ahead of each process that trains; they change no number.
         watch: evaluates between steps, if anything does.
         best: step and held-out loss of the best evaluation so far.
     """
@@ -64,6 +67,7 @@ class StageRun:
     identity: str
     precision: str = "float32"
     parallel: Parallel = "ddp"
+    workers: int = 0
     watch: Watch | None = None
     best: dict[str, Any] | None = None
     records: list[Record] = field(default_factory=list)
@@ -103,54 +107,55 @@ class StageRun:
         training = spread(self.parallel, module, optimizer, accelerator, everyone)
         trained = [parameter for group in training.optimizer.param_groups for parameter in group["params"]]
         training.module.train()
-        ready = self._ready(objective, batches, range(first, num_steps), everyone)
-        following = next(ready, None)
-        is_whole = True
-        for step in range(first, num_steps):
-            if following is None:
-                break
-            parts, num_units = following
-            started = time.perf_counter()
-            factor = schedule(stage, step, num_steps)
-            for group in training.optimizer.param_groups:
-                group["lr"] = group["initial_lr"] * factor
-            losses = []
-            for number, (inputs, weight) in enumerate(parts):
-                torch.manual_seed(step_seed(self.seed, self.index, step, *everyone.more_seed(number)))
-                with training.part(is_last=number + 1 == len(parts)):
-                    part_loss = (
-                        objective.loss(training.module, objective.on_device(inputs, accelerator.device), num_units) * weight
-                    )
-                    (part_loss * everyone.num).backward()  # the mean over processes, which reduction takes, is then the sum
-                losses.append(part_loss.detach())
-            norm = accelerator.clip_grad_norm_(trained, stage.max_grad_norm)
-            norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-            training.optimizer.step()
-            training.optimizer.zero_grad(set_to_none=True)
-            following = next(ready, None)  # made while an accelerator works; reading the loss waits for it
-            loss = everyone.total(float(sum(losses)))
-            rates = {part: rate * factor for part, rate in stage.train.items()}
-            record = Record(step + 1, loss, float(norm), rates, time.perf_counter() - started)  # type: ignore[arg-type]
-            record.peak_bytes = _peak_bytes(accelerator.device)
-            for what, value in (("loss", record.loss), ("gradient norm", record.gradient_norm)):
-                if not math.isfinite(value):  # the weights of this step are of no use: they are not saved
-                    raise PalError(f"stage {stage.name!r}: the {what} is {value} at step {step + 1}; lower the learning rate")
-            if self.watch is not None and self.watch.due(step + 1, num_steps):
-                record.held_out_loss = self.watch.evaluate(step + 1, training, accelerator.device)
-            improved = self._improved(record)
-            self.records.append(record)
-            if on_step is not None and everyone.is_main:
-                on_step(record)
-            last = stopping() or step + 1 == num_steps
-            if last or improved or (step + 1) % stage.save_every == 0:
-                training.gather(keep=last or everyone.is_main)
-                with everyone.checked():
-                    if everyone.is_main:
-                        state = {"step": step + 1, "identity": self.identity, "best": self.best}
-                        save_checkpoint(self.folder, module, optimizer, state)
-            if last:
-                is_whole = step + 1 == num_steps
-                break
+        steps, device = range(first, num_steps), accelerator.device
+        with closing(step_inputs(objective, batches, steps, stage.accumulate, self.workers, everyone, device)) as ready:
+            following = next(ready, None)
+            is_whole = True
+            for step in steps:
+                if following is None:
+                    break
+                parts, num_units = following
+                started = time.perf_counter()
+                factor = schedule(stage, step, num_steps)
+                for group in training.optimizer.param_groups:
+                    group["lr"] = group["initial_lr"] * factor
+                losses = []
+                for number, (inputs, weight) in enumerate(parts):
+                    torch.manual_seed(step_seed(self.seed, self.index, step, *everyone.more_seed(number)))
+                    with training.part(is_last=number + 1 == len(parts)):
+                        part_loss = (
+                            objective.loss(training.module, objective.on_device(inputs, device), num_units) * weight
+                        )
+                        (part_loss * everyone.num).backward()  # the mean over processes, which reduction takes, is then the sum
+                    losses.append(part_loss.detach())
+                norm = accelerator.clip_grad_norm_(trained, stage.max_grad_norm)
+                norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+                training.optimizer.step()
+                training.optimizer.zero_grad(set_to_none=True)
+                following = next(ready, None)  # made while an accelerator works; reading the loss waits for it
+                loss = everyone.total(float(sum(losses)))
+                rates = {part: rate * factor for part, rate in stage.train.items()}
+                record = Record(step + 1, loss, float(norm), rates, time.perf_counter() - started)  # type: ignore[arg-type]
+                record.peak_bytes = _peak_bytes(device)
+                for what, value in (("loss", record.loss), ("gradient norm", record.gradient_norm)):
+                    if not math.isfinite(value):  # the weights of this step are of no use: they are not saved
+                        raise PalError(f"stage {stage.name!r}: the {what} is {value} at step {step + 1}; lower the learning rate")
+                if self.watch is not None and self.watch.due(step + 1, num_steps):
+                    record.held_out_loss = self.watch.evaluate(step + 1, training, device)
+                improved = self._improved(record)
+                self.records.append(record)
+                if on_step is not None and everyone.is_main:
+                    on_step(record)
+                last = stopping() or step + 1 == num_steps
+                if last or improved or (step + 1) % stage.save_every == 0:
+                    training.gather(keep=last or everyone.is_main)
+                    with everyone.checked():
+                        if everyone.is_main:
+                            state = {"step": step + 1, "identity": self.identity, "best": self.best}
+                            save_checkpoint(self.folder, module, optimizer, state)
+                if last:
+                    is_whole = step + 1 == num_steps
+                    break
         if stage.keep == "best" and is_whole:
             if self.best is None:
                 raise PalError(f"stage {stage.name!r}: no held-out loss was a number, so there is no best checkpoint")
@@ -158,18 +163,6 @@ class StageRun:
                 load_checkpoint(best_checkpoint(self.folder, self.best["step"]), module, optimizer)
         module.eval()
         objective.end()
-
-    def _ready(
-        self, objective: Objective[Any], batches: Batches, steps: range, everyone: Processes
-    ) -> Iterator[tuple[list[tuple[dict[str, Any], float]], int]]:
-        """This process's inputs of each step, part by part with a weight, and the units of the whole step."""
-        for _, examples in zip(steps, batches.from_step(steps.start), strict=False):
-            with everyone.checked():
-                shares = everyone.share(examples, self.stage.accumulate)
-                # Without a part of its own a process takes part in the gradient's reduction all the same, with weight 0.
-                parts = [(objective.inputs(part or examples[:1]), float(bool(part))) for part in shares]
-                num_own = sum(objective.num_units(inputs) for inputs, weight in parts if weight)
-            yield parts, max(1, int(everyone.total(num_own)))
 
     def resumable_step(self) -> int:
         """The step of the newest whole checkpoint of this stage; 0 without one. The main process looks for all."""

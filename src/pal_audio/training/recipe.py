@@ -8,6 +8,7 @@ import yaml
 from pydantic import Discriminator, Field, Tag, TypeAdapter, field_validator, model_validator
 
 from pal_audio.config import StrictConfig, parse_config
+from pal_audio.data.cores import MAX_WORKERS, reading_workers
 from pal_audio.data.mix import DataConfig
 from pal_audio.data.mixing.config import MixConfig
 from pal_audio.data.sources import ManifestsConfig, ShardsConfig, TextSourceConfig
@@ -186,6 +187,8 @@ class Recipe(StrictConfig):
         frame_cache: a folder of `pal encode`, read instead of sound; every encoder must be frozen.
         parallel: how several processes share the work; a run may go on under the other, or with another number of them.
         save: what the final folder holds: everything, or what was trained, with the names and hashes of the bases.
+        workers: processes that read sound ahead of each process that trains, and at least one that compose scenes; see
+            `Recipe.num_workers`. They change no number.
         trackers: where numbers go beside the log; TensorBoard where it is installed and nothing is named.
     """
 
@@ -199,6 +202,7 @@ class Recipe(StrictConfig):
     save: Literal["all", "trained"] = "all"
     frame_cache: Path | None = None
     unreadable_clips: Literal["error", "skip"] = "error"
+    workers: int | None = Field(None, ge=0, le=MAX_WORKERS)
     trackers: list[Literal["tensorboard", "wandb", "trackio"]] | None = None
     stages: list[Stage] = Field(min_length=1)
 
@@ -256,6 +260,11 @@ class Recipe(StrictConfig):
             if self.frame_cache is not None:
                 raise PalError(f"{where} trains an encoder, but frame_cache holds frames of frozen ones; take one of them out")
         return self
+
+    def num_workers(self, stage: Stage) -> int:
+        """Worker processes of a stage: where the recipe does not say it, by the cores (`reading_workers`) where sound is read."""
+        reads_sound = stage.objective != "text" and self.frame_cache is None
+        return reading_workers(self.workers) if reads_sound or self.workers is not None else 0
 
     def _fits_four_bit(self) -> None:
         for stage in self.stages:

@@ -121,6 +121,7 @@ def train(
             for index, planned in enumerate(stages):
                 stage, places = planned.stage, folder / f"checkpoints-{index}"
                 run = StageRun(stage, index, recipe.seed, places, identity, recipe.precision, recipe.parallel)
+                run.workers = recipe.num_workers(stage)
                 if stage.eval_every is not None:
                     run.watch = Watch(stage, index, planned.objective, planned.objective.held_out(), recipe.seed, None, console)
                 step = run.resumable_step() if resume else 0
@@ -153,7 +154,7 @@ def train(
 def _prepare(console: Console, recipe: Recipe, folder: Path) -> Prepared:
     with progress_bar(console) as bar:
         task = bar.add_task("prepare data", total=None)
-        data = prepare(recipe.data, folder / "data", partial(_show, bar, task), asks_questions(recipe))
+        data = prepare(recipe.data, folder / "data", partial(_show, bar, task), asks_questions(recipe), recipe.workers)
         bar.update(task, completed=1, total=1)
     return data
 

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from pal_audio.audio import AudioError
-from pal_audio.data.collation import Collator
 from pal_audio.data.manifest import Example
 from pal_audio.data.texts import Document
 from pal_audio.errors import PalError
@@ -16,7 +15,6 @@ from pal_audio.model import PalForConditionalGeneration
 from pal_audio.training.batches import Size
 from pal_audio.training.device import pinned, to_device
 from pal_audio.training.objectives.llm import LlmObjective
-from pal_audio.training.recipe import Stage
 
 
 class AnswerObjective(LlmObjective[Example]):
@@ -29,10 +27,7 @@ class AnswerObjective(LlmObjective[Example]):
     """
 
     model: PalForConditionalGeneration
-
-    def __init__(self, model: PalForConditionalGeneration, collator: Collator, stage: Stage) -> None:
-        super().__init__(model, stage)
-        self.collator = collator
+    inputs_read = ("collator",)
 
     def begin(self) -> None:
         self.model.recompute_audio = self.stage.recompute_audio

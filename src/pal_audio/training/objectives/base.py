@@ -9,11 +9,12 @@ that the step does not depend on how it was cut.
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from pal_audio.data.collation import Collator
 from pal_audio.data.manifest import Example
 from pal_audio.training.batches import Size
 from pal_audio.training.device import to_device
@@ -27,9 +28,13 @@ class Objective(ABC, Generic[Item]):
     Attributes:
         module: what steps, there once `prepare` was called. It is wrapped where there are many processes, and its state is
             what a checkpoint holds.
+        collator: makes inputs, and knows which clips could not be read.
+        inputs_read: names of the attributes that `inputs` and `num_units` read. No module is among them: they go to worker processes.
     """
 
     module: nn.Module
+    collator: Collator
+    inputs_read: ClassVar[tuple[str, ...]]
 
     def begin(self) -> None:
         """Called before the module is spread over processes, `end` after the last step; nothing by default."""
@@ -71,6 +76,14 @@ class Objective(ABC, Generic[Item]):
     @abstractmethod
     def size(self, item: Item) -> Size:
         """What an item takes in a batch."""
+
+    def maker(self, num_workers: int = 0) -> Self:
+        """A copy that can make inputs and nothing else: for this process, or for each of so many workers."""
+        copy = object.__new__(type(self))
+        copy.__dict__ = {name: self.__dict__[name] for name in self.inputs_read}
+        if num_workers and "collator" in self.inputs_read:
+            copy.collator = self.collator.shared_by(num_workers)
+        return copy
 
     @abstractmethod
     def inputs(self, items: Sequence[Item]) -> dict[str, Any]:

@@ -53,20 +53,18 @@ class CtcObjective(EncoderObjective):
         targets = [self.target(example) for example in (*chosen, *self._held_out)][: len(chosen)]
         self.symbols = sorted({symbol for target in targets for symbol in target})
         self._index = {symbol: number for number, symbol in enumerate(self.symbols, start=BLANK + 1)}
-        config = self.encoder.config
         short = [example.id for example in chosen if not self._is_long_enough(example)]
         if short:
             raise self._too_short(short[0], f"{len(short)} examples have fewer frames than their text needs, the first is ")
-        self.module = HeadedEncoder(self.encoder, CtcHead(config.frame_size, len(self.symbols) + 1))
+        self.module = HeadedEncoder(self.encoder, CtcHead(self.config.frame_size, len(self.symbols) + 1))
         return chosen
 
     def held_out(self) -> Sequence[Example]:
         return [item for item in self._held_out if set(self.target(item)) <= self._index.keys() and self._is_long_enough(item)]
 
     def _is_long_enough(self, example: Example) -> bool:
-        config = self.encoder.config
-        num_samples = int(self.collator.seconds(example) * config.sampling_rate_hz)
-        return config.output_lengths(num_samples) >= _frames_needed(self.target(example))
+        num_samples = int(self.collator.seconds(example) * self.config.sampling_rate_hz)
+        return self.config.output_lengths(num_samples) >= _frames_needed(self.target(example))
 
     def notes(self) -> list[str]:
         return [f"ctc: encoder {self.name}, {len(self.symbols)} {self.stage.symbols or 'characters'} and the blank"]
@@ -87,7 +85,7 @@ class CtcObjective(EncoderObjective):
         sound = self.sound(items)
         targets = [self.target(example) for example in items]
         for example, target, num_samples in zip(items, targets, sound["num_samples"].tolist(), strict=True):
-            if self.encoder.config.output_lengths(num_samples) < _frames_needed(target):  # its header promised more
+            if self.config.output_lengths(num_samples) < _frames_needed(target):  # its header promised more
                 raise self._too_short(example.id, "fewer frames than the text needs: example ")
         rows = [torch.tensor([self._index[symbol] for symbol in target]) for target in targets]
         return {

@@ -62,6 +62,7 @@ class EncoderObjective(Objective[Example]):
     """
 
     module: HeadedEncoder
+    inputs_read = ("collator", "stage", "where", "name", "config", "_index")
 
     def __init__(self, model: PalForConditionalGeneration | Parts, collator: Collator, stage: Stage) -> None:
         self.model = model
@@ -70,7 +71,8 @@ class EncoderObjective(Objective[Example]):
         self.where = f"stage {stage.name!r}: objective {stage.objective}"
         self.name = stage.encoder or next(iter(model.encoders))
         self.encoder: AudioEncoder = model.encoders[self.name]  # type: ignore[assignment]
-        if self.encoder.config.frozen:
+        self.config = self.encoder.config
+        if self.config.frozen:
             raise PalError(f"{self.where}: the configuration of encoder {self.name!r} says frozen: true; take it out")
         # An encoder itself freezes what it never reads.
         self._trained = [parameter for parameter in self.encoder.parameters() if parameter.requires_grad]

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from pal_audio.data.collation import Collator
 from pal_audio.model import PalForConditionalGeneration, compiling
 from pal_audio.model.parts import Parts
 from pal_audio.training.groups import parameter_groups
@@ -14,12 +15,14 @@ class LlmObjective(Objective[Item]):
 
     Args:
         model: its named parts train.
+        collator: makes inputs, or has the tokenizer.
         stage: says which, and how layers are computed.
     """
 
-    def __init__(self, model: PalForConditionalGeneration | Parts, stage: Stage) -> None:
+    def __init__(self, model: PalForConditionalGeneration | Parts, collator: Collator, stage: Stage) -> None:
         self.module = model
         self.model = model
+        self.collator = collator
         self.stage = stage
 
     def begin(self) -> None:

@@ -47,6 +47,8 @@ class TagsHead(nn.Module):
 class TagsObjective(EncoderObjective):
     """Cross-entropy of a clip's labels; a clip is a unit."""
 
+    inputs_read = (*EncoderObjective.inputs_read, "names", "multi")
+
     def prepare(self, train: Sequence[Example], test: Sequence[Example]) -> Sequence[Example]:
         chosen, self._held_out = self.chosen(train, "training"), self.chosen(test, "held-out")
         both = [*chosen, *self._held_out]
@@ -64,7 +66,7 @@ class TagsObjective(EncoderObjective):
         if len(self.names) < 2:
             raise PalError(f"{self.where}: the training examples have {len(self.names)} labels; at least 2 are needed")
         self._index = {label: number for number, label in enumerate(self.names)}
-        head = TagsHead(self.encoder.config.frame_size, len(self.names), self.stage.pooling == "attention")
+        head = TagsHead(self.config.frame_size, len(self.names), self.stage.pooling == "attention")
         self.module = HeadedEncoder(self.encoder, head)
         return chosen
 

@@ -49,8 +49,10 @@ class TextObjective(LlmObjective[Piece]):
         PalError: `max_tokens` is over the LLM's context.
     """
 
+    inputs_read = ("tokenizer",)
+
     def __init__(self, model: PalForConditionalGeneration | Parts, collator: Collator, stage: Stage) -> None:
-        super().__init__(model, stage)
+        super().__init__(model, collator, stage)
         self.tokenizer = collator.processor.tokenizer
         context = getattr(model.language_model.config.get_text_config(), "max_position_embeddings", None)
         if stage.max_tokens is not None and context is not None and stage.max_tokens > context:
