@@ -7,6 +7,7 @@ never touches an accelerator: a fork of a process that has one is not safe, and 
 computes on one thread, has two tasks at a time, leaves signals to the main process and ends with it.
 """
 
+import atexit
 import multiprocessing
 import signal
 import warnings
@@ -45,20 +46,24 @@ def in_workers(
         return
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__, getattr(make, "__module__", type(make).__module__)])
-    loader = DataLoader(
-        _Making(make),
-        batch_size=None,
-        sampler=_in_turn(tasks),
-        num_workers=num_workers,
-        prefetch_factor=_AHEAD,
-        collate_fn=_as_it_is,
-        worker_init_fn=_begin,
-        multiprocessing_context=context,
-        generator=torch.Generator(),  # its seed for workers is not drawn from the training's random numbers
-        pin_memory=pin_memory,
-    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "This DataLoader will create")  # more than there are cores: the user asked for it
+        loader = DataLoader(
+            _Making(make),
+            batch_size=None,
+            sampler=_in_turn(tasks),
+            num_workers=num_workers,
+            prefetch_factor=_AHEAD,
+            collate_fn=_as_it_is,
+            worker_init_fn=_begin,
+            multiprocessing_context=context,
+            generator=torch.Generator(),  # its seed for workers is not drawn from the training's random numbers
+            pin_memory=pin_memory,
+        )
+        results = iter(loader)
+    # They hear no SIGTERM, so a program that ends with an open iterator must tell them, before multiprocessing waits for them.
+    atexit.register(results._shutdown_workers)  # type: ignore[attr-defined]
     said: set[str] = set()  # several workers may meet the same clip
-    results = iter(loader)
     try:
         while True:
             try:
@@ -81,6 +86,7 @@ def in_workers(
             yield made.result
     finally:
         results._shutdown_workers()  # type: ignore[attr-defined] # now, and not when the last traceback lets go of it
+        atexit.unregister(results._shutdown_workers)  # type: ignore[attr-defined]
 
 
 @dataclass
