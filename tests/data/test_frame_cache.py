@@ -14,10 +14,13 @@ import torch
 from safetensors.torch import save_file
 
 from pal_audio import cli, encoders
+from pal_audio.data import file_hashes
 from pal_audio.data.collation import Collator
 from pal_audio.data.encode import encode, verify
+from pal_audio.data.file_hashes import hash_file
 from pal_audio.data.frame_cache import DTYPES, EncoderIdentity, FrameCache, read_entries, shards
 from pal_audio.data.manifest import AudioPart, Example, read_manifest
+from pal_audio.data.workers import in_workers
 from pal_audio.errors import PalError
 from pal_audio.model import ModelSpec, PalForConditionalGeneration, PalProcessor, build_model
 from pal_audio.model.export import save_folder
@@ -398,3 +401,64 @@ def test_encode_and_train(examples: list[Example], tmp_path: Path, capsys: pytes
     ):
         assert cli.main(["encode", manifest, cache, *arguments]) == 2
         assert words in capsys.readouterr().err
+
+
+# ---- workers, and what is known of files
+
+
+def test_workers_store_the_same_bytes(examples: list[Example], tmp_path: Path) -> None:
+    model, _ = tiny_model(encoder=FROZEN)
+    for num in (0, 2):
+        assert encode(clips_of(examples), model.encoders, tmp_path / str(num), num_workers=num) == 4
+    ours, theirs = (shard.read_bytes() for num in (0, 2) for shard in shards(tmp_path / str(num)))
+    assert ours == theirs
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_a_clip_that_cannot_be_read_is_named(workers: str, examples: list[Example], tmp_path: Path) -> None:
+    model, _ = tiny_model(encoder=FROZEN)
+    (tmp_path / "1.wav").write_text("no sound at all")
+    with pytest.raises(PalError, match=r"^\S*/1\.wav: "):
+        encode(clips_of(examples), model.encoders, tmp_path / "frames", num_workers=int(workers))
+
+
+def test_files_are_read_once_and_again_when_they_change(
+    examples: list[Example], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+
+    def counted(path: str) -> str:
+        read.append(Path(path).name)
+        return hash_file(path)
+
+    monkeypatch.setattr(file_hashes, "hash_file", counted)
+    model, _ = tiny_model(encoder=FROZEN)
+    encode(clips_of(examples), model.encoders, tmp_path / "young")
+    assert json.loads((tmp_path / "young" / "files.json").read_text()) == {}  # they may change within the clock's resolution
+    monkeypatch.setattr(file_hashes, "_YOUNG_NS", 0)
+    encode(clips_of(examples), model.encoders, tmp_path / "frames")
+    read.clear()
+    cache = FrameCache(tmp_path / "frames", model.encoders)
+    assert all(cache.num_samples(part) for part in clips_of(examples))
+    assert read == []
+    stamps = os.stat(tmp_path / "1.wav")
+    soundfile.write(tmp_path / "1.wav", noise(1.4, 9), RATE_HZ, "FLOAT")
+    os.utime(tmp_path / "1.wav", ns=(stamps.st_atime_ns, stamps.st_mtime_ns))  # as a copy that keeps times
+    with pytest.raises(PalError, match=r"no frames of .*1\.wav"):
+        FrameCache(tmp_path / "frames", model.encoders).read(examples[1].audio[0])
+    assert read == ["1.wav"]
+    for content in ("[1]", "{", '{"a": [1, 2]}'):
+        (tmp_path / "frames" / "files.json").write_text(content)
+        with pytest.raises(PalError, match=r"files\.json: damaged; delete it"):
+            FrameCache(tmp_path / "frames", model.encoders)
+
+
+def test_a_cache_goes_to_another_process_and_reads_the_same(examples: list[Example], tmp_path: Path) -> None:
+    model, processor = tiny_model(encoder=FROZEN)
+    encode(clips_of(examples), model.encoders, tmp_path / "frames")
+    collator = Collator(processor, frames=FrameCache(tmp_path / "frames", model.encoders))
+    expected = collator.training_batch(examples)
+    (made,) = in_workers(collator.shared_by(1).training_batch, [examples], 1)
+    assert made.keys() == expected.keys()
+    assert torch.equal(made["input_ids"], expected["input_ids"])
+    assert torch.equal(made["input_features"].layers[0], expected["input_features"].layers[0])

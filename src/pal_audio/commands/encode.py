@@ -35,6 +35,10 @@ def encode(
     ] = None,
     dtype: Annotated[Dtype, typer.Option(help="What frames are stored in.")] = Dtype.float32,
     verify: Annotated[int, typer.Option(min=0, metavar="N", help="Then encode N random clips again and compare.")] = 0,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=0, max=256, help="Processes that read sound. Otherwise all cores but one.", show_default=False),
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
 ) -> None:
     """Stores the frames of frozen encoders, which `frame_cache` of a recipe reads instead of encoding."""
@@ -47,6 +51,7 @@ def encode(
     path = None if recipe is None else recipes.find(recipe)
     with contextlib.redirect_stdout(sys.stderr):  # what a library prints must not mix with the answer
         from pal_audio.data import encode as frames
+        from pal_audio.data.cores import reading_workers
         from pal_audio.data.manifest import read_manifest
 
         parts = [part for item in manifests for example in read_manifest(item, roots or []) for part in example.audio]
@@ -54,7 +59,7 @@ def encode(
         encoders = _of_model(folder, encoder) if folder is not None else _of_recipe(path, encoder)
         encoders = {name: item.to(place) for name, item in encoders.items()}
         with progress_bar("encoding") as report:
-            num = frames.encode(parts, encoders, out, dtype.value, report)
+            num = frames.encode(parts, encoders, out, dtype.value, report, num_workers=reading_workers(workers))
         compared = frames.verify(parts, encoders, out, verify) if verify else None
     print(out)
     print(f"pal: {num} new entries", file=sys.stderr)

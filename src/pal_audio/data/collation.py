@@ -1,16 +1,26 @@
-"""Examples -> model inputs. Features of clips are kept while memory allows, since small runs see every clip many times."""
+"""Examples -> model inputs.
+
+Features of clips and tokens of texts are kept while memory allows: small runs see every clip many times, all runs every wording.
+"""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from pal_audio.audio import AudioError, header_seconds
 from pal_audio.data.frame_cache import FrameCache
 from pal_audio.data.manifest import AudioPart, Example
+from pal_audio.encoders.base import length_mask
 from pal_audio.model import ClipFeatures, PalProcessor
+
+_KEPT_TOKENS = 2**23  # 64 MiB with their labels
+
+Row = tuple[torch.Tensor, torch.Tensor]
+"""Token ids and labels of an example, (L,) int32 each."""
 
 
 class Collator:
@@ -37,6 +47,9 @@ class Collator:
         self.keep_bytes = keep_bytes
         self._kept_bytes = 0
         self._clips: dict[tuple[str, float | None, float | None], ClipFeatures] = {}
+        self._rows: dict[Any, Row] = {}
+        self._num_kept_tokens = 0
+        self._slots: dict[tuple[int, ...], int] = {}  # by samples
 
     def shared_by(self, num_workers: int) -> "Collator":
         """A copy for each of so many processes: it has kept nothing yet, and will keep its share."""
@@ -89,33 +102,62 @@ class Collator:
 
     def num_tokens(self, example: Example) -> int:
         """Tokens of an example's text, with markers and slots."""
-        conversation = self._messages(example, muted=False, answered=True)
-        text = self.processor.apply_chat_template(conversation, tokenize=False)
-        num_slots = sum(self.processor.num_slots(self.clip(part)) for part in example.audio)
-        return len(self.processor.tokenizer(text, add_special_tokens=False)["input_ids"]) + num_slots
+        return len(self._row(example, [self.clip(part) for part in example.audio])[0])
 
     def training_batch(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
         """Inputs and labels, padded right."""
-        conversations = [self._messages(example, muted=False, answered=True) for example in examples]
-        batch = dict(self.processor.apply_chat_template(conversations, return_labels=True))
-        for row, example in enumerate(examples):
+        clips = [[self.clip(part) for part in example.audio] for example in examples]
+        rows = [self._row(example, of_example) for example, of_example in zip(examples, clips, strict=True)]
+        lengths_B = torch.tensor([len(ids_L) for ids_L, _ in rows])
+        ids_BL = pad_sequence([ids_L for ids_L, _ in rows], batch_first=True, padding_value=self.processor._pad_id)
+        labels_BL = pad_sequence([labels_L for _, labels_L in rows], batch_first=True, padding_value=-100)
+        mask_BL = length_mask(lengths_B, ids_BL.shape[1])
+        batch: dict[str, Any] = {"input_ids": ids_BL.long(), "attention_mask": mask_BL.long(), "labels": labels_BL.long()}
+        if any(clips):
+            batch |= self.processor.collate_clips([clip for of_example in clips for clip in of_example])
+        for row, example in enumerate(examples if self.unreadable else ()):
             if any((part.path, part.start_s, part.end_s) in self.unreadable for part in example.audio):
                 batch["labels"][row] = -100
         return batch
 
+    def _row(self, example: Example, clips: Sequence[ClipFeatures]) -> Row:
+        """Tokens of an example with markers and slots. They depend on its words and on how many slots each clip takes."""
+        slots = iter([self._num_slots(clip) for clip in clips])
+        parts = [[next(slots) if isinstance(part, AudioPart) else part.text for part in item.parts] for item in example.messages]
+        key = tuple((message.role, *written) for message, written in zip(example.messages, parts, strict=True))
+        if key in self._rows:
+            return self._rows[key]
+        # Sound of one number: only its length is looked at.
+        silent = iter([ClipFeatures(dict.fromkeys(clip.features, torch.zeros(1, 1)), clip.num_samples) for clip in clips])
+        conversation = self._messages(example, lambda _: next(silent), answered=True)
+        inputs = self.processor.apply_chat_template(conversation, return_labels=True)
+        row = inputs["input_ids"][0].int(), inputs["labels"][0].int()
+        if self._num_kept_tokens + len(row[0]) <= _KEPT_TOKENS:
+            self._num_kept_tokens += len(row[0])
+            self._rows[key] = row
+        return row
+
+    def _num_slots(self, clip: ClipFeatures) -> int:
+        key = tuple(clip.num_samples.values())
+        if key not in self._slots:
+            self._slots[key] = self.processor.num_slots(clip)
+        return self._slots[key]
+
     def prompt_batch(self, examples: Sequence[Example], muted: bool = False) -> dict[str, torch.Tensor]:
         """Inputs to generate from, padded left; `muted` replaces every clip by silence of its length."""
-        conversations = [self._messages(example, muted=muted, answered=False) for example in examples]
+        hear = (lambda part: self._silence(self.clip(part))) if muted else self.clip
+        conversations = [self._messages(example, hear, answered=False) for example in examples]
         return dict(self.processor.apply_chat_template(conversations, add_generation_prompt=True))
 
-    def _messages(self, example: Example, muted: bool, answered: bool) -> list[dict[str, Any]]:
+    def _messages(
+        self, example: Example, hear: Callable[[AudioPart], ClipFeatures], answered: bool
+    ) -> list[dict[str, Any]]:
         messages = []
         for message in example.messages if answered else example.prompt:
             content: list[dict[str, Any]] = []
             for part in message.parts:
                 if isinstance(part, AudioPart):
-                    clip = self.clip(part)
-                    content.append({"type": "audio", "audio": self._silence(clip) if muted else clip})
+                    content.append({"type": "audio", "audio": hear(part)})
                 else:
                     content.append({"type": "text", "text": part.text})
             messages.append({"role": message.role, "content": content})

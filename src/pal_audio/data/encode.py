@@ -6,7 +6,9 @@ same command goes on with the clips that no shard holds.
 
 import json
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +17,11 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from pal_audio.audio import load_audio
+from pal_audio.data.file_hashes import FileHashes
 from pal_audio.data.folder import LOCK, locked, write_bytes
 from pal_audio.data.frame_cache import (
     DTYPES,
+    FILES,
     MAX_SHARD_BYTES,
     CacheIndex,
     DtypeName,
@@ -27,12 +31,12 @@ from pal_audio.data.frame_cache import (
     check_frozen,
     checksum,
     entry_key,
-    hash_file,
     read_entries,
     read_index,
     shards,
 )
 from pal_audio.data.manifest import AudioPart, write_text
+from pal_audio.data.workers import in_workers
 from pal_audio.encoders.base import AudioEncoder, Frames, FrontEnd
 from pal_audio.errors import PalError
 
@@ -40,6 +44,7 @@ SHARD_BYTES = 2**28
 SHARD_ENTRIES = 20_000  # bounds the header, which safetensors limits
 BATCH_CLIPS = 8
 MAX_WINDOWS = 16
+ACCELERATOR_CLIPS = 64  # and windows, in one pass
 
 Encoders = Mapping[str, AudioEncoder] | nn.ModuleDict
 Progress = Callable[[int, int], None]
@@ -52,6 +57,7 @@ def encode(
     dtype: DtypeName = "float32",
     progress: Progress | None = None,
     shard_bytes: int = SHARD_BYTES,
+    num_workers: int = 0,
 ) -> int:
     """Store the frames of clips; those that are there are kept.
 
@@ -62,6 +68,7 @@ def encode(
         dtype: that frames are stored in; they are computed in float32.
         progress: called with entries done and entries in all.
         shard_bytes: a shard is closed when its frames reach this size.
+        num_workers: processes that read sound and make features while this one encodes; they change no number.
 
     Returns:
         The number of new entries.
@@ -78,7 +85,8 @@ def encode(
         _enter(out, identities, dtype)
         held = {key for shard in shards(out) for key in read_entries(shard)}
         clips = _distinct(parts)
-        hashes = {path: hash_file(path) for path in dict.fromkeys(part.path for part in clips)}
+        known = FileHashes(out / FILES)
+        hashes = known.of_all(part.path for part in clips)
         todo: dict[str, dict[str, AudioPart]] = {}
         for name, identity in identities.items():
             keyed = {entry_key(hashes[part.path], part, identity.id, dtype): part for part in clips}
@@ -87,31 +95,49 @@ def encode(
         writer = _ShardWriter(out, shard_bytes)
         done = 0
         for name, wanted in todo.items():
-            front_end = encoders[name].config.front_end()
             items = list(wanted.items())
-            for start in range(0, len(items), BATCH_CLIPS):
-                chunk = items[start : start + BATCH_CLIPS]
-                frames, samples = compute(encoders[name], front_end, [part for _, part in chunk])
-                for row, (key, part) in enumerate(chunk):
-                    length = int(frames.lengths[row])
-                    writer.add(key, [_stored(layer[row, :length], dtype, part) for layer in frames.layers], samples[row])
-                done += len(chunk)
-                if progress is not None:
-                    progress(done, total)
+            step = BATCH_CLIPS if _device_of(encoders[name]).type == "cpu" else ACCELERATOR_CLIPS
+            chunks = [items[start : start + step] for start in range(0, len(items), step)]
+            parts_of = [[part for _, part in chunk] for chunk in chunks]
+            with closing(in_workers(Read.of(encoders[name]), parts_of, num_workers)) as heard:
+                for chunk, read in zip(chunks, heard, strict=True):
+                    frames = compute(encoders[name], read, dtype)
+                    for row, (key, part) in enumerate(chunk):
+                        length = int(frames.lengths[row])
+                        writer.add(key, [_stored(layer[row, :length], dtype, part) for layer in frames.layers], read[1][row])
+                    done += len(chunk)
+                    if progress is not None:
+                        progress(done, total)
         writer.close()
+        known.save()
     return total
 
 
+@dataclass(frozen=True)
+class Read:
+    """Clips to features (W, ...) and samples of each at the encoder's rate, in whatever process."""
+
+    front_end: FrontEnd
+    rate_hz: int
+
+    @classmethod
+    def of(cls, encoder: AudioEncoder) -> "Read":
+        return cls(encoder.config.front_end(), encoder.config.sampling_rate_hz)
+
+    def __call__(self, parts: Sequence[AudioPart]) -> tuple[Tensor, list[int]]:
+        waves = [load_audio(part.path, self.rate_hz, start_s=part.start_s, end_s=part.end_s) for part in parts]
+        windows = [window for wav_S in waves for window in self.front_end(wav_S)]
+        return nn.utils.rnn.pad_sequence(windows, batch_first=True), [len(wav_S) for wav_S in waves]
+
+
 @torch.no_grad()
-def compute(encoder: AudioEncoder, front_end: FrontEnd, parts: list[AudioPart]) -> tuple[Frames, list[int]]:
-    """Frames of clips, on the CPU, and the samples of each at the encoder's rate."""
-    rate_hz = encoder.config.sampling_rate_hz
-    waves = [load_audio(part.path, rate_hz, start_s=part.start_s, end_s=part.end_s) for part in parts]
-    windows = [window for wav_S in waves for window in front_end(wav_S)]
-    device = next(encoder.parameters()).device
-    samples = [len(wav_S) for wav_S in waves]
-    features = nn.utils.rnn.pad_sequence(windows, batch_first=True).to(device)
-    return encoder(features, torch.tensor(samples, device=device), MAX_WINDOWS).to("cpu"), samples
+def compute(encoder: AudioEncoder, read: tuple[Tensor, list[int]], dtype: DtypeName = "float32") -> Frames:
+    """Frames of clips that were read, on the CPU, computed in float32 and given in `dtype`."""
+    features, samples = read
+    device = _device_of(encoder)
+    max_windows = MAX_WINDOWS if device.type == "cpu" else ACCELERATOR_CLIPS
+    frames = encoder(features.to(device), torch.tensor(samples), max_windows)
+    return Frames([layer.to(DTYPES[dtype]) for layer in frames.layers], frames.lengths).to("cpu")
 
 
 def verify(parts: Iterable[AudioPart], encoders: Encoders, out: Path, num: int) -> tuple[int, float]:
@@ -127,11 +153,11 @@ def verify(parts: Iterable[AudioPart], encoders: Encoders, out: Path, num: int) 
     clips = _distinct(parts)
     chosen = np.random.default_rng().permutation(len(clips))[:num]
     largest = 0.0
-    front_ends = {name: encoder.config.front_end() for name, encoder in encoders.items()}
+    readers = {name: Read.of(encoder) for name, encoder in encoders.items()}
     for number in chosen:
         stored = cache.read(clips[int(number)])
         for name, encoder in encoders.items():
-            live, _ = compute(encoder, front_ends[name], [clips[int(number)]])
+            live = compute(encoder, readers[name]([clips[int(number)]]))
             for ours, theirs in zip(stored[name].layers, live.layers, strict=True):
                 largest = max(largest, float((ours.float() - theirs.float()).abs().max()))
     return len(chosen), largest
@@ -181,14 +207,18 @@ def _enter(out: Path, identities: dict[str, EncoderIdentity], dtype: DtypeName) 
     index = read_index(out) if (out / "cache.json").is_file() else CacheIndex(dtype=dtype)
     if index.dtype != dtype:
         raise PalError(f"{out} holds {index.dtype} frames; ask for --dtype {index.dtype}, or choose another folder")
-    for leftover in (*out.glob(".*.safetensors.tmp"), *out.glob(".cache.json.tmp")):
+    for leftover in (*out.glob(".*.safetensors.tmp"), *out.glob(".*.json.tmp")):
         leftover.unlink()
     index.encoders += [identity for identity in identities.values() if identity not in index.encoders]
     write_text(out / "cache.json", index.model_dump_json(indent=2) + "\n")
 
 
+def _device_of(encoder: AudioEncoder) -> torch.device:
+    return next(encoder.parameters()).device
+
+
 def _stored(frames_TD: Tensor, dtype: str, part: AudioPart) -> Tensor:
-    stored_TD = frames_TD.to(DTYPES[dtype]).contiguous().clone()
+    stored_TD = frames_TD.clone()
     if not torch.isfinite(stored_TD).all():
         raise PalError(f"{part.path}: its frames do not fit {dtype}; use --dtype float32 or bfloat16")
     return stored_TD

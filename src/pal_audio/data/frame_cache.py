@@ -1,11 +1,12 @@
 """Frames of frozen encoders on disk: what `pal encode` writes and training reads instead of sound.
 
+    OUT/files.json            hashes of the sound files (see `file_hashes`); it may be missing
     OUT/cache.json            dtype, and of each encoder that wrote here its identity, configuration and weights' hash
     OUT/000000.safetensors    frames (T, D) by `KEY.LAYER`; in the header's metadata, of each key, its samples and checksums
 
 KEY is a SHA-256 of the sound file's bytes, the stretch of it, the encoder's identity and the dtype, so an entry holds wherever
 the file lies and is never found by another encoder. An encoder's identity is its resolved configuration (what its front end
-is made of included) and every bit of its weights. A checksum is looked at whenever an entry is read. Source: our choice.
+is made of included) and every bit of its weights. A checksum is looked at when a process first reads an entry. Source: our choice.
 
 Shapes: T encoder frames, D width.
 """
@@ -24,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from pal_audio.config import StrictConfig, one_line
+from pal_audio.data.file_hashes import FileHashes
 from pal_audio.data.manifest import AudioPart
 from pal_audio.encoders.base import AudioEncoder, EncoderConfig, Frames
 from pal_audio.errors import PalError
@@ -32,7 +34,8 @@ FORMAT = 1  # to be raised whenever the same sound and encoder would give other 
 MAX_SHARD_BYTES = 2**32
 MAX_INDEX_BYTES = 2**24
 OPEN_SHARDS = 64
-_BLOCK = 2**20
+KEPT_VIEWS = 2**18  # about 1 kB each
+FILES = "files.json"
 
 DtypeName = Literal["float32", "bfloat16", "float16"]
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -156,22 +159,6 @@ def entry_key(audio_hash: str, part: AudioPart, encoder_id: str, dtype: str) -> 
     return hashlib.sha256(json.dumps([audio_hash, part.start_s or 0.0, part.end_s, encoder_id, dtype]).encode()).hexdigest()
 
 
-def hash_file(path: str) -> str:
-    """SHA-256 of a file.
-
-    Raises:
-        PalError: it cannot be read.
-    """
-    digest = hashlib.sha256()
-    try:
-        with open(path, "rb") as file:
-            while block := file.read(_BLOCK):
-                digest.update(block)
-    except OSError as error:
-        raise PalError(f"{path}: cannot be read: {error.strerror}") from error
-    return digest.hexdigest()
-
-
 def checksum(frames_TD: Tensor) -> int:
     """CRC-32 of a contiguous CPU tensor's bytes."""
     return zlib.crc32(frames_TD.view(torch.uint8).numpy().data)
@@ -199,16 +186,18 @@ class FrameCache:
         index = read_index(folder)
         self.dtype = index.dtype
         self.ids = {name: _known(folder, index, name, EncoderIdentity.of(encoder)) for name, encoder in encoders.items()}
-        self._hashes: dict[str, str] = {}
+        self._hashes = FileHashes(folder / FILES)
         self._look()
 
     def _look(self) -> None:
+        self._views: dict[str, Frames] = {}
+        self._found: dict[tuple[str, float | None, float | None], dict[str, tuple[str, Path, Entry]]] = {}
         self._entries = {key: (shard, entry) for shard in shards(self.folder) for key, entry in read_entries(shard).items()}
         self._open = lru_cache(maxsize=OPEN_SHARDS)(lambda shard: safe_open(shard, framework="pt"))
 
     def __getstate__(self) -> dict[str, Any]:
         """For another process, which opens the shards itself."""
-        return {name: value for name, value in vars(self).items() if name not in ("_entries", "_open")}
+        return {name: value for name, value in vars(self).items() if name not in ("_entries", "_open", "_views", "_found")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -220,15 +209,24 @@ class FrameCache:
         Raises:
             PalError: the cache lacks the clip.
         """
-        return {name: self._entry(name, part)[2].num_samples for name in self.ids}
+        return {name: entry.num_samples for name, (_, _, entry) in self._entries_of(part).items()}
 
     def read(self, part: AudioPart) -> dict[str, Frames]:
         """Frames of one clip, by encoder.
 
         Raises:
-            PalError: the cache lacks the clip, or its entry is damaged.
+            PalError: the cache lacks the clip, or its shard is damaged.
         """
-        return {name: self._read(name, *self._entry(name, part)) for name in self.ids}
+        return {name: self._read(name, *found) for name, found in self._entries_of(part).items()}
+
+    def _entries_of(self, part: AudioPart) -> dict[str, tuple[str, Path, Entry]]:
+        """Key, shard and entry of a clip, by encoder."""
+        place = (part.path, part.start_s, part.end_s)
+        if part.content is not None:
+            return {name: self._entry(name, part) for name in self.ids}
+        if place not in self._found:
+            self._found[place] = {name: self._entry(name, part) for name in self.ids}
+        return self._found[place]
 
     def _entry(self, name: str, part: AudioPart) -> tuple[str, Path, Entry]:
         key = entry_key(self._hash(part), part, self.ids[name], self.dtype)
@@ -243,21 +241,25 @@ class FrameCache:
     def _hash(self, part: AudioPart) -> str:
         if part.content is not None:
             return hashlib.sha256(part.content).hexdigest()
-        if part.path not in self._hashes:
-            self._hashes[part.path] = hash_file(part.path)
-        return self._hashes[part.path]
+        return self._hashes.of(part.path)
 
     def _read(self, name: str, key: str, shard: Path, entry: Entry) -> Frames:
-        config = self._configs[name]
-        shape = (config.output_lengths(entry.num_samples), config.frame_size)
+        """A view of the mapped file: what is kept of it is its place, not its bytes."""
+        if key in self._views:
+            return self._views[key]
         try:
             layers = [self._open(shard).get_tensor(f"{key}.{number}") for number in range(len(entry.checksums))]
         except (OSError, SafetensorError) as error:
             raise damaged(shard) from error
+        config = self._configs[name]
+        shape = (config.output_lengths(entry.num_samples), config.frame_size)
         for layer_TD, expected in zip(layers, entry.checksums, strict=True):
             if tuple(layer_TD.shape) != shape or layer_TD.dtype != DTYPES[self.dtype] or checksum(layer_TD) != expected:
                 raise damaged(shard)
-        return Frames([layer_TD[None] for layer_TD in layers], torch.tensor([shape[0]]))
+        frames = Frames([layer_TD[None] for layer_TD in layers], torch.tensor([shape[0]]))
+        if len(self._views) < KEPT_VIEWS:
+            self._views[key] = frames
+        return frames
 
 
 def _known(folder: Path, index: CacheIndex, name: str, identity: EncoderIdentity) -> str:

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pal_audio
-from pal_audio.data.frame_cache import FrameCache, hash_file
+from pal_audio.data.file_hashes import hash_file
+from pal_audio.data.frame_cache import FrameCache
 from pal_audio.data.manifest import write_text
 from pal_audio.data.mix import DataConfig
 from pal_audio.data.mixing.config import MixConfig
