@@ -23,7 +23,15 @@ from pal_audio.data.manifest import AudioPart, Example, Message, TextPart, read_
 from pal_audio.model import ModelSpec, build_model
 
 NUM_CLIPS, BATCH_SIZE, SECONDS, RATE_HZ, EPOCHS = 960, 96, 5, 16_000, 4
-ENCODER = {"type": "conv", "frozen": True, "hidden_size": 256, "num_layers": 1, "num_heads": 4, "num_mels": 32, "spec_augment": False}
+ENCODER = {
+    "type": "conv",
+    "frozen": True,
+    "hidden_size": 256,
+    "num_layers": 1,
+    "num_heads": 4,
+    "num_mels": 32,
+    "spec_augment": False,
+}
 LLM = {"model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
 
 

@@ -58,6 +58,15 @@ def test_a_model_is_scored_whatever_is_missing(place: Path, capsys: pytest.Captu
     assert all(len(line["scores"]) == 3 for line in answers if line["task"] == "csv" and not line["fault"])
 
 
+def test_workers_change_no_answer(place: Path) -> None:
+    """Broken and missing clips, donors and noise among them."""
+    for num in ("0", "2"):
+        more = ["--workers", num, "--limit", "10", "--batch-size", "3", "--conditions", "shuffled,noise"]
+        assert cli.main([*arguments(f"workers-{num}")[:-2], *more]) == 0
+    none, two = ((place / f"workers-{num}" / "answers.jsonl").read_bytes() for num in (0, 2))
+    assert none == two
+
+
 def test_a_clip_too_long_for_its_question_leaves_the_others_alone(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """It fits the context alone; under every condition it is the only one beside the missing and the broken clip."""
     for part in tiny_model("llama", "pal", connector={"type": "mlp", "stride": 1}, llm={"max_position_embeddings": 100}):

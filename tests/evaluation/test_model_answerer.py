@@ -14,7 +14,8 @@ from pal_audio.data.importers.base import asked
 from pal_audio.data.manifest import AudioPart, Example
 from pal_audio.encoders.base import Frames
 from pal_audio.errors import PalError
-from pal_audio.evaluation.model_answerer import PAUSE_S, ModelAnswerer
+from pal_audio.evaluation.model_answerer import ModelAnswerer
+from pal_audio.evaluation.model_ear import PAUSE_S
 from pal_audio.model import PalProcessor
 from tests.tiny import RATE_HZ, TINY_ENCODER, noise, tiny_model
 

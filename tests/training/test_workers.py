@@ -1,4 +1,4 @@
-"""Worker processes change no number of a run, whatever it learns by and however it is stopped; a user hears of clips as without."""
+"""Worker processes change no number of a run, whatever it learns by and however it is stopped; clips are told of as without."""
 
 import json
 import os
@@ -114,7 +114,8 @@ def test_a_signal_to_all_processes_saves_the_step_and_leaves_none(number: signal
     run = tmp_path / "run"
     options = ["--set", "workers=2", "--set", "stages.0.steps=100000", "--set", "stages.0.save_every=100000"]
     # A shell may have started the tests with SIGINT ignored.
-    start = "import signal, sys\nsignal.signal(signal.SIGINT, signal.default_int_handler)\nfrom pal_audio import cli\nsys.exit(cli.main())"
+    lines = "import signal, sys", "signal.signal(signal.SIGINT, signal.default_int_handler)", "from pal_audio import cli"
+    start = "\n".join([*lines, "sys.exit(cli.main())"])
     child = subprocess.Popen(
         [sys.executable, "-c", start, "train", str(recipe), "--out", str(run), *options],
         env={**os.environ, "RUN": str(run)}, start_new_session=True, stderr=subprocess.PIPE, text=True,
@@ -156,8 +157,8 @@ def test_a_damaged_clip_is_left_out(recipe: Path, tmp_path: Path, settings: list
     consoles, runs = [], []
     for workers in (0, 2):
         consoles.append(Console(record=True, width=400))
+        options = [*settings, "unreadable_clips=skip", f"workers={workers}"]
         with pytest.warns(UserWarning, match=r"train-3.flac.*teaches nothing"):
-            options = [*settings, "unreadable_clips=skip", f"workers={workers}"]
             runs.append(train(recipe, options, tmp_path / str(workers), console=consoles[-1]))
     assert losses_of(runs[0]) == losses_of(runs[1])
     assert all(console.export_text().count("left out:") == 1 for console in consoles)

@@ -37,7 +37,9 @@ def mix(
     settings: SetOption = None,
     workers: Annotated[
         int | None,
-        typer.Option(min=0, max=256, help="Processes. Otherwise one a core. The result does not depend on it.", show_default=False),
+        typer.Option(
+            min=0, max=256, help="Processes. Otherwise one a core. The result does not depend on it.", show_default=False
+        ),
     ] = None,
     listed: Annotated[
         bool, typer.Option("--list-tasks", callback=_print_tasks, is_eager=True, help="What can be asked, with an example each.")

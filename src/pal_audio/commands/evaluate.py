@@ -81,6 +81,12 @@ def run(
     shard: Annotated[
         str | None, typer.Option(metavar="I/N", help="Ask the I-th of N parts, from 0; then `pal eval score OUT`.")
     ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=0, max=256, help="Processes that read sound. Otherwise all cores but one; 0 from frames.", show_default=False
+        ),
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
     resume: Annotated[bool, typer.Option("--resume", help="Go on where an evaluation in OUT stopped.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an evaluation that is in OUT.")] = False,
@@ -99,6 +105,7 @@ def run(
             raise PalError(f"--root {root}: no such folder")
     index, num_shards = _shard(shard)
     with contextlib.redirect_stdout(sys.stderr):  # what a library prints must not mix with the answer
+        from pal_audio.data.cores import reading_workers
         from pal_audio.evaluation.run import Request, ask, plan
 
         planned = plan(
@@ -123,7 +130,8 @@ def run(
         frames = None if frame_cache is None else _frames(frame_cache, loaded)
         answerer = ModelAnswerer(loaded, processor, folder, frames)
         with progress_bar("asking") as report:
-            wrote = ask(answerer, planned, out, batch_size, place, (index, num_shards), resume, overwrite, report)
+            num = 0 if workers is None and frames is not None else reading_workers(workers)
+            wrote = ask(answerer, planned, out, batch_size, place, (index, num_shards), resume, overwrite, report, num)
     if num_shards > 1:
         print(wrote)
         print(f"pal: when all {num_shards} shards are done: pal eval score {out}", file=sys.stderr)

@@ -149,9 +149,7 @@ class Collator:
         conversations = [self._messages(example, hear, answered=False) for example in examples]
         return dict(self.processor.apply_chat_template(conversations, add_generation_prompt=True))
 
-    def _messages(
-        self, example: Example, hear: Callable[[AudioPart], ClipFeatures], answered: bool
-    ) -> list[dict[str, Any]]:
+    def _messages(self, example: Example, hear: Callable[[AudioPart], ClipFeatures], answered: bool) -> list[dict[str, Any]]:
         messages = []
         for message in example.messages if answered else example.prompt:
             content: list[dict[str, Any]] = []

@@ -1,8 +1,8 @@
 """SHA-256 of files, and a record of them, so that a hundred thousand sound files are read once and not whenever a run begins.
 
-A recorded hash holds as long as a file's size, its time of change and its inode's time of change are the recorded ones. A file that
-changed just before it was read is not recorded, since it might change again within the clock's resolution. Source: our choice,
-after git's index.
+A recorded hash holds as long as a file's size, its time of change and its inode's time of change are the recorded ones. A file
+that changed just before it was read is not recorded, since it might change again within the clock's resolution. Source: our
+choice, after git's index.
 """
 
 import hashlib

@@ -6,7 +6,8 @@
 
 KEY is a SHA-256 of the sound file's bytes, the stretch of it, the encoder's identity and the dtype, so an entry holds wherever
 the file lies and is never found by another encoder. An encoder's identity is its resolved configuration (what its front end
-is made of included) and every bit of its weights. A checksum is looked at when a process first reads an entry. Source: our choice.
+is made of included) and every bit of its weights. A checksum is looked at when a process first reads an entry. Source:
+our choice.
 
 Shapes: T encoder frames, D width.
 """

@@ -11,7 +11,7 @@ import atexit
 import multiprocessing
 import signal
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -29,7 +29,7 @@ _AHEAD = 2  # tasks of each worker that are made or wait to be taken
 
 def in_workers(
     make: Callable[[Task], Result], tasks: Iterable[Task], num_workers: int, pin_memory: bool = False
-) -> Iterator[Result]:
+) -> Generator[Result]:
     """`map(make, tasks)`, made ahead by worker processes; the caller closes the iterator, which ends them.
 
     Args:
@@ -74,8 +74,8 @@ def in_workers(
                 if "DataLoader worker" not in str(error) or "Caught" in str(error):
                     raise
                 raise PalError(
-                    "a worker process that reads sound died; was it killed, or is memory or /dev/shm full? A script must train under "
-                    "`if __name__ == '__main__':`. workers=0 reads in the main process"
+                    "a worker process that reads sound died; was it killed, or is memory or /dev/shm full? A script must do this "
+                    "under `if __name__ == '__main__':`. workers=0 reads in the main process"
                 ) from error
             for category, message in made.warnings:
                 if message not in said:

@@ -5,7 +5,7 @@ Sound is heard first, apart from the question, so that a clip that cannot be rea
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from pal_audio.data.manifest import AudioPart, Message
@@ -44,6 +44,10 @@ class Answerer(Protocol):
         Raises:
             AudioError: it cannot be read.
         """
+        ...
+
+    def ear(self) -> Callable[[Sequence[AudioPart]], Any]:
+        """`hear` without the model: it may be pickled into worker processes."""
         ...
 
     def too_long(self, heard: Sequence[Any], prompt: list[Message]) -> str:

@@ -9,6 +9,7 @@ from pal_audio.audio import AudioError
 from pal_audio.data.manifest import AudioPart
 from pal_audio.evaluation.answerer import Answerer
 from pal_audio.evaluation.conditions import Condition, Donors, clip_key, noise_seed
+from pal_audio.evaluation.hearing import HearAll, Heard
 from pal_audio.evaluation.items import Item
 from pal_audio.evaluation.store import Answer, Batch, TaskInfo
 
@@ -25,11 +26,16 @@ class Asker:
 
     def __init__(self, answerer: Answerer, donors: dict[str, Donors]) -> None:
         self.answerer, self.donors = answerer, donors
-        self._heard: dict[str, Any] = {}  # of the batch at hand: what was heard, or the error
+        self._heard: Heard = {}  # of the batch at hand
 
-    def ask(self, batch: Batch) -> list[Answer]:
-        """The answers to a batch, conditions one after another."""
-        self._heard = {}
+    def ask(self, batch: Batch, heard: Heard) -> list[Answer]:
+        """The answers to a batch, conditions one after another.
+
+        Args:
+            batch: what to ask.
+            heard: of its clips, those that were read before.
+        """
+        self._heard = heard
         faults = [item.fault or self._fault(item, batch.task) for item in batch.items]
         return [answer for condition in batch.task.conditions for answer in self._under(condition, batch, faults)]
 
@@ -108,10 +114,7 @@ class Asker:
         """Read each clip of a batch once, the unreadable ones too."""
         key = clip_key(clip)
         if key not in self._heard:
-            try:
-                self._heard[key] = self.answerer.hear(clip)
-            except AudioError as error:
-                self._heard[key] = error
+            self._heard |= HearAll(self.answerer.hear)([clip])
         if isinstance(self._heard[key], AudioError):
             raise self._heard[key]
         return self._heard[key]

@@ -16,23 +16,21 @@ import hashlib
 import itertools
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pal_audio.audio import AudioError, load_audio
 from pal_audio.data.frame_cache import FrameCache
 from pal_audio.data.manifest import AudioPart, Message
 from pal_audio.errors import PalError
+from pal_audio.evaluation.model_ear import ModelEar
 from pal_audio.integration.fingerprint import fingerprint
 from pal_audio.integration.key_values import max_span
 from pal_audio.integration.memory import AudioMemory
 from pal_audio.model import ClipFeatures, PalForConditionalGeneration, PalProcessor
 
-PAUSE_S = 0.2  # between the stretches of a joined clip
 NOISE_RMS = 0.05
 ROWS_PER_PROMPT = 4  # pairs of prompt and choice in one pass, as a multiple of the batch
 _ANSWER = "answer"  # stands for an answer while the template's text around it is found
@@ -70,14 +68,10 @@ class ModelAnswerer:
     # ---- sound ----------------------------------------------------------------------------------------------------
 
     def hear(self, clip: Sequence[AudioPart]) -> ClipFeatures:
-        if len(clip) > 1:
-            return self._of_waves({rate: _joined(clip, rate) for rate in self.processor.sampling_rates_hz})
-        part = clip[0]
-        if self.frames is not None:
-            if not Path(part.path).is_file():
-                raise AudioError(f"{part.path}: no such file")
-            return ClipFeatures(self.frames.read(part), self.frames.num_samples(part))
-        return self.processor.clip(part.path, start_s=part.start_s, end_s=part.end_s)
+        return self.ear()(clip)
+
+    def ear(self) -> ModelEar:
+        return ModelEar(self.processor, self.frames)
 
     def too_long(self, heard: Sequence[ClipFeatures], prompt: list[Message]) -> str:
         limit = max_span(self.model.language_model.config.get_text_config())
@@ -110,13 +104,6 @@ class ModelAnswerer:
     def _made(self, heard: ClipFeatures, wave: Any) -> ClipFeatures:
         features = {name: self.processor.front_ends[name](wave(num)) for name, num in heard.num_samples.items()}
         return ClipFeatures(features, heard.num_samples)
-
-    def _of_waves(self, waves: dict[int, np.ndarray]) -> ClipFeatures:
-        """Features of a clip that is known as a wave by rate."""
-        clips = {rate: self.processor.clip(wave, sampling_rate=rate) for rate, wave in waves.items()}
-        rate_of = {name: config.sampling_rate_hz for name, config in self.model.config.audio.encoders.items()}
-        features = {name: clips[rate].features[name] for name, rate in rate_of.items()}
-        return ClipFeatures(features, {name: clips[rate].num_samples[name] for name, rate in rate_of.items()})
 
     @torch.inference_mode()
     def listen(self, heard: Sequence[Sequence[ClipFeatures]]) -> ModelBatch:
@@ -234,15 +221,6 @@ def _filled(message: Message, clips: Any) -> dict[str, Any]:
         else:
             content.append({"type": "text", "text": part.text})
     return {"role": message.role, "content": content}
-
-
-def _joined(clip: Sequence[AudioPart], rate_hz: int) -> np.ndarray:
-    """Stretches of sound one after another with pauses between them."""
-    pause = np.zeros(round(PAUSE_S * rate_hz), dtype=np.float32)
-    waves: list[np.ndarray] = []
-    for part in clip:
-        waves += [load_audio(part.path, rate_hz, start_s=part.start_s, end_s=part.end_s), pause]
-    return np.concatenate(waves[:-1])
 
 
 def _portable(config: Any) -> Any:

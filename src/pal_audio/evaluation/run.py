@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from pal_audio.evaluation import store
 from pal_audio.evaluation.answerer import Answerer
 from pal_audio.evaluation.asking import Asker
 from pal_audio.evaluation.conditions import CONDITIONS, Condition, Donors
+from pal_audio.evaluation.hearing import HearAll, clips_of
 from pal_audio.evaluation.items import Item, Method, hash_items
 from pal_audio.evaluation.judging import METHODS_OF, check_extras
 from pal_audio.evaluation.shards import shard_folder
@@ -100,6 +102,7 @@ def ask(
     resume: bool = False,
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
+    num_workers: int = 0,
 ) -> Path:
     """Ask everything and write the answers.
 
@@ -112,6 +115,7 @@ def ask(
         shard: this process's number and how many there are; it takes every so-manieth batch.
         resume, overwrite: what to do where OUT holds an evaluation.
         progress: called with answers done and answers in all.
+        num_workers: processes that read sound while the model answers; they change no answer.
 
     Returns:
         The folder with the answers: OUT, or that of the shard.
@@ -120,6 +124,8 @@ def ask(
         PalError: OUT holds something else.
         Stopped: a signal asked for the end; the batch at hand is saved.
     """
+    from pal_audio.data.workers import in_workers  # torch, without which mistakes in what is asked for are found at once
+
     index, num_shards = shard
     folder = shard_folder(out, index, num_shards)
     info = RunInfo(
@@ -145,12 +151,14 @@ def ask(
         path = folder / store.ANSWERS
         num_done = store.resume_point(path, own)
         ends = list(itertools.accumulate((len(batch.keys) for batch in own), initial=0))
-        asker = Asker(answerer, {name: Donors(items) for name, items in planned.items.items()})
-        with stop_request() as stop:
+        donors = {name: Donors(items) for name, items in planned.items.items()}
+        asker = Asker(answerer, donors)
+        coming = (clips_of(batch, donors[batch.task.name]) for batch in own[num_done:])
+        with stop_request() as stop, closing(in_workers(HearAll(answerer.ear()), coming, num_workers)) as heard:
             for number in range(num_done, len(own)):
                 if progress is not None:
                     progress(ends[number], ends[-1])
-                store.append(path, asker.ask(own[number]))
+                store.append(path, asker.ask(own[number], next(heard)))
                 if stop.signal is not None and number + 1 < len(own):
                     raise Stopped(f"stopped, {number + 1} of {len(own)} batches are saved; go on with --resume", stop.signal)
         if progress is not None:

@@ -13,7 +13,9 @@ from pal_audio.training.recipe import Recipe
 
 def identity_of(recipe: Recipe) -> str:
     """What a run may go on with: all of its recipe but how the work is shared and where numbers are shown."""
-    return hashlib.sha256(recipe.model_dump_json(exclude={"parallel", "trackers", "unreadable_clips", "workers"}).encode()).hexdigest()[:16]
+    return hashlib.sha256(
+        recipe.model_dump_json(exclude={"parallel", "trackers", "unreadable_clips", "workers"}).encode()
+    ).hexdigest()[:16]
 
 
 def prepare_folder(folder: Path, identity: str, resume: bool, overwrite: bool) -> None:

@@ -1,6 +1,6 @@
 """Inputs of each step, made ahead: by worker processes where the stage has some, else when they are asked for."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
@@ -54,7 +54,7 @@ def step_inputs(
     num_workers: int,
     everyone: Processes,
     device: torch.device,
-) -> Iterator[tuple[list[tuple[dict[str, Any], float]], int]]:
+) -> Generator[tuple[list[tuple[dict[str, Any], float]], int]]:
     """This process's inputs of each step, part by part with a weight, and the units of the whole step; to be closed.
 
     Args:

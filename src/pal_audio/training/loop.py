@@ -123,9 +123,7 @@ class StageRun:
                 for number, (inputs, weight) in enumerate(parts):
                     torch.manual_seed(step_seed(self.seed, self.index, step, *everyone.more_seed(number)))
                     with training.part(is_last=number + 1 == len(parts)):
-                        part_loss = (
-                            objective.loss(training.module, objective.on_device(inputs, device), num_units) * weight
-                        )
+                        part_loss = objective.loss(training.module, objective.on_device(inputs, device), num_units) * weight
                         (part_loss * everyone.num).backward()  # the mean over processes, which reduction takes, is then the sum
                     losses.append(part_loss.detach())
                 norm = accelerator.clip_grad_norm_(trained, stage.max_grad_norm)

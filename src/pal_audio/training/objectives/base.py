@@ -29,7 +29,8 @@ class Objective(ABC, Generic[Item]):
         module: what steps, there once `prepare` was called. It is wrapped where there are many processes, and its state is
             what a checkpoint holds.
         collator: makes inputs, and knows which clips could not be read.
-        inputs_read: names of the attributes that `inputs` and `num_units` read. No module is among them: they go to worker processes.
+        inputs_read: names of the attributes that `inputs` and `num_units` read. No module is among them: they go to worker
+            processes.
     """
 
     module: nn.Module

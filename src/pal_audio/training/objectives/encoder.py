@@ -5,7 +5,7 @@ Shapes: C clips, W encoder windows, T encoder frames, D width, V outputs of the 
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -62,7 +62,7 @@ class EncoderObjective(Objective[Example]):
     """
 
     module: HeadedEncoder
-    inputs_read = ("collator", "stage", "where", "name", "config", "_index")
+    inputs_read: ClassVar[tuple[str, ...]] = ("collator", "stage", "where", "name", "config", "_index")
 
     def __init__(self, model: PalForConditionalGeneration | Parts, collator: Collator, stage: Stage) -> None:
         self.model = model
