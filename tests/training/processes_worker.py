@@ -48,6 +48,7 @@ TASKS: dict[str, dict[str, Any]] = {
     "pal-multi": {"arm": "pal-multi"},
     "lfst": {"arm": "lfst", "lal": {}},
     "unpacked": {"arm": "pal", "stage": {"packing": False, "recompute_audio": True}},
+    "workers": {"arm": "pal", "workers": 2},
     "bfloat16": {"arm": "pal", "precision": "bfloat16"},
 }
 CHECKPOINTED = ("plits", "lal", "pal", "flamingo")
@@ -86,12 +87,12 @@ def batches(examples: list[Example]) -> list[list[Example]]:
 
 def compute(task: str, parallel: str, checkpointing: bool, examples: list[Example], folder: Path) -> list[Record]:
     """One epoch of `batches`; the checkpoint at its end is in `folder`."""
-    options = {"train": PARTS, "precision": "float32", "stage": {}, **TASKS[task]}
-    arm, parts, precision, more = (options.pop(name) for name in ("arm", "train", "precision", "stage"))
+    options = {"train": PARTS, "precision": "float32", "stage": {}, "workers": 0, **TASKS[task]}
+    arm, parts, precision, more, workers = (options.pop(name) for name in ("arm", "train", "precision", "stage", "workers"))
     model, processor = tiny_model("llama", arm, llm={"num_hidden_layers": 2, "tie_word_embeddings": True}, **options)
     given = batches(examples)
     stage = Stage(train=parts, steps=len(given), accumulate=2, warmup_steps=2, checkpointing=checkpointing, **more)
-    run = StageRun(stage, 0, 7, folder, "identity", precision, parallel)  # type: ignore[arg-type]
+    run = StageRun(stage, 0, 7, folder, "identity", precision, parallel, workers)  # type: ignore[arg-type]
     run.run(AnswerObjective(model, Collator(processor), stage), Given(given), len(given), resume=False)
     return run.records
 
