@@ -83,6 +83,8 @@ def extend(
         raise PalError("this text cache was made while gradients were on; make it under torch.no_grad() to go on with a new clip")
     if known.blocks:
         raise PalError("a new clip behind a kept text cache does not go with Flamingo-style blocks yet; start without the cache")
+    if memory.order is not None:
+        raise PalError("a shared memory does not go behind a kept text cache; name its clip for every row with `select` instead")
     old = known.placement.to(torch.device("cpu"))
     old_per_row = (old.clips_BR >= 0).sum(1)
     per_row = (whole_BM == known.audio_ids[0]).sum(1)
@@ -112,7 +114,7 @@ def extend(
     for layer, streams in known.streams_of_layer.items():
         sizes = [[width[stream] for stream in streams] for width in widths]
         sides = [
-            _interleave(one.split(sizes[0], dim=2), other.split(sizes[1], dim=2))
+            _interleave(one.expand(len(whole_BM), -1, -1, -1).split(sizes[0], dim=2), other.split(sizes[1], dim=2))
             for one, other in zip(known.remembered[layer], new.remembered[layer], strict=True)
         ]
         remembered[layer] = (sides[0], sides[1])

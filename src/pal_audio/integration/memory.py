@@ -23,7 +23,7 @@ from pal_audio.errors import PalError
 from pal_audio.integration import joining, memory_file
 from pal_audio.integration.flamingo import BlockKey, FlamingoBlock
 from pal_audio.integration.key_values import LayerKeyValues, compute_dtype
-from pal_audio.integration.positions import UNKNOWN_TOKEN, KeyLayout, Placement, lay_out, place, text_positions
+from pal_audio.integration.positions import UNKNOWN_TOKEN, KeyLayout, Placement, lay_out, place, same_in_every_row, text_positions
 
 
 @dataclass
@@ -90,6 +90,7 @@ class AudioMemory:
         widths: A of each key stream.
         fingerprint: of the model that made it; another model refuses it.
         samples: by encoder name, samples of each clip (C,) at that encoder's rate: where a clip that goes on is.
+        order: clip of each marker that the memory serves, in reading order; None: each clip serves one. See `share`.
 
     Source: our choice.
     """
@@ -100,10 +101,28 @@ class AudioMemory:
     widths: list[int]
     fingerprint: str
     samples: dict[str, Tensor] = field(default_factory=dict)
+    order: Tensor | None = None
 
     @property
     def num_clips(self) -> int:
         return self.clips.num_clips
+
+    @property
+    def num_markers(self) -> int:
+        """Markers that the memory serves."""
+        return self.num_clips if self.order is None else len(self.order)
+
+    def share(self, times: int) -> "AudioMemory":
+        """The same memory for several prompts over its clips: no tensor is repeated.
+
+        Where the prompts are alike up to the last marker (or positions are `zero`), attaching does not repeat them either;
+        elsewhere each row gets rotated keys of its own. Share last: a shared memory is not concatenated, and a file of it
+        holds the clips alone.
+
+        Args:
+            times: number of prompts; each holds all clips in this order.
+        """
+        return replace(self, order=torch.arange(self.num_clips).repeat(times))
 
     @property
     def num_bytes(self) -> int:
@@ -218,7 +237,7 @@ class AudioMemory:
             chosen(self.clips.spans_C),
         )
         samples = {name: chosen(samples_C) for name, samples_C in self.samples.items()}
-        return replace(self, clips=clips, keys=sides(self.keys), values=sides(self.values), samples=samples)
+        return replace(self, clips=clips, keys=sides(self.keys), values=sides(self.values), samples=samples, order=None)
 
 
 @dataclass
@@ -308,7 +327,8 @@ class AttachedAudio:
 
     def block_keys_values(self, key: BlockKey) -> tuple[Tensor, Tensor]:
         if key in self.block_memory:
-            return self.block_memory[key]
+            keys, values = (side.expand(len(self.prompt_BL), -1, -1, -1) for side in self.block_memory[key])
+            return keys, values
         assert self.live is not None
         return self._arranged(key[0], *self.live.keys_values(self.blocks[key], key[0]))
 
@@ -345,7 +365,7 @@ class AttachedAudio:
         key = stream, rule.uses_rotary, rule.rope_layer_type
         if key not in self._rotary:
             like = self.placement.position_ids_BL.new_empty(0, dtype=compute_dtype(rule.layer))
-            self._rotary[key] = rule.rotary_tables(like, self.layouts[stream].positions_BA)
+            self._rotary[key] = rule.rotary_tables(like, self.layouts[stream].held_positions)
         return self._rotary[key]
 
     def embed(self, input_ids: Tensor, position_ids: Tensor, embeddings_BLD: Tensor, marker_D: Tensor) -> Tensor:
@@ -380,8 +400,12 @@ class AttachedAudio:
 
         placement = Placement(*(rows(tensor) for tensor in vars(self.placement).values()))
         layouts = [layout.rows(rows_N) for layout in self.layouts]
-        remembered = {layer: (rows(keys), rows(values)) for layer, (keys, values) in self.remembered.items()}
-        block_memory = {key: (rows(keys), rows(values)) for key, (keys, values) in self.block_memory.items()}
+
+        def held(pair: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+            return pair if pair[0].shape[0] == 1 else (rows(pair[0]), rows(pair[1]))  # what all rows share stays as it is
+
+        remembered = {layer: held(pair) for layer, pair in self.remembered.items()}
+        block_memory = {key: held(pair) for key, pair in self.block_memory.items()}
         return replace(
             self,
             placement=placement,
@@ -437,12 +461,17 @@ def attach(
         clips_BR = torch.zeros(rows, 1, dtype=torch.int64, device=input_ids.device)
         placement = replace(placement, clips_BR=clips_BR, markers_BR=clips_BR, shifts_BR=clips_BR)
     elif placement is None:
-        placement = place(input_ids, attention_mask, audio_ids, clips.num_slots_C, clips.spans_C, mode)
+        order = audio.order if isinstance(audio, AudioMemory) and audio.order is not None else torch.arange(clips.num_clips)
+        placement = place(input_ids, attention_mask, audio_ids, clips.num_slots_C[order], clips.spans_C[order], mode)
+        if clips.num_clips:
+            clips_BR = order[placement.clips_BR.clamp(min=0)].masked_fill(placement.clips_BR < 0, -1)
+            placement = replace(placement, clips_BR=clips_BR)
+    is_shared = isinstance(audio, AudioMemory) and same_in_every_row(placement, mode)
     check_context(placement, clips, mode, max_positions)
     only_last = {stream for (stream, _), block in blocks.items() if block.only_last}
     of_clips = clips.num_slots_C, clips.spans_C
     layouts = [
-        lay_out(placement, lengths, *of_clips, width, mode, summary_sees_audio, stream in only_last).to(device)
+        lay_out(placement, lengths, *of_clips, width, mode, summary_sees_audio, stream in only_last, is_shared).to(device)
         for stream, (lengths, width) in enumerate(zip(clips.num_keys_SC, audio.widths, strict=True))
     ]
     by_lal = [(layer, stream) for stream, chosen in enumerate(layers) for layer in chosen if (stream, layer) not in blocks]

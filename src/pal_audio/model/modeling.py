@@ -178,6 +178,12 @@ class PalForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """Hook the LLM's attention where a stream enters by LAL or a batch was packed; else it keeps its stock attention."""
         install(self.language_model, inner, self._hooked)
 
+    def hook_attention(self) -> None:
+        """Let packing and decoding into an LLM's attention that was left as it is; without them nothing changes."""
+        if not self._hooked:
+            self._hooked = True
+            self._install_attention(self.language_model.config._attn_implementation)
+
     def prove_llm(self) -> None:
         """Compare our keys and values of each LAL layer with the layer's own; see `integration.proof`."""
         prove(list(self._rules.values()))
@@ -355,6 +361,17 @@ class PalForConditionalGeneration(PreTrainedModel, GenerationMixin):
             raise PalError("this audio memory was made by another model (or before its weights changed); encode the audio again")
 
     @property
+    def audio_ids_or_none(self) -> tuple[int, ...]:
+        """Ids of the marker and of slots; empty where the config has none."""
+        return () if self.config.audio_token_id is None else self._audio_ids
+
+    def attached(self, input_ids: Tensor, attention_mask: Tensor, **audio: Any) -> AttachedAudio | None:
+        """The audio of a generation, placed in its prompt; None without audio. `audio` as in `forward`."""
+        names = ("input_features", "audio_num_samples", "audio_memory")
+        context = self._context(input_ids, attention_mask, *(audio.pop(name, None) for name in names), **audio)
+        return None if context is None else replace(context, trusted=True)
+
+    @property
     def _audio_ids(self) -> tuple[int, int]:
         if self.config.audio_token_id is None or self.config.audio_slot_token_id is None:
             raise PalError("the model's config has no audio_token_id; build it with its processor")
@@ -441,9 +458,7 @@ class PalForConditionalGeneration(PreTrainedModel, GenerationMixin):
             raise PalError("packed: there is no packing with a text cache; it is for training and scoring")
         if attention_mask is not None and attention_mask.ndim != 2:
             raise PalError("packed: needs a 2D attention mask")
-        if not self._hooked:
-            self._hooked = True
-            self._install_attention(self.language_model.config._attn_implementation)
+        self.hook_attention()
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         return Packing.of(mask, self.language_model.config.get_text_config())
 
@@ -557,7 +572,7 @@ class PalForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if mask.ndim != 2:
             raise PalError("new sound beside a kept text cache needs a 2D attention mask")
         whole = whole_text(known, input_ids, mask)
-        if known is None or memory.num_clips == int((whole == self._audio_ids[0]).sum()):
+        if known is None or memory.num_markers == int((whole == self._audio_ids[0]).sum()):
             attached = self.attach(memory, whole, mask)
             if known is not None:
                 check_same_positions(known, attached.placement)

@@ -1,0 +1,240 @@
+"""Attention of one new token, and of rows that share their audio: every key is read where it lies, and once.
+
+    a step of decoding   one query a row ──► [audio as attached | text in buffers of fixed size], one softmax over both
+    shared audio         B rows' queries side by side ──► audio held once ┐
+                         each row's queries ──────────► its own text      ┴ merged by log-sum-exp
+
+The plain path (`attention`) joins keys into a new tensor in every layer of every step; these do not. Both are exact at
+inference. Nothing here reads a number from the device, so that a step can be captured in a CUDA graph. Source: our choice.
+
+Shapes: B rows, H query heads, K key/value heads, G = H / K, L queries of a row, M queries of a key head, T text keys,
+A audio keys, d head width.
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Cache
+from transformers.cache_utils import StaticLayer
+
+from pal_audio.integration.flamingo import BlockKey, FlamingoBlock
+
+MAX_SCORES = 2**26  # scores at once where they are written out: bounds the memory of a prefill
+
+
+class TextLayer(StaticLayer):
+    """Text keys and values of one layer in tensors of fixed size and address.
+
+    Unlike transformers' own it never slides (windows are in the mask), and its next column is a tensor that all layers share.
+    """
+
+    is_initialized: bool
+
+    def __init__(self, max_length: int, column_1: Tensor) -> None:
+        super().__init__(max_cache_len=max_length)
+        self.column_1 = column_1
+        self.prefilling = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Keep new keys and values. A prefill attends to what it was given, a step to the whole buffer."""
+        if self.prefilling:
+            if not self.is_initialized:
+                self.keys, self.values = (
+                    states.new_zeros(*states.shape[:2], self.max_cache_len, states.shape[3])
+                    for states in (key_states, value_states)
+                )
+                self.is_initialized = True
+            self.keys[:, :, : key_states.shape[2]] = key_states
+            self.values[:, :, : value_states.shape[2]] = value_states
+            return key_states, value_states
+        self.keys.index_copy_(2, self.column_1, key_states)
+        self.values.index_copy_(2, self.column_1, value_states)
+        return self.keys, self.values
+
+    def get_seq_length(self, *args: Any, **kwargs: Any) -> int:
+        """0: a prefill begins at the first column, and a step brings its own mask and positions."""
+        return 0
+
+    def get_mask_sizes(self, query_length: int, *args: Any, **kwargs: Any) -> tuple[int, int]:
+        return query_length, 0
+
+
+def text_cache(num_layers: int, max_length: int, column_1: Tensor) -> Cache:
+    """A text cache of `TextLayer`s."""
+    return Cache(layers=[TextLayer(max_length, column_1) for _ in range(num_layers)])
+
+
+@dataclass
+class DecodingStep:
+    """What the attention of one step reads beside queries: which keys are seen, and audio. Tensors keep their addresses.
+
+    Attributes:
+        windows: of each layer's text, in tokens; None = all of it.
+        column_1: slot of the step's token in the text cache, int64.
+        seen_BT: slots that hold text, bool.
+        audio: LAL layer -> rotated keys and values (B, K, A, d), or (1, K, A, d) where all rows share them.
+        hears: LAL layer -> (B, A) bool; what follows a prompt sees the same keys for ever.
+        blocks, block_audio, block_hears: the same for Flamingo blocks, (B, 1, 1, A) bool.
+        called: layers that attended through us.
+        consumed, entered: see `attention.AudioContext` and `flamingo.BlockContext`.
+    """
+
+    windows: tuple[int | None, ...]
+    column_1: Tensor
+    seen_BT: Tensor
+    audio: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    hears: dict[int, Tensor] = field(default_factory=dict)
+    blocks: dict[BlockKey, FlamingoBlock] = field(default_factory=dict)
+    block_audio: dict[BlockKey, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    block_hears: dict[BlockKey, Tensor] = field(default_factory=dict)
+    called: set[int] = field(default_factory=set)
+    consumed: set[int] = field(default_factory=set)
+    entered: set[BlockKey] = field(default_factory=set)
+
+    @property
+    def expected(self) -> frozenset[int]:
+        return frozenset(self.audio)
+
+    def begin(self) -> None:
+        """Start a step."""
+        self.called, self.consumed, self.entered = set(), set(), set()
+
+    def block_keys_values(self, key: BlockKey) -> tuple[Tensor, Tensor]:
+        return self.block_audio[key]
+
+    def block_visible(self, key: BlockKey) -> Tensor:
+        return self.block_hears[key]
+
+    def text_mask(self, layer: int) -> Tensor:
+        """(B, T) bool: which text the step's token sees in a layer. Windows count slots, as transformers does."""
+        window = self.windows[layer]
+        if window is None:
+            return self.seen_BT
+        at = torch.arange(self.seen_BT.shape[1], device=self.seen_BT.device)
+        return self.seen_BT & (at > self.column_1 - window)
+
+    def attend(
+        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scaling: float | None = None, **kwargs: Any
+    ) -> tuple[Tensor, None]:
+        """The attention function of transformers for a step: (B, H, 1, d) queries -> (B, 1, H, d)."""
+        layer: int = module.layer_idx  # type: ignore[assignment]
+        self.called.add(layer)
+        parts = [(key, value, self.text_mask(layer))]
+        if layer in self.audio:
+            parts.insert(0, (*self.audio[layer], self.hears[layer]))
+            self.consumed.add(layer)
+        scale = 1 / math.sqrt(query.shape[-1]) if scaling is None else scaling
+        return one_query_attention(query[:, :, 0], parts, scale)[:, None], None
+
+
+def one_query_attention(query_BHd: Tensor, parts: list[tuple[Tensor, Tensor, Tensor]], scale: float) -> Tensor:
+    """One softmax over keys that lie in several tensors, for one query a row and head.
+
+    Args:
+        query_BHd: queries.
+        parts: keys and values (B, K, T, d), or (1, K, T, d) for all rows, and which are seen, (B, T) bool.
+        scale: of the scores.
+
+    Returns:
+        (B, H, d) in the values' dtype.
+    """
+    rows, heads, size = query_BHd.shape
+    key_heads = parts[0][0].shape[1]
+    grouped = query_BHd.reshape(rows, key_heads, heads // key_heads, size)
+    scores = []
+    for keys, _, seen in parts:
+        one = _per_key_head(grouped.to(keys.dtype), keys) @ keys.transpose(-1, -2)
+        one = _per_row(one, rows, keys).float() * scale
+        scores.append(one.masked_fill(~seen[:, None, None, :], -torch.inf))
+    weights = torch.cat(scores, dim=-1).softmax(-1).split([keys.shape[2] for keys, _, _ in parts], dim=-1)
+    output = torch.zeros_like(grouped, dtype=torch.float32)
+    for (_, values, _), weight in zip(parts, weights, strict=True):
+        mixed = _per_key_head(weight.to(values.dtype), values) @ values
+        output = output + _per_row(mixed, rows, values).float()
+    return output.reshape(rows, heads, size).to(parts[0][1].dtype)
+
+
+def _per_key_head(grouped_BKGd: Tensor, keys: Tensor) -> Tensor:
+    """Queries as the keys want them: all rows' side by side, (1, K, B * G, d), where there is one set of keys for all rows."""
+    if keys.shape[0] == grouped_BKGd.shape[0]:
+        return grouped_BKGd
+    return grouped_BKGd.transpose(0, 1).flatten(1, 2)[None]
+
+
+def _per_row(result: Tensor, rows: int, keys: Tensor) -> Tensor:
+    """`_per_key_head` undone."""
+    if keys.shape[0] == rows:
+        return result
+    return result[0].unflatten(1, (rows, -1)).transpose(0, 1)
+
+
+def shared_attention(
+    query: Tensor,
+    text: tuple[Tensor, Tensor, Tensor],
+    audio: tuple[Tensor, Tensor, Tensor],
+    scale: float | None = None,
+) -> Tensor:
+    """Grouped-query attention over each row's own text and over audio that all rows share, which is not expanded.
+
+    Args:
+        query: (B, H, L, d).
+        text: keys and values (B, K, T, d), and which are seen, (B, 1, L, T) bool.
+        audio: keys and values (1, K, A, d), and which are seen, (B, 1, L, A) bool.
+        scale: of the scores; 1 / sqrt(d) if None.
+
+    Returns:
+        (B, H, L, d) in the values' dtype; 0 for a query that sees nothing.
+    """
+    rows, heads, num_tokens, size = query.shape
+    key_heads = text[0].shape[1]
+    groups = heads // key_heads
+    scale = 1 / math.sqrt(size) if scale is None else scale
+    grouped = query.reshape(rows, key_heads, groups * num_tokens, size)
+
+    def folded(mask: Tensor) -> Tensor:
+        return mask.expand(-1, -1, num_tokens, -1)[:, :, None].expand(-1, -1, groups, -1, -1).flatten(2, 3)
+
+    own, own_lse = partial_attention(grouped, text[0], text[1], folded(text[2]), scale)
+    side_by_side = grouped.transpose(0, 1).reshape(1, key_heads, -1, size)
+    seen = folded(audio[2]).reshape(1, 1, -1, audio[2].shape[-1])
+    joint, joint_lse = partial_attention(side_by_side, audio[0], audio[1], seen, scale)
+    joint = joint.view(key_heads, rows, -1, size).transpose(0, 1)
+    joint_lse = joint_lse.view(key_heads, rows, -1).transpose(0, 1)
+    return merge(own, own_lse, joint, joint_lse).reshape(rows, heads, num_tokens, size).to(text[1].dtype)
+
+
+def partial_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """Attention over a part of the keys, with what is needed to merge it with the rest.
+
+    Args:
+        query: (B, K, M, d).
+        key, value: (B, K, T, d).
+        mask: (B, 1, M, T) bool.
+        scale: of the scores.
+
+    Returns:
+        The output (B, K, M, d) and the logarithm of the sum of exponentiated scores (B, K, M), both float32; 0 and
+        -inf where a query sees nothing.
+    """
+    at_once = max(1, MAX_SCORES // (query.shape[0] * query.shape[1] * key.shape[2]))
+    outputs, sums = [], []
+    for start in range(0, query.shape[2], at_once):
+        part = slice(start, start + at_once)
+        scores = (query[:, :, part].to(key.dtype) @ key.transpose(-1, -2)).float() * scale
+        scores = scores.masked_fill(~mask[:, :, part], -torch.inf)
+        highest = scores.amax(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).min)
+        weights = (scores - highest).exp()
+        total = weights.sum(-1, keepdim=True)
+        weights = weights / total.clamp(min=torch.finfo(torch.float32).tiny)
+        outputs.append((weights.to(value.dtype) @ value).float())
+        sums.append((highest + total.log())[..., 0])
+    return torch.cat(outputs, dim=2), torch.cat(sums, dim=2)
+
+
+def merge(one: Tensor, one_lse: Tensor, other: Tensor, other_lse: Tensor) -> Tensor:
+    """Two partial attentions of the same queries as one: each weighs as the sum of its exponentiated scores."""
+    both = torch.logaddexp(one_lse, other_lse).clamp(min=torch.finfo(torch.float32).min)
+    return (one_lse - both).exp()[..., None] * one + (other_lse - both).exp()[..., None] * other
