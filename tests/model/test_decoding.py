@@ -1,12 +1,13 @@
 """The static decoding loop gives the tokens of `generate`, and memory that rows share is held once. Float32, on the CPU."""
 
+import os
 from typing import Any
 
 import pytest
 import torch
 
 from pal_audio.errors import PalError
-from pal_audio.integration.decode_attention import merge, one_query_attention, partial_attention, shared_attention
+from pal_audio.integration.decode_attention import Keys, merge, one_query_attention, partial_attention, shared_attention
 from pal_audio.model.decoding import Decoder, greedy, why_plain
 from tests.model.test_invariants import ARMS, CLIPS, CONVERSATIONS
 from tests.tiny import FAMILIES, batch, message, tiny_model
@@ -262,7 +263,7 @@ def test_one_query_over_parts_equals_sdpa_over_joined_keys(held: int, dtype: tor
     text = [_heads(3, 2, 5, 16, dtype=dtype) for _ in range(2)]
     hears, seen = torch.rand(3, 11) > 0.3, torch.rand(3, 5) > 0.3
     seen[:, 0] = True
-    output = one_query_attention(query, [(*audio, hears), (*text, seen)], 0.3)
+    output = one_query_attention(query, Keys(*text, seen), Keys(*audio, hears), 0.3)
     keys, values = (
         torch.cat([a.expand(3, -1, -1, -1), t], dim=2).repeat_interleave(4, 1) for a, t in zip(audio, text, strict=True)
     )
@@ -301,3 +302,69 @@ def test_parts_merge_in_any_order() -> None:
     torch.testing.assert_close(merge(*halves[0], *halves[1]), whole)
     torch.testing.assert_close(merge(*halves[1], *halves[0]), whole)
     torch.testing.assert_close(torch.logaddexp(halves[0][1], halves[1][1]), lse)
+
+
+@pytest.fixture
+def kernel() -> Any:
+    """The Triton kernel: on a GPU, or without one in Triton's interpreter, which is chosen when triton is imported."""
+    if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
+        pytest.skip("the kernel needs a GPU, or triton and TRITON_INTERPRET=1")
+    from pal_audio.integration import decode_kernel
+
+    return decode_kernel
+
+
+@pytest.mark.parametrize("held", [1, 3])
+@pytest.mark.parametrize("rotated", [False, True])
+@pytest.mark.parametrize(("num_audio", "size"), [(130, 32), (1500, 64)])
+def test_the_kernel_equals_the_matrix_products(kernel: Any, num_audio: int, size: int, rotated: bool, held: int) -> None:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    for dtype, tolerance in ((torch.float32, 5e-6), *([(torch.bfloat16, 2e-2)] if device == "cuda" else [])):
+        query = _heads(3, 8, size, dtype=dtype).to(device)
+        audio, text = (
+            [_heads(rows, 2, num, size, dtype=dtype).to(device) for _ in range(2)] for rows, num in ((held, num_audio), (3, 70))
+        )
+        hears, seen = torch.rand(3, num_audio, device=device) > 0.3, torch.rand(3, 70, device=device) > 0.3
+        seen[:, 0], hears[0] = True, False
+        angles = 6 * torch.rand(held, num_audio, size // 2, device=device)
+        cos, sin = (table.repeat(1, 1, 2).to(dtype) for table in (angles.cos(), angles.sin()))
+        one, two = audio[0].chunk(2, dim=-1)
+        turned = audio[0] if rotated else audio[0] * cos[:, None] + torch.cat([-two, one], dim=-1) * sin[:, None]
+        kept = Keys(*audio, hears, None if rotated else (cos, sin))
+        expected = one_query_attention(query, Keys(*text, seen), Keys(turned, audio[1], hears), 0.2)
+        close = {"atol": tolerance, "rtol": 0}
+        torch.testing.assert_close(kernel.one_query_attention(query, Keys(*text, seen), kept, 0.2), expected, **close)
+        alone = kernel.one_query_attention(query, Keys(*text, seen), None, 0.2)
+        torch.testing.assert_close(alone, one_query_attention(query, Keys(*text, seen), None, 0.2), **close)
+
+
+@pytest.mark.parametrize("family", ["llama", "smollm3", "phi3"])
+def test_a_step_by_the_kernel_gives_the_same_tokens(kernel: Any, family: str) -> None:
+    """Un-rotated keys of a memory, layers without rotary, and a family whose rotation the kernel does not know."""
+    model, processor = tiny_model(family, "pal", llm={"head_dim": 32})
+    if torch.cuda.is_available():
+        model = model.cuda()
+    own = batch(processor, [message(CLIPS[0]), message(CLIPS[2], question="a bell")])
+    one = batch(processor, [message(CLIPS[1])])
+    memory = model.encode_audio(one["input_features"], one["audio_num_samples"])
+    rows = batch(processor, [message(CLIPS[1], question=question) for question in QUESTIONS])
+    shared = {name: rows[name] for name in ("input_ids", "attention_mask")} | {"audio_memory": memory.share(3)}
+    decoder = Decoder(model, compile=False, kernel=True)
+    for inputs in (own, shared):
+        assert torch.equal(greedy(model, **inputs, max_new_tokens=4, decoder=decoder), generated(model, inputs, 4))
+    kept = [part.tables is not None for part in decoder.plan.audio.values()]
+    assert kept == {"llama": [True] * 4, "smollm3": [True, False] * 2, "phi3": [False] * 4}[family]
+    if family != "phi3":
+        assert decoder.plan.audio[0].keys.data_ptr() == memory.keys[0][0].data_ptr(), "read where it lies"
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_audio_that_is_not_remembered_serves_beams_and_more_as_well(arm: str) -> None:
+    model, processor = tiny_model("llama", arm)
+    inputs = batch(processor, [message(CLIPS[0]), message(CLIPS[1])])
+    memory = model.encode_audio(inputs["input_features"], inputs["audio_num_samples"])
+    text = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+    for options in ({}, {"num_beams": 3}):
+        lazy = model.attach(memory, **text, remember=False)
+        assert not lazy.remembered
+        assert torch.equal(generated(model, text | {"audio_memory": lazy}, 5, **options), generated(model, inputs, 5, **options))

@@ -204,9 +204,10 @@ def decode_by_graph(
     new_tokens: int,
     device: torch.device,
     repeats: int,
+    kernel: bool | None = None,
 ) -> float:
     """Seconds for one token of every row in the loop of `model.decoding`, captured before: the median of its steps."""
-    decoder = Decoder(model)
+    decoder = Decoder(model, kernel=kernel)
     audio = {} if memory is None else {"audio_memory": memory}
     decoder.start(text["input_ids"], text["attention_mask"], 2 + new_tokens, [], 0, **audio)
     decoder.run()
@@ -217,6 +218,7 @@ DECODERS: dict[str, Callable[..., float | None]] = {
     "generate": decode_by_generate,
     "loop": decode_by_loop,
     "compiled": decode_by_graph,
+    "compiled-matmul": partial(decode_by_graph, kernel=False),
 }
 """Ways to decode: (model, text, memory, new_tokens, device, repeats) -> seconds a token, or None."""
 

@@ -12,6 +12,7 @@ A audio keys, d head width.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -68,6 +69,22 @@ def text_cache(num_layers: int, max_length: int, column_1: Tensor) -> Cache:
 
 
 @dataclass
+class Keys:
+    """Keys and values of one tensor, and which of them a step's token sees.
+
+    Attributes:
+        keys, values: (B, K, T, d), or (1, K, T, d) for all rows.
+        seen_BT: bool.
+        tables: cos and sin (B or 1, T, d) where keys are un-rotated, which only `decode_kernel` takes; else None.
+    """
+
+    keys: Tensor
+    values: Tensor
+    seen_BT: Tensor
+    tables: tuple[Tensor, Tensor] | None = None
+
+
+@dataclass
 class DecodingStep:
     """What the attention of one step reads beside queries: which keys are seen, and audio. Tensors keep their addresses.
 
@@ -75,9 +92,9 @@ class DecodingStep:
         windows: of each layer's text, in tokens; None = all of it.
         column_1: slot of the step's token in the text cache, int64.
         seen_BT: slots that hold text, bool.
-        audio: LAL layer -> rotated keys and values (B, K, A, d), or (1, K, A, d) where all rows share them.
-        hears: LAL layer -> (B, A) bool; what follows a prompt sees the same keys for ever.
-        blocks, block_audio, block_hears: the same for Flamingo blocks, (B, 1, 1, A) bool.
+        attention: `one_query_attention` here or in `decode_kernel`.
+        audio: of each LAL layer; what follows a prompt sees the same keys for ever.
+        blocks, block_audio, block_hears: Flamingo blocks, their keys and values, and (B, 1, 1, A) bool.
         called: layers that attended through us.
         consumed, entered: see `attention.AudioContext` and `flamingo.BlockContext`.
     """
@@ -85,8 +102,8 @@ class DecodingStep:
     windows: tuple[int | None, ...]
     column_1: Tensor
     seen_BT: Tensor
-    audio: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    hears: dict[int, Tensor] = field(default_factory=dict)
+    attention: Callable[[Tensor, Keys, Keys | None, float], Tensor]
+    audio: dict[int, Keys] = field(default_factory=dict)
     blocks: dict[BlockKey, FlamingoBlock] = field(default_factory=dict)
     block_audio: dict[BlockKey, tuple[Tensor, Tensor]] = field(default_factory=dict)
     block_hears: dict[BlockKey, Tensor] = field(default_factory=dict)
@@ -122,39 +139,42 @@ class DecodingStep:
         """The attention function of transformers for a step: (B, H, 1, d) queries -> (B, 1, H, d)."""
         layer: int = module.layer_idx  # type: ignore[assignment]
         self.called.add(layer)
-        parts = [(key, value, self.text_mask(layer))]
-        if layer in self.audio:
-            parts.insert(0, (*self.audio[layer], self.hears[layer]))
+        audio = self.audio.get(layer)
+        if audio is not None:
             self.consumed.add(layer)
         scale = 1 / math.sqrt(query.shape[-1]) if scaling is None else scaling
-        return one_query_attention(query[:, :, 0], parts, scale)[:, None], None
+        text = Keys(key, value, self.text_mask(layer))
+        return self.attention(query[:, :, 0].to(value.dtype), text, audio, scale)[:, None], None
 
 
-def one_query_attention(query_BHd: Tensor, parts: list[tuple[Tensor, Tensor, Tensor]], scale: float) -> Tensor:
-    """One softmax over keys that lie in several tensors, for one query a row and head.
+def one_query_attention(query_BHd: Tensor, text: Keys, audio: Keys | None, scale: float) -> Tensor:
+    """One softmax over text and, if there is any, audio, which lie in different tensors, for one query a row and head.
 
     Args:
         query_BHd: queries.
-        parts: keys and values (B, K, T, d), or (1, K, T, d) for all rows, and which are seen, (B, T) bool.
+        text: of each row.
+        audio: of each row or of all rows, rotated.
         scale: of the scores.
 
     Returns:
         (B, H, d) in the values' dtype.
     """
     rows, heads, size = query_BHd.shape
-    key_heads = parts[0][0].shape[1]
+    parts = [text] if audio is None else [audio, text]
+    key_heads = text.keys.shape[1]
     grouped = query_BHd.reshape(rows, key_heads, heads // key_heads, size)
     scores = []
-    for keys, _, seen in parts:
-        one = _per_key_head(grouped.to(keys.dtype), keys) @ keys.transpose(-1, -2)
-        one = _per_row(one, rows, keys).float() * scale
-        scores.append(one.masked_fill(~seen[:, None, None, :], -torch.inf))
-    weights = torch.cat(scores, dim=-1).softmax(-1).split([keys.shape[2] for keys, _, _ in parts], dim=-1)
+    for part in parts:
+        assert part.tables is None
+        one = _per_key_head(grouped.to(part.keys.dtype), part.keys) @ part.keys.transpose(-1, -2)
+        one = _per_row(one, rows, part.keys).float() * scale
+        scores.append(one.masked_fill(~part.seen_BT[:, None, None, :], -torch.inf))
+    weights = torch.cat(scores, dim=-1).softmax(-1).split([part.keys.shape[2] for part in parts], dim=-1)
     output = torch.zeros_like(grouped, dtype=torch.float32)
-    for (_, values, _), weight in zip(parts, weights, strict=True):
-        mixed = _per_key_head(weight.to(values.dtype), values) @ values
-        output = output + _per_row(mixed, rows, values).float()
-    return output.reshape(rows, heads, size).to(parts[0][1].dtype)
+    for part, weight in zip(parts, weights, strict=True):
+        mixed = _per_key_head(weight.to(part.values.dtype), part.values) @ part.values
+        output = output + _per_row(mixed, rows, part.values).float()
+    return output.reshape(rows, heads, size).to(text.values.dtype)
 
 
 def _per_key_head(grouped_BKGd: Tensor, keys: Tensor) -> Tensor:

@@ -85,6 +85,7 @@ def extend(
         raise PalError("a new clip behind a kept text cache does not go with Flamingo-style blocks yet; start without the cache")
     if memory.order is not None:
         raise PalError("a shared memory does not go behind a kept text cache; name its clip for every row with `select` instead")
+    known.remember_all()
     old = known.placement.to(torch.device("cpu"))
     old_per_row = (old.clips_BR >= 0).sum(1)
     per_row = (whole_BM == known.audio_ids[0]).sum(1)

@@ -245,7 +245,8 @@ class AttachedAudio:
     """Audio placed in a prompt; the context that `attention.pal_attention` and the hooks of Flamingo blocks read.
 
     Made by `attach`; valid for every forward over that prompt (`prompt_BL`) and its continuation. `trusted` says that the
-    caller is our own `generate`, whose texts and positions need no check in every step.
+    caller is our own `generate`, whose texts and positions need no check in every step. `memory` is kept where rotated keys are
+    not remembered (`attach(remember=False)`): each call then rotates them anew.
     """
 
     clips: ClipTokens
@@ -258,6 +259,7 @@ class AttachedAudio:
     live: LiveAudio | None
     prompt_BL: Tensor
     trusted: bool = False
+    memory: AudioMemory | None = None
     remembered: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     block_memory: dict[BlockKey, tuple[Tensor, Tensor]] = field(default_factory=dict)
     consumed: set[int] = field(default_factory=set)
@@ -309,7 +311,7 @@ class AttachedAudio:
         if self.live is not None and self.live.hidden:
             per_stream = [torch.zeros_like(mask) for mask in per_stream]
         # Made here and not on demand: a layer recomputed under checkpointing must find the same tensors.
-        if self.live is not None:
+        if self.live is not None or self.memory is not None:
             for layer, streams in self.streams_of_layer.items():
                 for stream in streams:
                     self._tables(self.rules[layer], stream)
@@ -335,8 +337,10 @@ class AttachedAudio:
     def keys_values(self, layer: int) -> tuple[Tensor, Tensor]:
         if layer in self.remembered:
             return self.remembered[layer]
-        assert self.live is not None
         rule = self.rules[layer]
+        if self.memory is not None:
+            return self._of_memory(self.memory, layer)
+        assert self.live is not None
         pairs = []
         for stream in self.streams_of_layer[layer]:
             keys, values = self.live.keys_values(rule, stream)
@@ -345,13 +349,37 @@ class AttachedAudio:
 
     def remember(self, memory: AudioMemory) -> None:
         """Rotate and arrange a memory's keys and values for this prompt, once for all steps."""
-        for layer, streams in self.streams_of_layer.items():
-            rule = self.rules[layer]
-            pairs = [self._placed(rule, stream, memory.keys[stream][layer], memory.values[stream][layer]) for stream in streams]
-            self.remembered[layer] = _join(pairs)
+        self.remembered = {layer: self._of_memory(memory, layer) for layer in self.streams_of_layer}
+
+    def remember_all(self) -> None:
+        """Remember rotated keys also where `attach` did not."""
+        if self.memory is not None:
+            self.remember(self.memory)
+            self.memory = None
+
+    def remember_blocks(self, memory: AudioMemory) -> None:
+        """Arrange a memory's keys and values of Flamingo blocks."""
         for stream, layer in self.blocks:
             pair = memory.keys[stream][layer], memory.values[stream][layer]
             self.block_memory[stream, layer] = self._arranged(stream, *pair)
+
+    def _of_memory(self, memory: AudioMemory, layer: int) -> tuple[Tensor, Tensor]:
+        rule, streams = self.rules[layer], self.streams_of_layer[layer]
+        return _join([self._placed(rule, s, memory.keys[s][layer], memory.values[s][layer]) for s in streams])
+
+    def as_kept(self, layer: int) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor] | None]:
+        """Keys, values and the tables that still have to turn the keys: the memory's own tensors where nothing moves them.
+
+        Elsewhere keys are rotated, and there is no table. See `integration.decode_kernel`.
+        """
+        rule, streams = self.rules[layer], self.streams_of_layer[layer]
+        if self.memory is not None and len(streams) == 1 and self.layouts[streams[0]].is_identity:
+            keys, values = self.memory.keys[streams[0]][layer], self.memory.values[streams[0]][layer]
+            if not rule.uses_rotary:
+                return keys, values, None
+            if rule.turns_halves:
+                return keys, values, self._tables(rule, streams[0])
+        return *self.keys_values(layer), None
 
     def _arranged(self, stream: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         return self.layouts[stream].arrange(keys), self.layouts[stream].arrange(values)
@@ -401,6 +429,8 @@ class AttachedAudio:
         placement = Placement(*(rows(tensor) for tensor in vars(self.placement).values()))
         layouts = [layout.rows(rows_N) for layout in self.layouts]
 
+        self.remember_all()
+
         def held(pair: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
             return pair if pair[0].shape[0] == 1 else (rows(pair[0]), rows(pair[1]))  # what all rows share stays as it is
 
@@ -433,6 +463,7 @@ def attach(
     summary_sees_audio: bool = True,
     max_positions: int | None = None,
     placement: Placement | None = None,
+    remember: bool = True,
 ) -> AttachedAudio:
     """Place clips in a full prompt. All is worked out on the CPU and moved to the model's device once.
 
@@ -448,6 +479,7 @@ def attach(
         summary_sees_audio: False hides a clip's keys from its own slots.
         max_positions: the LLM's trained context, or None if unknown.
         placement: where the clips stand, if it is known already (`extension`).
+        remember: rotate keys once for all steps; else the memory is kept and they are rotated where they are asked for.
 
     Raises:
         PalError: markers, slots and clips do not match, or `span` runs past the LLM's context.
@@ -481,7 +513,11 @@ def attach(
     prompt_BL = prompt_BL.to(device, non_blocking=True)
     attached = AttachedAudio(clips, placed, audio_ids, layouts, streams_of_layer, rules, blocks, live, prompt_BL)
     if isinstance(audio, AudioMemory):
-        attached.remember(audio)
+        attached.remember_blocks(audio)
+        if remember:
+            attached.remember(audio)
+        else:
+            attached.memory = audio
     return attached
 
 

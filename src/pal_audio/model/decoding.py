@@ -19,8 +19,9 @@ from torch import Tensor
 
 from pal_audio.errors import PalError
 from pal_audio.integration.attention import INNER_KERNELS, check_consumed
-from pal_audio.integration.decode_attention import DecodingStep, text_cache
+from pal_audio.integration.decode_attention import DecodingStep, Keys, one_query_attention, text_cache
 from pal_audio.integration.flamingo import check_entered
+from pal_audio.integration.key_values import find_layers
 from pal_audio.integration.memory import AttachedAudio
 from pal_audio.integration.packing import text_windows
 
@@ -120,18 +121,31 @@ def greedy(
     return decoder.decode(input_ids, mask, max_new_tokens, ends, pad, **audio)
 
 
+def has_kernel(model: "PalForConditionalGeneration") -> bool:
+    """Whether the attention kernel of a step serves this model: on a GPU, heads of 32, 64, 128 or 256."""
+    attention = getattr(find_layers(model.language_model)[0], "self_attn", None)
+    return model.marker.is_cuda and getattr(attention, "head_dim", None) in (32, 64, 128, 256)
+
+
 class Decoder:
     """Keeps the compiled step, its tensors and its graph from one answer to the next of equal shapes.
 
     Args:
         model: in eval mode, of a kind that `why_plain` has nothing against.
         compile: see `greedy`.
+        kernel: attend by `integration.decode_kernel`; else by matrix products. None: on a GPU, for heads of its kind.
     """
 
-    def __init__(self, model: "PalForConditionalGeneration", compile: bool | None = None) -> None:
+    def __init__(self, model: "PalForConditionalGeneration", compile: bool | None = None, kernel: bool | None = None) -> None:
         self.model = model
         wanted = model.marker.is_cuda and model.language_model._can_compile_fullgraph
         self.compile = wanted if compile is None else compile
+        self.kernel = has_kernel(model) if kernel is None else kernel
+        self.attention: Any = one_query_attention
+        if self.kernel:
+            from pal_audio.integration import decode_kernel  # Triton comes with torch's CUDA builds alone
+
+            self.attention = decode_kernel.one_query_attention
         self._shape: tuple[Any, ...] | None = None
         self._audio: tuple[int, ...] | None = None
         self.run: Callable[[], None] = self.step  # a step, as compiled and captured
@@ -153,7 +167,7 @@ class Decoder:
         """Prefill, the first token, and a step that is ready to run."""
         model = self.model
         device = model.marker.device
-        attached = model.attached(input_ids, attention_mask, **audio)
+        attached = model.attached(input_ids, attention_mask, remember=not self.kernel, **audio)
         ids, mask = input_ids.to(device), attention_mask.to(device)
         self._allocate(len(ids), ids.shape[1] + max_new_tokens + 1, ends, pad, device)
         for layer in self.cache.layers:
@@ -194,7 +208,10 @@ class Decoder:
         self.pad = pad
         self.cache = text_cache(config.num_hidden_layers, length, self.column_1)
         self.plan = DecodingStep(
-            text_windows(config, "decoding"), self.column_1, torch.zeros(rows, length, dtype=torch.bool, device=device)
+            text_windows(config, "decoding"),
+            self.column_1,
+            torch.zeros(rows, length, dtype=torch.bool, device=device),
+            self.attention,
         )
         self._shape, self._audio, self._compiled = shape, None, None
 
@@ -210,17 +227,17 @@ class Decoder:
     def _bind(self, attached: AttachedAudio | None, positions: Tensor) -> None:
         """Let the step read this prompt's audio where it lies; what was captured for other tensors is captured anew."""
         plan = self.plan
-        plan.audio, plan.blocks, plan.block_audio = {}, {}, {}
-        plan.hears, plan.block_hears = {}, {}
+        plan.audio, plan.blocks, plan.block_audio, plan.block_hears = {}, {}, {}, {}
         if attached is not None:
             attached.begin(positions)
-            plan.audio = {layer: attached.keys_values(layer) for layer in sorted(attached.expected)}
-            masks = {id(attached.visible(layer)): attached.visible(layer)[:, 0, 0].contiguous() for layer in plan.audio}
-            plan.hears = {layer: masks[id(attached.visible(layer))] for layer in plan.audio}
+            masks = {id(mask): mask[:, 0, 0].contiguous() for mask in map(attached.visible, attached.expected)}
+            for layer in sorted(attached.expected):
+                keys, values, tables = attached.as_kept(layer)
+                plan.audio[layer] = Keys(keys, values, masks[id(attached.visible(layer))], tables)
             plan.blocks = attached.blocks
             plan.block_audio = {key: attached.block_keys_values(key) for key in attached.blocks}
             plan.block_hears = {key: attached.block_visible(key) for key in attached.blocks}
-        tensors = [*(t for pair in plan.audio.values() for t in pair), *plan.hears.values()]
+        tensors = [t for part in plan.audio.values() for t in (part.keys, part.values, part.seen_BT, *(part.tables or ()))]
         tensors += [*(t for pair in plan.block_audio.values() for t in pair), *plan.block_hears.values()]
         addresses = tuple(tensor.data_ptr() for tensor in tensors)
         if addresses == self._audio and self._compiled is not None:

@@ -329,12 +329,15 @@ class PalForConditionalGeneration(PreTrainedModel, GenerationMixin):
         live.hidden = True
         return live
 
-    def attach(self, audio: AudioMemory | LiveAudio, input_ids: Tensor, attention_mask: Tensor | None = None) -> AttachedAudio:
+    def attach(
+        self, audio: AudioMemory | LiveAudio, input_ids: Tensor, attention_mask: Tensor | None = None, remember: bool = True
+    ) -> AttachedAudio:
         """Place clips in a full prompt.
 
         Args:
             audio: clips in the order of the batch's markers.
             input_ids, attention_mask: (B, L).
+            remember: see `integration.memory.attach`.
 
         Raises:
             PalError: another model's memory; markers, slots and clips that do not match; a span beyond the LLM's context.
@@ -354,6 +357,7 @@ class PalForConditionalGeneration(PreTrainedModel, GenerationMixin):
             self.marker.device,
             self._audio.summary_sees_audio,
             max_span(self.language_model.config.get_text_config()),
+            remember=remember,
         )
 
     def _check_fingerprint(self, memory: AudioMemory) -> None:
@@ -365,10 +369,11 @@ class PalForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """Ids of the marker and of slots; empty where the config has none."""
         return () if self.config.audio_token_id is None else self._audio_ids
 
-    def attached(self, input_ids: Tensor, attention_mask: Tensor, **audio: Any) -> AttachedAudio | None:
+    def attached(self, input_ids: Tensor, attention_mask: Tensor, remember: bool, **audio: Any) -> AttachedAudio | None:
         """The audio of a generation, placed in its prompt; None without audio. `audio` as in `forward`."""
         names = ("input_features", "audio_num_samples", "audio_memory")
-        context = self._context(input_ids, attention_mask, *(audio.pop(name, None) for name in names), **audio)
+        features, samples, memory = (audio.pop(name, None) for name in names)
+        context = self._context(input_ids, attention_mask, features, samples, memory, remember=remember, **audio)
         return None if context is None else replace(context, trusted=True)
 
     @property
@@ -524,6 +529,7 @@ class PalForConditionalGeneration(PreTrainedModel, GenerationMixin):
         audio_num_samples: Lengths | None,
         audio: AudioMemory | AttachedAudio | LiveAudio | None,
         past_key_values: Any = None,
+        remember: bool = True,
     ) -> AttachedAudio | None:
         if isinstance(audio, AttachedAudio):
             if not audio.trusted:
@@ -552,7 +558,7 @@ class PalForConditionalGeneration(PreTrainedModel, GenerationMixin):
             audio = self._dummy()
         if past_key_values is not None and (past_key_values.get_seq_length() or _audio_of(past_key_values) is not None):
             return self._attach_behind(audio, input_ids, attention_mask, past_key_values)
-        return self.attach(audio, input_ids, attention_mask)
+        return self.attach(audio, input_ids, attention_mask, remember)
 
     def _attach_behind(
         self, memory: AudioMemory | LiveAudio, input_ids: Tensor, mask: Tensor | None, cache: Any
