@@ -161,9 +161,31 @@ def one_query_attention(query_BHd: Tensor, text: Keys, audio: Keys | None, scale
     Returns:
         (B, H, d) in the values' dtype.
     """
-    rows, heads, _ = query_BHd.shape
+    given = (None,) * 5 if audio is None else (audio.keys, audio.values, audio.seen_BT, *(audio.tables or (None, None)))
+    output: Tensor = _operator(query_BHd, text.keys, text.values, text.seen_BT, *given, scale)
+    return output
+
+
+# One operator for torch.compile, which then neither reads the kernels nor copies what they read.
+@torch.library.custom_op("pal_audio::one_query_attention", mutates_args=())
+def _operator(
+    query: Tensor, text_keys: Tensor, text_values: Tensor, text_seen: Tensor, audio_keys: Tensor | None,
+    audio_values: Tensor | None, audio_seen: Tensor | None, cos: Tensor | None, sin: Tensor | None, scale: float,
+) -> Tensor:  # fmt: skip
+    text, audio = Keys(text_keys, text_values, text_seen), None
+    if audio_keys is not None and audio_values is not None and audio_seen is not None:
+        audio = Keys(audio_keys, audio_values, audio_seen, None if cos is None or sin is None else (cos, sin))
+    return _by_pieces(query.contiguous(), text, audio, scale)
+
+
+@_operator.register_fake
+def _like_query(query: Tensor, text_keys: Tensor, text_values: Tensor, *others: object) -> Tensor:
+    return query.new_empty(query.shape, dtype=text_values.dtype)
+
+
+def _by_pieces(query_BHd: Tensor, text: Keys, audio: Keys | None, scale: float) -> Tensor:
+    rows, heads, size = query_BHd.shape
     key_heads = text.keys.shape[1]
-    query_BHd = query_BHd.contiguous()
     is_shared = audio is not None and audio.keys.shape[0] < rows
     num_text = text.keys.shape[2]
     num_audio = 0 if audio is None else audio.keys.shape[2]
@@ -180,7 +202,6 @@ def one_query_attention(query_BHd: Tensor, text: Keys, audio: Keys | None, scale
     else:
         _launch(query_BHd, outputs, sums, 0, audio, text, piece, scale, rows)
     result = query_BHd.new_empty(query_BHd.shape, dtype=text.values.dtype)
-    size = query_BHd.shape[2]
     _combine[(rows * heads,)](outputs, sums, result, num_pieces, BLOCK_S=16, SIZE=size, BLOCK_D=_power_of_2(size))
     return result
 
