@@ -23,7 +23,7 @@ from transformers.cache_utils import StaticLayer
 
 from pal_audio.integration.flamingo import BlockKey, FlamingoBlock
 
-MAX_SCORES = 2**26  # scores at once where they are written out: bounds the memory of a prefill
+MAX_SCORES = 2**25  # scores at once where they are written out: bounds the memory of a prefill
 
 
 class TextLayer(StaticLayer):
@@ -243,10 +243,10 @@ def partial_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, s
     outputs, sums = [], []
     for start in range(0, query.shape[2], at_once):
         part = slice(start, start + at_once)
-        scores = (query[:, :, part].to(key.dtype) @ key.transpose(-1, -2)).float() * scale
-        scores = scores.masked_fill(~mask[:, :, part], -torch.inf)
-        highest = scores.amax(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).min)
-        weights = (scores - highest).exp()
+        scores = (query[:, :, part].to(key.dtype) @ key.transpose(-1, -2)).float().mul_(scale)
+        scores.masked_fill_(~mask[:, :, part], -torch.inf)
+        highest = scores.detach().amax(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).min)
+        weights = scores.sub_(highest).exp_()
         total = weights.sum(-1, keepdim=True)
         weights = weights / total.clamp(min=torch.finfo(torch.float32).tiny)
         outputs.append((weights.to(value.dtype) @ value).float())
