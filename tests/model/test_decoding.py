@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from pal_audio.errors import PalError
-from pal_audio.integration.decode_attention import Keys, merge, one_query_attention, partial_attention, shared_attention
-from pal_audio.model.decoding import Decoder, greedy, why_plain
+from pal_audio.integration.decode_attention import Keys, one_query_attention
+from pal_audio.integration.shared_attention import merge, partial_attention, shared_attention
+from pal_audio.model.decoder import Decoder
+from pal_audio.model.decoding import greedy, why_plain
 from tests.model.test_invariants import ARMS, CLIPS, CONVERSATIONS
 from tests.tiny import FAMILIES, batch, message, tiny_model
 
@@ -276,7 +278,7 @@ def test_one_query_over_parts_equals_sdpa_over_joined_keys(held: int, dtype: tor
 
 @pytest.mark.parametrize("at_once", [1, 7, 10_000])
 def test_shared_attention_equals_sdpa_over_joined_keys(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pal_audio.integration.decode_attention.MAX_SCORES", at_once * 2 * 11)
+    monkeypatch.setattr("pal_audio.integration.shared_attention.MAX_SCORES", at_once * 2 * 11)
     query, audio = _heads(3, 8, 5, 16), [_heads(1, 2, 11, 16) for _ in range(2)]
     text = [_heads(3, 2, 5, 16) for _ in range(2)]
     hears, seen = torch.rand(3, 1, 5, 11) > 0.5, torch.ones(5, 5, dtype=torch.bool).tril().expand(3, 1, 5, 5).clone()

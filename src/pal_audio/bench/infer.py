@@ -24,7 +24,7 @@ from pal_audio.encoders.base import Frames
 from pal_audio.integration import cost
 from pal_audio.integration.memory import AudioMemory, ClipTokens
 from pal_audio.model import PalForConditionalGeneration
-from pal_audio.model.decoding import Decoder
+from pal_audio.model.decoder import Decoder
 
 COMPARED_VALUES = ["first_token_s", "ready_first_token_s", "token_s", "rest_bytes", "resident_rest_bytes", "kv_bytes"]
 Text = dict[str, Tensor]

@@ -21,9 +21,10 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from pal_audio.errors import PalError
-from pal_audio.integration.decode_attention import DecodingStep, shared_attention
+from pal_audio.integration.decode_attention import DecodingStep
 from pal_audio.integration.key_values import UnsupportedLlmError
 from pal_audio.integration.packing import Packing
+from pal_audio.integration.shared_attention import shared_attention
 
 # The user's name of an inner kernel -> ours in transformers' registry. Names containing "sdpa", "flash" or
 # "flex_attention" make transformers check or load other things.
