@@ -1,6 +1,7 @@
 """The static decoding loop gives the tokens of `generate`, and memory that rows share is held once. Float32, on the CPU."""
 
 import os
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -57,6 +58,16 @@ def test_rows_end_at_different_times(arm: str) -> None:
     assert torch.equal(unending[:, inputs["input_ids"].shape[1] :], free)
 
 
+def test_audio_ids_inside_the_vocabulary_are_never_an_answer() -> None:
+    model, processor = tiny_model("llama", "lal")
+    inputs = mixed_batch(processor)
+    model.resize_token_embeddings(max(model.audio_ids_or_none) + 1)
+    head = model.get_output_embeddings().weight
+    with torch.no_grad():
+        head[list(model.audio_ids_or_none)] = 50 * head[:2].abs()
+    assert torch.equal(greedy(model, **inputs, max_new_tokens=6), generated(model, inputs, 6))
+
+
 def test_the_host_stops_soon_after_the_last_row_has_ended() -> None:
     model, processor = tiny_model("llama", "lal")
     inputs = mixed_batch(processor)
@@ -94,6 +105,29 @@ def test_the_warm_up_touches_no_slot_of_the_prompt() -> None:
         inputs = batch(processor, [message(CLIPS[0], question="a " * words)])
         for num in (2, 3):
             assert torch.equal(greedy(model, **inputs, max_new_tokens=num), generated(model, inputs, num))
+
+
+def test_a_step_is_prepared_again_for_another_memory_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A graph holds addresses: those of the memory, while masks and tables of a prompt are copied to where it reads them."""
+    model, processor = tiny_model("llama", "lal", positions="zero")
+    decoder, prepared = Decoder(model, kernel=False), []
+    prepare = decoder._prepare
+    monkeypatch.setattr(decoder, "_prepare", lambda: (prepared.append(1), prepare()))
+    # Values of the memory and, as `attach` was told, keys that it remembered.
+    first = batch(processor, [message(CLIPS[1])])
+    memory = model.encode_audio(first["input_features"], first["audio_num_samples"])
+    attached = model.attach(memory, first["input_ids"], first["attention_mask"])
+    for question, times in (("what sound is this?", 1), ("what sound is that", 1)):
+        inputs = batch(processor, [message(CLIPS[1], question=question)])
+        again = replace(attached, prompt_BL=inputs["input_ids"])
+        again.placement = model.attach(memory, inputs["input_ids"]).placement
+        text = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+        got = greedy(model, **text, audio_memory=again, max_new_tokens=5, decoder=decoder)
+        assert torch.equal(got, generated(model, inputs, 5))
+        assert len(prepared) == times
+    other = batch(processor, [message(CLIPS[2])])
+    assert torch.equal(greedy(model, **other, max_new_tokens=5, decoder=decoder), generated(model, other, 5))
+    assert len(prepared) == 2
 
 
 @pytest.mark.parametrize("arm", ["lal", "pal", "flamingo"])
@@ -197,6 +231,7 @@ def test_a_shared_memory_serves_every_row_as_its_own_would(family: str, arm: str
         expected = generated(model, inputs, 8)
         assert torch.equal(generated(model, shared, 8), expected)
         assert torch.equal(greedy(model, **shared, max_new_tokens=8), expected)
+        assert torch.equal(generated(model, shared, 3, num_beams=2), generated(model, inputs, 3, num_beams=2))
         model.set_attn_implementation("eager")
         assert torch.equal(generated(model, shared, 8), expected)
         model.set_attn_implementation("sdpa")

@@ -58,7 +58,8 @@ class Decoder:
 
             self.attention = decode_kernel.one_query_attention
         self._shape: tuple[Any, ...] | None = None
-        self._audio: tuple[int, ...] | None = None
+        self._bound: tuple[Any, ...] | None = None
+        self._small: list[Tensor] = []
         self.run: Callable[[], None] = self.step  # a step, as compiled and captured
         self._compiled: Callable[[], None] | None = None
 
@@ -80,7 +81,7 @@ class Decoder:
         device = model.marker.device
         attached = model.attached(input_ids, attention_mask, remember=not self.kernel, **audio)
         ids, mask = input_ids.to(device), attention_mask.to(device)
-        self._allocate(len(ids), ids.shape[1] + max_new_tokens + 1, ends, pad, device)
+        self._allocate(len(ids), ids.shape[1] + max_new_tokens, ends, pad, device)
         for layer in self.cache.layers:
             layer.prefilling = True
         self.cache.pal_audio = None  # of the answer before
@@ -124,7 +125,7 @@ class Decoder:
             torch.zeros(rows, length, dtype=torch.bool, device=device),
             self.attention,
         )
-        self._shape, self._audio, self._compiled = shape, None, None
+        self._shape, self._bound, self._compiled = shape, None, None
 
     def _prefill(self, ids: Tensor, mask: Tensor, attached: AttachedAudio | None) -> Tensor:
         """Logits (B, V) behind the prompt; its keys and values go to the static cache."""
@@ -137,32 +138,38 @@ class Decoder:
 
     def _bind(self, attached: AttachedAudio | None, positions: Tensor) -> None:
         """Let the step read this prompt's audio where it lies; what was captured for other tensors is captured anew."""
-        plan = self.plan
-        plan.audio, plan.blocks, plan.block_audio, plan.block_hears = {}, {}, {}, {}
+        plan, audio, block_audio, block_hears = self.plan, {}, {}, {}
         if attached is not None:
             attached.begin(positions)
             masks = {id(mask): mask[:, 0, 0].contiguous() for mask in map(attached.visible, attached.expected)}
             for layer in sorted(attached.expected):
                 keys, values, tables = attached.as_kept(layer)
-                plan.audio[layer] = Keys(keys, values, masks[id(attached.visible(layer))], tables)
-            plan.blocks = attached.blocks
-            plan.block_audio = {key: attached.block_keys_values(key) for key in attached.blocks}
-            plan.block_hears = {key: attached.block_visible(key) for key in attached.blocks}
-        tensors = [t for part in plan.audio.values() for t in (part.keys, part.values, part.seen_BT, *(part.tables or ()))]
-        tensors += [*(t for pair in plan.block_audio.values() for t in pair), *plan.block_hears.values()]
-        addresses = tuple(tensor.data_ptr() for tensor in tensors)
-        if addresses == self._audio and self._compiled is not None:
+                audio[layer] = Keys(keys, values, masks[id(attached.visible(layer))], tables)
+            block_audio = {key: attached.block_keys_values(key) for key in attached.blocks}
+            block_hears = {key: attached.block_visible(key) for key in attached.blocks}
+        large = [
+            *(t for part in audio.values() for t in (part.keys, part.values)),
+            *(t for pair in block_audio.values() for t in pair),
+        ]
+        small = [*(t for part in audio.values() for t in (part.seen_BT, *(part.tables or ()))), *block_hears.values()]
+        small = list({id(tensor): tensor for tensor in small}.values())
+        bound = (*(_place(tensor) for tensor in large), *(_place(tensor)[1:] for tensor in small))
+        if bound == self._bound and self._compiled is not None:  # another question about the same memory
+            for tensor, new in zip(self._small, small, strict=True):
+                tensor.copy_(new)
             return
+        plan.audio, plan.block_audio, plan.block_hears = audio, block_audio, block_hears
+        plan.blocks = {} if attached is None else attached.blocks
         self.model.hook_attention()
         self._prepare()
-        self._audio = addresses
+        self._bound, self._small = bound, small
 
     def _prepare(self) -> None:
         """Compile and capture the step; the first run of it is checked."""
         if self._compiled is None:
             self._compiled = torch.compile(self.step, fullgraph=True, dynamic=False) if self.compile else self.step
         compiled = self._compiled
-        spare = self.ids_BT.shape[1] - 2  # a slot behind every answer
+        spare = self.ids_BT.shape[1] - 2  # behind the prompt, as at least two tokens follow it
         self.column_1.fill_(spare)
         with torch._dynamo.config.patch(recompile_limit=MAX_SHAPES):
             self._warm_up(compiled, spare)
@@ -249,3 +256,7 @@ class Decoder:
             until = torch.where(is_end.any(1), is_end.int().argmax(1) + 1, max_new_tokens)
             whole = whole[:, : width + int(until.max())]
         return whole.to(input_ids.device)
+
+
+def _place(tensor: Tensor) -> tuple[Any, ...]:
+    return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
