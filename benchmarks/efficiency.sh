@@ -9,7 +9,7 @@ cd "$(dirname "$0")/.."
 export PYTHONPATH="src:.${PYTHONPATH:+:$PYTHONPATH}"
 : "${OUT:?name a folder: OUT=results}"
 PYTHON=${PYTHON:-python}
-FLAGS=${FLAGS:---compile decoder}
+FLAGS=${FLAGS:---compile model}
 LLM=${LLM:-llama-3.2-1b}
 
 train() { # folder, then options

@@ -73,7 +73,8 @@ def reference_logits(model: PalForConditionalGeneration, ids: list[int], tokens:
 
     decoder = llm.get_decoder()
     text_positions = torch.tensor([positions])
-    for number, layer in enumerate(decoder.layers):
+    layers = decoder.h if hasattr(decoder, "h") else decoder.layers
+    for number, layer in enumerate(layers):
         _patch(layer, number, decoder, layers_of.get(number), text_positions, num_text)
     for s, stream in enumerate(model.streams):
         if kinds[s] != "flamingo":
@@ -88,30 +89,30 @@ def reference_logits(model: PalForConditionalGeneration, ids: list[int], tokens:
                 before = [c for c in before if c == passed[-1]]
             heard.append(torch.cat([tokens[s][c] for c in before]) if before else None)
         for number in stream.layers:
-            _stand_before(decoder.layers[number], dict(stream.blocks[str(number)].named_parameters()), stream, heard, llm)
+            _stand_before(layers[number], dict(stream.blocks[str(number)].named_parameters()), stream, heard, llm)
     with torch.no_grad():
         return llm(inputs_embeds=torch.stack(embeddings)[None], position_ids=text_positions, use_cache=False).logits[0]
 
 
 def _patch(layer: Any, number: int, decoder: Any, audio: Any, text_positions: Tensor, num_text: int) -> None:
-    attention = layer.self_attn
+    attention = next(getattr(layer, name) for name in ("self_attn", "attention", "attn") if hasattr(layer, name))
+    norm = next((getattr(layer, name) for name in ("input_layernorm", "ln_1") if hasattr(layer, name)), lambda inputs: inputs)
     original = attention.forward
     window = getattr(attention, "sliding_window", getattr(attention.config, "sliding_window", None))
     types_of = getattr(attention.config, "layer_types", None)
     if types_of is not None and types_of[number] != "sliding_attention":
         window = None
-    several = isinstance(getattr(decoder.rotary_emb, "rope_type", None), dict)
+    rotary = getattr(decoder, "rotary_emb", None)
+    several = isinstance(getattr(rotary, "rope_type", None), dict)
 
     def forward(
         self: Any, hidden_states: Tensor, position_embeddings: Any = None, attention_mask: Any = None, **kwargs: Any
-    ) -> Any:
+    ) -> Any:  # the layer's own tables and mask are of text alone
         inputs, places, after = audio if audio else ([], [], [])
         num_audio = len(places)
         joined, positions = hidden_states, text_positions.float()
         if num_audio:
-            raw = torch.cat(inputs)[None]
-            normed = layer.input_layernorm(raw) if hasattr(layer, "input_layernorm") else raw
-            joined = torch.cat([normed, hidden_states], dim=1)
+            joined = torch.cat([norm(torch.cat(inputs)[None]), hidden_states], dim=1)
             positions = torch.cat([torch.tensor([places]), text_positions.float()], dim=1)
         mask = torch.full((num_audio + num_text, num_audio + num_text), torch.finfo(joined.dtype).min)
         for row in range(num_text):
@@ -123,10 +124,13 @@ def _patch(layer: Any, number: int, decoder: Any, audio: Any, text_positions: Te
                     mask[num_audio + row, num_audio + column] = 0
         for column in range(num_audio):
             mask[column, column] = 0  # audio rows are dropped; they only must not be empty
-        extra = (types_of[number],) if several else ()
-        tables = decoder.rotary_emb(joined, positions, *extra)
-        kwargs.pop("past_key_values", None)
-        output, weights = original(hidden_states=joined, position_embeddings=tables, attention_mask=mask[None, None], **kwargs)
+        if rotary is not None:
+            extra = (types_of[number],) if several else ()
+            kwargs["position_embeddings"] = rotary(joined, positions, *extra)
+        kwargs = {name: value for name, value in kwargs.items() if name not in ("past_key_values", "layer_past")}
+        if "position_ids" in kwargs:
+            kwargs["position_ids"] = positions
+        output, weights = original(hidden_states=joined, attention_mask=mask[None, None], **kwargs)
         return output[:, num_audio:], weights
 
     attention.forward = types.MethodType(forward, attention)

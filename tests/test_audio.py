@@ -23,8 +23,8 @@ import soxr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pal_audio import _https, _pyav_decode, audio
-from pal_audio.audio import AudioError, SilentAudioWarning, TruncatedAudioWarning, load_audio
+from pal_audio import audio
+from pal_audio.audio import AudioError, SilentAudioWarning, TruncatedAudioWarning, ffmpeg, https, load_audio, pyav_decode
 from pal_audio.errors import PalError
 
 pytestmark = pytest.mark.filterwarnings("error")  # a warning that a test does not expect fails it
@@ -209,7 +209,7 @@ def test_file_objects_and_bytes(tmp_path):
 
 def test_standard_input_and_an_import_without_torch():
     code = "import sys; from pal_audio.audio import load_audio; print(len(load_audio('-')), 'torch' in sys.modules)"
-    environment = os.environ | {"PYTHONPATH": str(Path(audio.__file__).parents[1])}
+    environment = os.environ | {"PYTHONPATH": str(Path(audio.__file__).parents[2])}
     done = subprocess.run([sys.executable, "-c", code], input=encode(tone()), capture_output=True, env=environment, check=True)
     assert done.stdout.split() == [b"16000", b"False"]
 
@@ -319,7 +319,7 @@ def test_every_bad_file_is_refused_with_its_name_and_defect(tmp_path):
 
 def test_ffmpeg_sees_known_formats_only(tmp_path, monkeypatch):
     (tmp_path / "a.webm").write_bytes(mux("a.webm"))
-    command = [sys.executable, _pyav_decode.__file__, "ogg", "0", "inf"]
+    command = [sys.executable, pyav_decode.__file__, "ogg", "0", "inf"]
     with (tmp_path / "a.webm").open("rb") as file:
         done = subprocess.run(command, stdin=file, capture_output=True)
     assert (done.returncode, done.stdout) == (1, b"")
@@ -480,7 +480,7 @@ def test_a_long_quiet_file_is_decoded_only_up_to_the_limit():
 
 
 def test_ffmpeg_runs_against_the_clock(monkeypatch):
-    monkeypatch.setattr(audio, "PYAV_TIMEOUT_S", 0.001)
+    monkeypatch.setattr(ffmpeg, "PYAV_TIMEOUT_S", 0.001)
     refused(mux("a.m4a"), "<bytes>", "did not finish")
 
 
@@ -621,7 +621,7 @@ def test_a_segment_of_a_container_is_sought():
 
     counting, output = Counting(), io.BytesIO()
     with av.open(io.BytesIO(mux("a.m4a", 30.0))) as container:
-        assert _pyav_decode.decode(counting, 20.0, 21.0, output) is None
+        assert pyav_decode.decode(counting, 20.0, 21.0, output) is None
     assert len(output.getvalue().split(b"\n", 1)[1]) == 4 * MUXED["a.m4a"][2]
     assert counting.decoded_s < 3
 
@@ -697,8 +697,8 @@ class PlainSocket(socket.socket):
 @pytest.fixture
 def open_door(monkeypatch, lookups):
     """127.0.0.1 counts as public and is spoken to without TLS; every other rule stands."""
-    is_public = _https._is_public
-    monkeypatch.setattr(_https, "_is_public", lambda address: address == "127.0.0.1" or is_public(address))
+    is_public = https._is_public
+    monkeypatch.setattr(https, "_is_public", lambda address: address == "127.0.0.1" or is_public(address))
 
     class Context:
         def wrap_socket(self, plain, server_hostname, do_handshake_on_connect):
@@ -707,7 +707,7 @@ def open_door(monkeypatch, lookups):
             wrapped.settimeout(timeout)
             return wrapped
 
-    monkeypatch.setattr(_https.ssl, "create_default_context", Context)
+    monkeypatch.setattr(https.ssl, "create_default_context", Context)
     return lookups
 
 
@@ -735,7 +735,7 @@ def test_no_private_address_is_connected_to(host, port, lookups, monkeypatch):
 
 def test_public_addresses():
     for address in ("8.8.8.8", "2606:4700:4700::1111"):
-        assert _https._is_public(address)
+        assert https._is_public(address)
 
 
 def test_an_allowed_url_is_fetched(port, open_door):
@@ -777,14 +777,14 @@ def test_what_a_server_may_not_do(port, open_door, monkeypatch):
     refused("https://nowhere.example/a.wav", "not known", allow_url=True)
     refused("https://clips.example:99999/a.wav", "cannot be fetched", allow_url=True)
     refused(f"https://{'a' * 70}.example/a.wav", "cannot be fetched", allow_url=True)
-    monkeypatch.setattr(_https, "URL_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(https, "URL_TIMEOUT_S", 0.3)
     start_s = time.monotonic()
     refused(f"{base}/drip", "cannot be fetched", allow_url=True)
     assert time.monotonic() - start_s < 2
 
 
 def test_a_server_must_speak_tls(port, lookups, monkeypatch):
-    monkeypatch.setattr(_https, "_is_public", lambda address: True)
+    monkeypatch.setattr(https, "_is_public", lambda address: True)
     refused(f"https://clips.example:{port}/clip.wav", "cannot be fetched", "SSL", allow_url=True)
 
 

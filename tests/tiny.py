@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from pal_audio.model import PalConfig, PalForConditionalGeneration, PalProcessor
-from pal_audio.model.presets import preset
+from pal_audio.model.presets import ENCODERS_OF, preset
 from pal_audio.model.tokenizer import train_tokenizer
 
 RATE_HZ = 16_000
@@ -17,6 +17,12 @@ TINY_ENCODER = {
     "type": "conv", "num_mels": 16, "channels": [4, 8], "time_strides": [2, 2], "hidden_size": 12, "num_layers": 1,
     "num_heads": 2, "window_s": 1.0, "dropout": 0.0, "spec_augment": False,
 }  # fmt: skip
+# By the roles of presets with several: three rates of sound, of frames, widths and windows.
+TINY_ENCODERS = {
+    "speech": TINY_ENCODER,
+    "sound": {**TINY_ENCODER, "sampling_rate_hz": 24_000, "hidden_size": 8, "window_s": 0.7},
+    "language": {**TINY_ENCODER, "sampling_rate_hz": 8_000, "hidden_size": 16, "time_strides": [4, 4], "window_s": 0.5},
+}
 _COMMON = {
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -40,7 +46,24 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "granite": {"attention_multiplier": 0.2, "embedding_multiplier": 3.0, "residual_multiplier": 0.7},
     "phi3": {"sliding_window": 6,
              "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}},
+    # Soft-caps near the scores that these weights make, so that a forgotten one shows.
+    "gemma2": {"head_dim": 16, "sliding_window": 6, "layer_types": ["sliding_attention", "full_attention"] * 2,
+               "query_pre_attn_scalar": 20, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 5.0},
+    "cohere2": {"sliding_window": 6, "layer_types": ["sliding_attention", "full_attention"] * 2, "logit_scale": 0.5},
+    "glm4": {"head_dim": 8, "attention_bias": True,
+             "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}},
+    "qwen3_moe": {"head_dim": 16, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24,
+                  "norm_topk_prob": True, "mlp_only_layers": [1]},
+    "gpt_neox": {"num_key_value_heads": None,
+                 "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}},
+    "gpt2": {"num_key_value_heads": None, "intermediate_size": None, "n_inner": 48, "scale_attn_by_inverse_layer_idx": True,
+             "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
+    "gpt_oss": {"head_dim": 16, "sliding_window": 6, "layer_types": ["sliding_attention", "full_attention"] * 2,
+                "num_local_experts": 4, "num_experts_per_tok": 2,
+                "rope_parameters": {"rope_type": "yarn", "factor": 8.0, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": False,
+                                    "original_max_position_embeddings": 64, "rope_theta": 10000.0}},
 }  # fmt: skip
+EAGER_ONLY = ("gemma2", "gpt_oss")  # soft-cap and sinks, which SDPA does not have
 REQUIRED = ("llama", "qwen2", "qwen3", "gemma3_text", "olmo2")
 
 
@@ -66,7 +89,8 @@ def tokenizer_texts() -> tuple[str, ...]:
 
 def llm_config(family: str, num_tokens: int, **changes: Any) -> Any:
     ids = {"vocab_size": num_tokens, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": None}
-    return CONFIG_MAPPING[family](**{**_COMMON, **ids, **FAMILIES[family], **changes})
+    fields = {**_COMMON, **ids, **FAMILIES[family], **changes}
+    return CONFIG_MAPPING[family](**{name: value for name, value in fields.items() if value is not None or name in ids})
 
 
 def perturb(module: torch.nn.Module, seed: int = 0) -> None:
@@ -82,15 +106,28 @@ def tiny_model(
     family: str = "llama", arm: str = "pal", seed: int = 0, llm: dict[str, Any] | None = None, **options: Any
 ) -> tuple[PalForConditionalGeneration, PalProcessor]:
     """A tiny model with random weights and its processor; `options` are those of `preset`, and `adapter`."""
-    torch.manual_seed(seed)
-    encoder = options.pop("encoder", TINY_ENCODER)
-    connector = options.pop("connector", {"type": "mlp", "stride": 4})
     adapter = options.pop("adapter", None)
+    if arm in ENCODERS_OF:
+        options.setdefault("encoders", {role: TINY_ENCODERS[role] for role in ENCODERS_OF[arm]})
+        options.setdefault("connector", {"type": "lfst", "queries": 5} if arm == "lfst" else {"type": "mlp", "stride": 4})
+    else:
+        options = {"encoder": TINY_ENCODER, "connector": {"type": "mlp", "stride": 4}} | options
     if arm == "pal":
         options.setdefault("summary", {"type": "pool", "num_tokens": 3})
     if arm == "flamingo":
         options.setdefault("flamingo", {"layers": "every:2"})
-    audio = preset(arm, encoder, connector, **options)
+    return tiny_mix(preset(arm, **options), family, seed, llm, adapter)
+
+
+def tiny_mix(
+    audio: dict[str, Any],
+    family: str = "llama",
+    seed: int = 0,
+    llm: dict[str, Any] | None = None,
+    adapter: dict[str, Any] | None = None,
+) -> tuple[PalForConditionalGeneration, PalProcessor]:
+    """Likewise of any streams: `audio` is an `AudioConfig`'s dict."""
+    torch.manual_seed(seed)
     processor = PalProcessor(train_tokenizer(tokenizer_texts(), 300), audio)
     vocabulary = len(processor.tokenizer) - 2  # the two audio tokens lie outside the LLM's vocabulary
     text_config = llm_config(family, vocabulary, **(llm or {}))

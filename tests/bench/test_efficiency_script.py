@@ -34,10 +34,10 @@ def test_every_command_is_understood(name: str, tmp_path: Path, capsys: pytest.C
 
 
 def test_flags_are_of_compiled_steps_unless_said_otherwise(tmp_path: Path) -> None:
-    assert "decoder" in commands("train-16x1024", tmp_path)[0]
-    assert "decoder" not in commands("train-eager", tmp_path)[0]
+    assert "model" in commands("train-16x1024", tmp_path)[0]
+    assert "model" not in commands("train-eager", tmp_path)[0]
     eager, compiled = commands("fit", tmp_path), commands("fit-compiled", tmp_path)
-    assert ["decoder" in words for words in eager + compiled] == [False, False, True, True]
+    assert ["model" in words for words in eager + compiled] == [False, False, True, True]
     fitted, checked = ({words[words.index("--llm") + 1] for words in commands(name, tmp_path)} for name in ("fit", "check"))
     assert not fitted & checked, "shapes to check on are not those to fit on"
 

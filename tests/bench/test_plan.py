@@ -170,6 +170,7 @@ def test_the_command_puts_integrations_side_by_side(arguments: list[str], capsys
         (["--card", "h2000"], "did you mean 'h200'?"),
         (["--projector", "low_rank"], "low_rank:R"),
         (["curriculum-llama-3.2-1b-lal"], "say --audio-tokens"),
+        (["curriculum-llama-3.2-1b-pal-multi", "--audio-tokens", "99"], "the one `encoder` of a preset; this recipe has"),
         (["quickstart", "--stage", "9"], "stages 0 to"),
         (["quickstart", "--llm", "llama-3.2-1b"], "the recipe says it"),
         (["--check", "results.json"], "No such file"),

@@ -75,7 +75,7 @@ def test_other_settings_and_other_machines_are_other_rows(tmp_path: Path, monkey
     call(Fake(), tmp_path, audio_tokens=[2])
     other = Fake()
     running.run(
-        "train", Sweep(setup=SETUP.model_copy(update={"packed": True}), audio_tokens=[2]).groups(), other, CPU, tmp_path, ""
+        "train", Sweep(setup=SETUP.model_copy(update={"packed": False}), audio_tokens=[2]).groups(), other, CPU, tmp_path, ""
     )
     assert len(other.asked) == 4
     machine = running.measure.hardware(CPU)

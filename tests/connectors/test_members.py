@@ -78,4 +78,4 @@ def test_mistakes_are_named_in_one_line(values: dict[str, Any], message: str) ->
 
 def test_qformer_heads_must_divide_its_width() -> None:
     with pytest.raises(PalError, match="hidden_size 10 is no multiple of num_heads 4"):
-        connectors.build(connectors.parse({"type": "qformer"}), 10, 16, 25.0)
+        connectors.build(connectors.parse({"type": "qformer", "num_heads": 4}), 10, 16, 25.0)

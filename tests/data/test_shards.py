@@ -71,7 +71,7 @@ def test_nothing_is_decoded_and_resuming_reads_no_shard_from_its_start(folder: P
         ShardReader, "__init__", lambda self, shard, verify=True: [opened.append(shard.path), first(self, shard)][1]
     )
     monkeypatch.setattr(ShardReader, "_content", lambda self, member: [contents.append(member.name), content(self, member)][1])
-    monkeypatch.setattr(audio, "_decode_soundfile", None)
+    monkeypatch.setattr(audio.loading, "decode_soundfile", None)
     next(stream(source(folder), shuffle_buffer=4).batches(2, 3 * NUM // 2 - 3))
     assert len(opened) <= 2, "the shards of the block, not those before it"
     assert len(contents) == 2 * (4 + 2), "JSON and sound of the block, and of what already went out of it"

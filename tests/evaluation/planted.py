@@ -45,6 +45,9 @@ class Planted:
             load_audio(part.path, 16_000, start_s=part.start_s, end_s=part.end_s)
         return clip_key(clip)
 
+    def too_long(self, heard: Sequence[str], prompt: list[Message]) -> str:
+        return ""
+
     def silence(self, heard: str) -> str:
         return SILENCE
 

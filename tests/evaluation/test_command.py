@@ -7,14 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import soundfile
 
 from pal_audio import cli
+from pal_audio.data.manifest import AudioPart
 from pal_audio.errors import Stopped
+from pal_audio.evaluation.model_answerer import ModelAnswerer
 from pal_audio.evaluation.run import Request, ask, plan
 from pal_audio.evaluation.tasks import TASKS
+from pal_audio.model import load
 from tests.evaluation import sets
 from tests.evaluation.planted import Planted
-from tests.tiny import tiny_model
+from tests.tiny import RATE_HZ, noise, tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +56,26 @@ def test_a_model_is_scored_whatever_is_missing(place: Path, capsys: pytest.Captu
     answers = [json.loads(line) for line in (place / "whole" / "answers.jsonl").read_text().splitlines()]
     assert len(answers) == 2 * 2 * 12
     assert all(len(line["scores"]) == 3 for line in answers if line["task"] == "csv" and not line["fault"])
+
+
+def test_a_clip_too_long_for_its_question_leaves_the_others_alone(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It fits the context alone; under every condition it is the only one beside the missing and the broken clip."""
+    for part in tiny_model("llama", "pal", connector={"type": "mlp", "stride": 1}, llm={"max_position_embeddings": 100}):
+        part.save_pretrained(place / "short" / "model")
+    manifest = sets.answers(place / "short" / "data" / "answers")
+    soundfile.write(manifest.parent / "c3.wav", noise(3.6, 3), RATE_HZ)
+    model, processor = load(place / "short" / "model")
+    assert ModelAnswerer(model, processor, "").hear([AudioPart(path=str(manifest.parent / "c3.wav"))])
+    words = ["eval", "short/model", "short/out", "--tasks", "answers", "--data", "short/data", "--device", "cpu", "--json"]
+    assert cli.main(words) == 0
+    left_out = json.loads(capsys.readouterr().out)["tasks"]["answers"]["left_out"]
+    assert len(left_out) == 3
+    (reason,) = [item["reason"] for item in left_out if item["id"] == "c3"]
+    assert "positions with its question" in reason
+    assert "c3: " in (place / "short" / "out" / "report.md").read_text()
+    answers = [json.loads(line) for line in (place / "short" / "out" / "answers.jsonl").read_text().splitlines()]
+    assert len(answers) == 4 * 12
+    assert sum(bool(line["fault"]) for line in answers) == 4 * 3
 
 
 def test_shards_and_resume_give_the_same_bytes(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -112,19 +112,30 @@ def test_a_joined_clip_is_its_parts_with_a_pause(tmp_path: Path) -> None:
     assert torch.equal(joined.features[EAR], answerer.processor.front_ends[EAR](whole))
 
 
-def test_a_clip_beyond_the_context_is_an_audio_error(tmp_path: Path) -> None:
-    """One overlong clip is one item's fault: it must not end the evaluation of all others."""
-    model, processor = tiny_model("llama", "lal")
-    answerer, clip = ModelAnswerer(model, processor, "tiny"), examples(tmp_path)[1].audio
-    span = model.config.audio.span(answerer.hear(clip).num_samples)
-    for limit in (span + 1, span):  # the marker takes one more
+@pytest.mark.parametrize("arm", ["lal", "plits", "pal", "flamingo"])
+def test_too_long_says_what_asking_would(arm: str, tmp_path: Path) -> None:
+    """At the very position at which the model refuses a prompt with its clips."""
+    model, processor = tiny_model("llama", arm)
+    answerer, question = ModelAnswerer(model, processor, "tiny"), examples(tmp_path)[1]
+    heard = [answerer.hear(question.audio)]
+    batch = answerer.listen([heard])
+    assert answerer.too_long(heard, question.prompt) == ""
+    found = []
+    for limit in range(4, 60):
         model.language_model.config.max_position_embeddings = limit
-        if limit > span:
-            answerer.hear(clip)
-            continue
-        for heard in (clip, [*clip, *clip]):
-            with pytest.raises(AudioError, match=rf"1\.wav: .* positions but the language model was trained on {span}"):
-                answerer.hear(heard)
+        try:
+            batch.rank([question.prompt], [["a"]])
+            refused = False
+        except PalError:
+            refused = True
+        reason = answerer.too_long(heard, question.prompt)
+        assert bool(reason) == refused, (limit, reason)
+        found.append(refused)
+    assert {True, False} == set(found)
+    model.language_model.config.max_position_embeddings = 4
+    assert "positions with its question" in answerer.too_long(heard, question.prompt)
+    assert "shorten the clip or the question" in answerer.too_long(heard, question.prompt)
+    assert answerer.too_long([], examples(tmp_path)[2].prompt) != ""
 
 
 def test_a_clip_that_is_no_sound_is_an_audio_error(tmp_path: Path) -> None:

@@ -2,14 +2,17 @@
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pal_audio.data.folder import locked
+from pal_audio.data.manifest import Message
 from pal_audio.errors import PalError
 from pal_audio.evaluation import store
+from pal_audio.evaluation.conditions import CONDITIONS, Donors, clip_key
 from pal_audio.evaluation.run import Planned, Request, ask, plan
 from pal_audio.evaluation.scoring import read_evaluation, score
 from pal_audio.evaluation.shards import join_shards
@@ -60,6 +63,38 @@ def test_a_batch_that_was_cut_between_lines_is_asked_again(planned: Planned, tmp
     ask(again, planned, tmp_path / "out", batch_size=5, resume=True)
     assert contents(tmp_path / "out") == before
     assert len(again.batches) == 10
+
+
+def test_an_item_too_long_to_be_asked_is_left_out_alone(tmp_path: Path) -> None:
+    """By name and under every condition; and a clip too long for a question is not put in the place of its own."""
+    planned = plan(Request(["answers"], {"answers": sets.answers(tmp_path)}, methods=["generate"]))
+    items = planned.items["answers"]
+    long = next(item for item in items if item.id == "c3")
+    donors, by_key = Donors(items), {clip_key(item.clips[0]): item for item in items}
+    first_donor = {item.id: by_key[clip_key(next(donors.of(item.clips[0])))] for item in items}
+    readable = [item for item in items if not {sets.GONE, sets.BROKEN} & {item.id[2:], first_donor[item.id].id[2:]}]
+    other = next(
+        item for item in readable if long not in (item, first_donor[item.id]) and item.question != first_donor[item.id].question
+    )
+    unfit = first_donor[other.id]
+
+    class Short(Planted):
+        def too_long(self, heard: Sequence[str], prompt: list[Message]) -> str:
+            pair = heard[0], prompt[-1].text
+            return "too long" if heard[0] == clip_key(long.clips[0]) or pair == (clip_key(unfit.clips[0]), other.question) else ""
+
+        def answer(self, heard: list[str], prompt: list[Message]) -> str:
+            assert not self.too_long(heard, prompt)
+            return super().answer(heard, prompt)
+
+    out = ask(Short.of(items, {}), planned, tmp_path / "out", batch_size=5)
+    answers = store.read_answers(out / store.ANSWERS)
+    for condition in CONDITIONS:
+        faults = {answer.id: answer.fault for answer in answers if answer.condition == condition and answer.fault}
+        assert faults[long.id] == "too long"
+        assert len(faults) == 3, "the missing and the broken clip beside it"
+    scores = score(read_evaluation(out))["tasks"]["answers"]
+    assert {"id": long.id, "reason": "too long"} in scores["left_out"]
 
 
 def test_shards_together_are_the_whole(planned: Planned, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from tests.tiny import FAMILIES, llm_config, perturb, tiny_model
 
 def llm_of(family: str) -> torch.nn.Module:
     torch.manual_seed(0)
-    llm = AutoModelForCausalLM.from_config(llm_config(family, 64)).eval()
+    llm = AutoModelForCausalLM.from_config(llm_config(family, 64), attn_implementation="eager").eval()
     perturb(llm)
     return llm
 
@@ -29,8 +29,9 @@ def test_the_rule_equals_the_layer_exactly(family: str) -> None:
             torch.testing.assert_close(ours[1], own[1], rtol=1e-6, atol=1e-6)
 
 
-def test_layers_without_rotary_leave_keys_alone_and_the_others_do_not() -> None:
-    llm = llm_of("smollm3")
+@pytest.mark.parametrize("family", ["smollm3", "cohere2"])
+def test_layers_without_rotary_leave_keys_alone_and_the_others_do_not(family: str) -> None:
+    llm = llm_of(family)
     inputs = torch.randn(1, 3, 32)
     for index, rotates in enumerate([1, 0, 1, 0]):
         rule = LayerKeyValues(llm, index)

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from pal_audio.errors import PalError
 from pal_audio.integration import memory_file
 from pal_audio.integration.memory import AudioMemory
-from tests.tiny import batch, message, noise, tiny_model
+from tests.tiny import FAMILIES, batch, message, noise, tiny_model
 
 CLIPS = [noise(0.4, 1), noise(1.3, 2), noise(2.6, 3)]
 ARMS = ["plits", "lal", "pal", "flamingo"]
@@ -23,10 +23,12 @@ def encoded(model: Any, processor: Any, *numbers: int) -> tuple[Any, AudioMemory
     return inputs, model.encode_audio(inputs["input_features"], inputs["audio_num_samples"])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("arm", ARMS)
-def test_a_saved_memory_serves_like_the_one_in_memory(arm: str, dtype: torch.dtype, tmp_path: Path) -> None:
-    model, processor = tiny_model("llama", arm)
+@pytest.mark.parametrize(
+    ("family", "arm", "dtype"),
+    [(family, arm, torch.float32) for family in FAMILIES for arm in ARMS] + [("llama", arm, torch.bfloat16) for arm in ARMS],
+)
+def test_a_saved_memory_serves_like_the_one_in_memory(family: str, arm: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    model, processor = tiny_model(family, arm)
     model.to(dtype)
     inputs, memory = encoded(model, processor, 0, 2)
     path = tmp_path / "sound.safetensors"
@@ -39,7 +41,7 @@ def test_a_saved_memory_serves_like_the_one_in_memory(arm: str, dtype: torch.dty
     with torch.no_grad():
         logits = model(inputs["input_ids"], audio_memory=again).logits
         assert torch.equal(logits, model(inputs["input_ids"], audio_memory=memory).logits)
-        other, _ = tiny_model("llama", arm, seed=1)
+        other, _ = tiny_model(family, arm, seed=1)
         with pytest.raises(PalError, match="made by another model"):
             other(inputs["input_ids"], audio_memory=again)
 

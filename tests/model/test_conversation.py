@@ -31,7 +31,7 @@ def fresh_answer(model: Any, processor: Any, messages: list[dict[str, Any]], sou
     return processor.tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
 
 
-@pytest.mark.parametrize("arm", ["plits", "lal", "pal"])
+@pytest.mark.parametrize("arm", ["plits", "lal", "pal", "flamingo"])
 @pytest.mark.parametrize("family", ["llama", "gemma3_text"])
 def test_every_turn_equals_asking_anew(family: str, arm: str) -> None:
     model, processor = tiny_model(family, arm)
@@ -83,9 +83,9 @@ def test_one_question_about_a_memory() -> None:
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Path:
     """A saved model and three sounds, in the present folder."""
-    model, processor = tiny_model("llama", "pal")
+    model, processor = tiny_model("llama", getattr(request, "param", "pal"))
     model.save_pretrained(tmp_path / "model")
     processor.save_pretrained(tmp_path / "model")
     for number, clip in enumerate(CLIPS):
@@ -99,6 +99,7 @@ def chat(monkeypatch: pytest.MonkeyPatch, text: str, *options: str) -> int:
     return cli.main(["chat", *options, "--model", "model", "--device", "cpu", "--max-new-tokens", "4"])
 
 
+@pytest.mark.parametrize("folder", ["pal", "flamingo"], indirect=True)
 def test_chat_in_a_pipe(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     text = "what sound is this?\n\na bell\n/add 1 a.wav\n/add 2 a.wav\nand these?"
     assert chat(monkeypatch, text, "0 a.wav", "--json") == 0

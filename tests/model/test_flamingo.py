@@ -9,13 +9,12 @@ from torch.nn.utils import parameters_to_vector
 from pal_audio.errors import PalError
 from pal_audio.integration import FlamingoConfig
 from pal_audio.integration.flamingo import FlamingoBlock
-from pal_audio.model import PalConfig, PalForConditionalGeneration, PalProcessor, preset
+from pal_audio.model import PalForConditionalGeneration, PalProcessor, preset
 from pal_audio.model.building import describe
-from pal_audio.model.tokenizer import train_tokenizer
 from pal_audio.training.groups import GROUPS, parameter_groups
 from tests.model.test_invariants import clip_tokens, valid_logits
 from tests.reference import reference_logits
-from tests.tiny import FAMILIES, RATE_HZ, TINY_ENCODER, batch, llm_config, message, noise, perturb, tiny_model, tokenizer_texts
+from tests.tiny import FAMILIES, RATE_HZ, TINY_ENCODER, batch, message, noise, perturb, tiny_mix, tiny_model
 
 CLIPS = [noise(0.4, 1), noise(1.3, 2), noise(2.6, 3)]
 GATES = ("attention_gate", "ffn_gate")
@@ -31,14 +30,10 @@ def fresh(family: str = "llama", **options: Any) -> tuple[PalForConditionalGener
     return model, processor
 
 
-def mixed(streams: list[dict[str, Any]]) -> tuple[PalForConditionalGeneration, PalProcessor]:
-    torch.manual_seed(0)
-    audio = {"encoders": {"ear": TINY_ENCODER}, "streams": [{"encoder": "ear", **stream} for stream in streams]}
-    processor = PalProcessor(train_tokenizer(tokenizer_texts(), 300), audio)
-    text_config = llm_config("llama", len(processor.tokenizer))
-    model = PalForConditionalGeneration(PalConfig(text_config, audio, processor.audio_token_id, processor.audio_slot_token_id))
-    perturb(model)
-    return model.eval(), processor
+def mixed(streams: list[dict[str, Any]], **options: Any) -> tuple[PalForConditionalGeneration, PalProcessor]:
+    return tiny_mix(
+        {"encoders": {"ear": TINY_ENCODER}, "streams": [{"encoder": "ear", **stream} for stream in streams], **options}
+    )
 
 
 def assert_equals_reference(model: PalForConditionalGeneration, processor: PalProcessor) -> None:
@@ -131,14 +126,17 @@ def test_last_hears_less_than_all() -> None:
 CACHED = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
 
 
+BLOCKS = {"type": "flamingo", "layers": "every:2"}
+BESIDE_OTHERS = [
+    {"connector": {"type": "mlp", "stride": 4}, "integration": BLOCKS},
+    {"connector": {"type": "pool", "num_tokens": 2}, "integration": {"type": "plits"}},
+    {"connector": {"type": "mlp", "stride": 8}, "integration": {"type": "lal", "layers": "from:1"}},
+    {"connector": {"type": "mlp", "stride": 2}, "integration": BLOCKS | {"attends": "last", "layers": [2, 3]}},
+]
+
+
 def test_beside_other_streams_it_equals_the_reference_and_the_cache() -> None:
-    flamingo = {"type": "flamingo", "layers": "every:2"}
-    model, processor = mixed([
-        {"connector": {"type": "mlp", "stride": 4}, "integration": flamingo},
-        {"connector": {"type": "pool", "num_tokens": 2}, "integration": {"type": "plits"}},
-        {"connector": {"type": "mlp", "stride": 8}, "integration": {"type": "lal", "layers": "from:1"}},
-        {"connector": {"type": "mlp", "stride": 2}, "integration": flamingo | {"attends": "last", "layers": [2, 3]}},
-    ])  # fmt: skip
+    model, processor = mixed(BESIDE_OTHERS)
     assert_equals_reference(model, processor)
     inputs = batch(processor, [message(*CLIPS), message(CLIPS[1], system=None), message()])
     cached = model.generate(**inputs, **CACHED, num_beams=2)
@@ -146,6 +144,29 @@ def test_beside_other_streams_it_equals_the_reference_and_the_cache() -> None:
     found = describe(model)["streams"]
     assert [stream["flamingo_layers"] for stream in found] == [[0, 2], [], [], [2, 3]]
     assert [stream["lal_layers"] for stream in found] == [[], [], [1, 2, 3], []]
+
+
+@pytest.mark.parametrize("positions", ["span", "zero"])
+@pytest.mark.parametrize("summary_sees_audio", [True, False])
+def test_new_clips_behind_a_kept_cache_beside_other_streams(positions: str, summary_sees_audio: bool) -> None:
+    """Each turn's logits over one cache equal the eager reference over the whole text; two clips in the second turn."""
+    model, processor = mixed(BESIDE_OTHERS, positions=positions, summary_sees_audio=summary_sees_audio)
+    turns = [
+        ("<|audio|> what?", CLIPS[1:2]),
+        ("and <|audio|><|audio|> or", [CLIPS[2], CLIPS[0]]),
+        ("a bell", []),
+        ("<|audio|>", CLIPS[:1]),
+    ]
+    ids, heard, cache = torch.zeros(1, 0, dtype=torch.int64), [], None
+    with torch.no_grad():
+        for text, clips in turns:
+            new = processor(text, list(clips), sampling_rate=RATE_HZ, add_special_tokens=False)
+            ids, heard = torch.cat([ids, new["input_ids"]], 1), heard + clips
+            del new["attention_mask"]
+            outputs = model(**new, past_key_values=cache, use_cache=True)
+            cache = outputs.past_key_values
+            expected = reference_logits(model, ids[0].tolist(), clip_tokens(model, processor, heard))
+            torch.testing.assert_close(outputs.logits[0], expected[-new["input_ids"].shape[1] :], rtol=1e-5, atol=2e-5)
 
 
 def test_a_stream_of_blocks_takes_no_span() -> None:

@@ -9,6 +9,8 @@ import torch
 from pal_audio.errors import PalError
 from pal_audio.integration.key_values import UnsupportedLlmError
 from pal_audio.model import ModelSpec, PalConfig, PalForConditionalGeneration, build_model, preset
+from pal_audio.model.building import check_spec, outline_config
+from pal_audio.model.tokenizer import train_tokenizer
 from tests.tiny import RATE_HZ, TINY_ENCODER, batch, message, noise, perturb, tiny_model
 
 CLIP = noise(0.5)
@@ -228,6 +230,21 @@ def test_fields_of_an_inline_llm_are_known() -> None:
     ):
         with pytest.raises(PalError, match=words):
             build_model(ModelSpec(llm={**fields, **wrong}, preset="lal", encoder=TINY_ENCODER))
+
+
+@pytest.mark.parametrize("size", [10, 260, 0, -1, 300.5, "many", True, None])
+def test_a_tokenizer_too_small_for_all_bytes_is_refused(size: Any) -> None:
+    """It gave 261 entries without a word."""
+    spec = ModelSpec(llm={"model_type": "llama", "tokenizer": {"vocab_size": size}}, encoder=TINY_ENCODER, preset="lal")
+    for refuse in (check_spec, outline_config, build_model):
+        with pytest.raises(PalError, match=r"^model.llm: tokenizer: vocab_size must be a whole number of 261 at least .*got "):
+            refuse(spec)
+
+
+def test_the_smallest_tokenizer_is_as_large_as_it_was_asked_to_be() -> None:
+    assert len(train_tokenizer(["a bell"], 261)) == 261
+    with pytest.raises(PalError, match="got 260"):
+        train_tokenizer(["a bell"], 260)
 
 
 def test_a_part_without_its_type_is_said_plainly() -> None:

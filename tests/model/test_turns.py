@@ -9,16 +9,22 @@ from pal_audio.errors import PalError
 from pal_audio.integration.memory import AudioMemory
 from tests.model.test_invariants import clip_tokens
 from tests.reference import reference_logits
-from tests.tiny import RATE_HZ, batch, message, noise, tiny_model
+from tests.tiny import FAMILIES, RATE_HZ, batch, message, noise, tiny_model
 
 CLIPS = [noise(0.4, 1), noise(1.3, 2), noise(0.7, 3), noise(0.3, 4)]
 GREEDY = {"max_new_tokens": 3, "min_new_tokens": 3, "do_sample": False}
-MATRIX = [
-    (family, arm, positions)
-    for family in ("llama", "qwen3", "gemma3_text")
-    for arm in ("plits", "lal", "pal")
-    for positions in ("span", "zero")
-]
+ARMS = ("plits", "lal", "pal", "flamingo", "flamingo-last")
+SOME = ("llama", "qwen3", "gemma3_text")
+MATRIX = [(family, arm, positions) for family in FAMILIES for arm in ("plits", "lal", "pal") for positions in ("span", "zero")]
+MATRIX += [(family, "flamingo", "span") for family in FAMILIES] + [(family, "flamingo", "zero") for family in SOME]
+MATRIX += [(family, "flamingo-last", positions) for family in SOME for positions in ("span", "zero")]
+
+
+def made(family: str, arm: str, **options: Any) -> Any:
+    """A tiny model; "flamingo-last" is Flamingo blocks in which text hears the last clip before it alone."""
+    if arm == "flamingo-last":
+        arm, options = "flamingo", options | {"flamingo": {"layers": "all", "attends": "last"}}
+    return tiny_model(family, arm, **options)
 
 
 def features(processor: Any, *clips: Any) -> dict[str, Any]:
@@ -29,10 +35,8 @@ def tail(processor: Any, text: str, *clips: Any) -> Any:
     return processor(text, list(clips), sampling_rate=RATE_HZ, add_special_tokens=False)
 
 
-@pytest.mark.parametrize("positions", ["span", "zero"])
-@pytest.mark.parametrize("arm", ["plits", "lal", "pal", "flamingo"])
-def test_sixteen_clips_in_a_message_equal_the_reference(arm: str, positions: str) -> None:
-    model, processor = tiny_model("llama", arm, positions=positions)
+def check_sixteen_clips(model: Any, processor: Any) -> None:
+    """In one message, they equal the eager reference."""
     clips = [noise(0.1 + 0.07 * number, number) for number in range(16)]
     inputs = batch(processor, [message(*clips)])
     expected = reference_logits(model, inputs["input_ids"][0].tolist(), clip_tokens(model, processor, clips))
@@ -40,10 +44,14 @@ def test_sixteen_clips_in_a_message_equal_the_reference(arm: str, positions: str
         torch.testing.assert_close(model(**inputs).logits[0], expected)
 
 
-@pytest.mark.parametrize(("family", "arm", "positions"), MATRIX)
-def test_a_new_clip_in_a_later_turn_equals_recomputation(family: str, arm: str, positions: str) -> None:
+@pytest.mark.parametrize("positions", ["span", "zero"])
+@pytest.mark.parametrize("arm", ARMS)
+def test_sixteen_clips_in_a_message_equal_the_reference(arm: str, positions: str) -> None:
+    check_sixteen_clips(*made("llama", arm, positions=positions))
+
+
+def check_turns(model: Any, processor: Any) -> None:
     """Four turns over one cache: a clip, two clips, none, a clip; logits of every turn and greedy answers."""
-    model, processor = tiny_model(family, arm, positions=positions)
     turns = [
         ("<|audio|> what is it?", CLIPS[:1]),
         ("and <|audio|> or <|audio|>?", CLIPS[1:3]),
@@ -65,13 +73,18 @@ def test_a_new_clip_in_a_later_turn_equals_recomputation(family: str, arm: str, 
             ids = answer[:, :-1]
             step = model(ids[:, cache.get_seq_length() :], past_key_values=cache, use_cache=True)
             cache = step.past_key_values
-    assert cache.pal_audio.clips.num_clips == 4
+    assert cache.pal_audio.clips.num_clips == len(heard)
+
+
+@pytest.mark.parametrize(("family", "arm", "positions"), MATRIX)
+def test_a_new_clip_in_a_later_turn_equals_recomputation(family: str, arm: str, positions: str) -> None:
+    check_turns(*made(family, arm, positions=positions))
 
 
 @pytest.mark.parametrize(("family", "arm", "positions"), MATRIX)
 def test_generate_goes_on_with_a_new_clip(family: str, arm: str, positions: str) -> None:
     """New features alone beside the cache, or a memory of all clips: both equal generating from the start."""
-    model, processor = tiny_model(family, arm, positions=positions)
+    model, processor = made(family, arm, positions=positions)
     first = batch(processor, [message(CLIPS[1])])
     new = tail(processor, "and <|audio|> this?", CLIPS[2])
     both = features(processor, CLIPS[1], CLIPS[2])
@@ -85,10 +98,10 @@ def test_generate_goes_on_with_a_new_clip(family: str, arm: str, positions: str)
 
 
 @pytest.mark.parametrize("positions", ["span", "zero"])
-@pytest.mark.parametrize("arm", ["plits", "lal", "pal"])
+@pytest.mark.parametrize("arm", ARMS)
 def test_rows_that_get_none_one_and_two_new_clips(arm: str, positions: str) -> None:
     """A left-padded batch whose second turn is left-padded too."""
-    model, processor = tiny_model("llama", arm, positions=positions)
+    model, processor = made("llama", arm, positions=positions)
     old = [[CLIPS[1]], [], [CLIPS[0], CLIPS[2]], []]
     new = [[], [CLIPS[3], CLIPS[0]], [CLIPS[1]], []]
     first = batch(processor, [message(*clips) for clips in old])
@@ -105,9 +118,9 @@ def test_rows_that_get_none_one_and_two_new_clips(arm: str, positions: str) -> N
             torch.testing.assert_close(rows[row, -len(parts[1]) :], alone, rtol=1e-5, atol=2e-5)
 
 
-@pytest.mark.parametrize("arm", ["plits", "lal", "pal"])
+@pytest.mark.parametrize("arm", ARMS)
 def test_a_first_clip_behind_text_alone_and_beams_over_two_clips(arm: str) -> None:
-    model, processor = tiny_model("llama", arm)
+    model, processor = made("llama", arm)
     text = processor("a bell, what sound", add_special_tokens=False)["input_ids"]
     new = tail(processor, "<|audio|> is this?", CLIPS[0])
     whole = torch.cat([text, new["input_ids"]], 1)
@@ -214,14 +227,3 @@ def test_a_memory_of_all_turns_is_the_concatenation() -> None:
     with torch.no_grad():
         joined = model(inputs["input_ids"], audio_memory=AudioMemory.concatenate(parts)).logits
         torch.testing.assert_close(joined, model(**inputs).logits)
-
-
-def test_flamingo_refuses_a_new_clip_behind_a_cache() -> None:
-    model, processor = tiny_model("llama", "flamingo")
-    first = tail(processor, "<|audio|> what is it?", CLIPS[0])
-    with torch.no_grad():
-        cache = model(**first, use_cache=True).past_key_values
-        new = tail(processor, "and <|audio|>?", CLIPS[1])
-        new.pop("attention_mask")
-        with pytest.raises(PalError, match="does not go with Flamingo-style blocks"):
-            model(past_key_values=cache, **new)

@@ -37,12 +37,20 @@ TASKS: dict[str, dict[str, Any]] = {
     "plits": {"arm": "plits"},
     "lal": {"arm": "lal"},
     "pal": {"arm": "pal"},
+    "flamingo": {"arm": "flamingo", "train": PARTS | {"flamingo": 1e-3}, "flamingo": {"layers": "all", "attends": "last"}},
+    "blocks-alone": {
+        "arm": "flamingo",
+        "train": {"connector": 1e-3, "flamingo": 1e-3},
+        "encoder": TINY_ENCODER | {"frozen": True},
+    },
     "adapter": {"arm": "pal", **PROBE, "encoder": TINY_ENCODER | {"frozen": True}},
     "unused": {"arm": "lal", "encoder": TINY_ENCODER | {"num_layers": 2, "encoder_layers": [1]}},
+    "pal-multi": {"arm": "pal-multi"},
+    "lfst": {"arm": "lfst", "lal": {}},
     "unpacked": {"arm": "pal", "stage": {"packing": False, "recompute_audio": True}},
     "bfloat16": {"arm": "pal", "precision": "bfloat16"},
 }
-CHECKPOINTED = ("plits", "lal", "pal")
+CHECKPOINTED = ("plits", "lal", "pal", "flamingo")
 
 
 def connect(rank: int, num: int, rendezvous: Path) -> None:

@@ -17,7 +17,7 @@ _LLM = {
     "max_position_embeddings": 2048, "tokenizer": {"vocab_size": 300},
 }  # fmt: skip
 _FAMILY_OF = {"meta-llama/": "llama", "Qwen/Qwen2.5": "qwen2"}
-_ENCODER_OF = {"whisper": CASES["whisper"], "transformers": CASES["ast"], "conv": CASES["conv"]}
+_ENCODER_OF = {name: CASES[name] for name in ("whisper", "sslam", "clap", "conv")} | {"transformers": CASES["ast"]}
 _NUM_CLIPS = 4
 
 
@@ -36,12 +36,18 @@ def overrides(path: Path, folder: Path, num_steps: int = 2) -> list[str]:
     if recipe.adapter is not None and recipe.adapter.type == "qlora":
         changes["model.llm"] |= {"hidden_size": 64, "intermediate_size": 128}  # whole blocks of 64 weights
     if recipe.model.encoder is not None:
-        frozen = recipe.model.encoder.get("frozen", False)
-        changes["model.encoder"] = _ENCODER_OF[recipe.model.encoder["type"]] | {"frozen": frozen}
+        changes["model.encoder"] = tiny_encoder(recipe.model.encoder)
+    for name, fields in (recipe.model.encoders or {}).items():
+        changes[f"model.encoders.{name}"] = tiny_encoder(fields)
     for number in range(len(recipe.stages)):
         changes |= {f"stages.{number}.epochs": None, f"stages.{number}.steps": num_steps, f"stages.{number}.batch_size": 2}
     changes |= tiny_data(recipe, folder)
     return [f"{key}={json.dumps(value)}" for key, value in changes.items()]
+
+
+def tiny_encoder(fields: dict[str, Any]) -> dict[str, Any]:
+    """A fresh one of the same type, frozen or not as it was."""
+    return _ENCODER_OF[fields["type"]] | {"frozen": fields.get("frozen", False)}
 
 
 def tiny_llm(llm: str | dict[str, Any]) -> dict[str, Any]:

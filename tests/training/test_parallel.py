@@ -97,7 +97,7 @@ def write_examples(folder: Path) -> list[Example]:
 def assert_like(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor], where: str) -> None:
     assert ours.keys() == theirs.keys()
     for name, tensor in ours.items():
-        tolerance = KEY_BIAS if name.endswith(".qkv.bias") else WEIGHTS
+        tolerance = KEY_BIAS if name.endswith((".qkv.bias", ".kv_proj.bias")) else WEIGHTS
         difference = float((tensor - theirs[name]).abs().max())
         assert difference <= tolerance, f"{where}: {name} differs by {difference}"
 

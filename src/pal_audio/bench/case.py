@@ -30,10 +30,11 @@ class Setup(StrictConfig):
     Attributes:
         llm, encoder: names in `shapes`.
         precision: "bf16" (weights, gradients and optimizer too), "autocast" (float32 weights, bfloat16 products), "float32".
-        compile: nothing, the LLM's decoder, or everything from inputs to loss.
+        compile: nothing, the model's parts as a training stage does it, or everything from inputs to loss.
         compile_mode: of `torch.compile`.
         kernel: the inner attention kernel, as `set_attn_implementation` of the model takes it.
         checkpointing: layers are computed again in the backward pass.
+        recompute_audio: the attention of LAL layers is, from audio tokens on.
         packed: the batch goes through the LLM as one row.
         logits: "supervised" asks the LLM for logits where something is supervised, the loss is computed here;
             "model" leaves both to the model's own forward. Packed batches always go the second way.
@@ -44,11 +45,12 @@ class Setup(StrictConfig):
     llm: str = "llama-3.2-1b"
     encoder: str = "frames"
     precision: Precision = "bf16"
-    compile: Literal["none", "decoder", "step"] = "none"
+    compile: Literal["none", "model", "step"] = "none"
     compile_mode: Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] = "default"
     kernel: str = "sdpa"
     checkpointing: bool = False
-    packed: bool = False
+    recompute_audio: bool = False
+    packed: bool = True
     logits: Literal["supervised", "model"] = "supervised"
     frozen_llm: bool = False
     positions: Literal["span", "zero"] = "span"

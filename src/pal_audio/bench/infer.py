@@ -208,8 +208,7 @@ def decode_by_graph(
 ) -> float:
     """Seconds for one token of every row in the loop of `model.decoding`, captured before: the median of its steps."""
     decoder = Decoder(model, kernel=kernel)
-    audio = {} if memory is None else {"audio_memory": memory}
-    decoder.start(text["input_ids"], text["attention_mask"], 2 + new_tokens, [], 0, **audio)
+    decoder.start(text["input_ids"], text["attention_mask"], 2 + new_tokens, [], 0, audio_memory=memory)
     decoder.run()
     return measure.timed(decoder.run, new_tokens, device).median_s
 

@@ -179,5 +179,6 @@ def training_mode(case: Case, model: PalForConditionalGeneration) -> None:
     model.train()
     if case.integration == "text":
         model.training = False
+    model.recompute_audio = case.setup.recompute_audio
     if case.setup.checkpointing:
         model.gradient_checkpointing_enable()

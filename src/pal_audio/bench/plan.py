@@ -64,10 +64,12 @@ def from_recipe(
     chosen = recipe.stages[stage]
     if model.preset is None:
         raise PalError("the plan counts presets; this recipe writes its own streams")
+    if model.encoder is None:
+        raise PalError("the plan counts the one `encoder` of a preset; this recipe has none or several: measure a short run")
     connector = {"type": "mlp", "stride": 2} | (model.connector or {})
     if connector["type"] != "mlp":
         raise PalError(f"the plan counts the mlp connector for the full sequence, not {connector['type']!r}")
-    encoder = _encoder(model.encoder or {}, connector["stride"])
+    encoder = _encoder(model.encoder, connector["stride"])
     if encoder is None and audio_tokens is None:
         raise PalError(f"the plan does not know encoder {model.encoder!r}; say --audio-tokens")
     if encoder is None:

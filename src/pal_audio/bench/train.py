@@ -15,7 +15,7 @@ from pal_audio.bench.case import Case
 from pal_audio.bench.estimate import FLOOR, Card, Way, step_seconds
 from pal_audio.bench.store import Row
 from pal_audio.integration import cost
-from pal_audio.model import PalForConditionalGeneration
+from pal_audio.model import PalForConditionalGeneration, compiling
 
 COMPARED_VALUES = ["step_s", "flops", "peak_bytes", "rest_bytes"]
 LEARNING_RATE = 1e-6  # small: random weights must not run away in many steps over one batch
@@ -73,8 +73,8 @@ def compiled_loss(case: Case, model: PalForConditionalGeneration, batch: models.
     """The loss of the batch, compiled as the case says."""
     compute = models.loss_function(case, model, batch)
     mode = None if case.setup.compile_mode == "default" else case.setup.compile_mode
-    if case.setup.compile == "decoder":
-        model.get_decoder().compile(mode=mode)
+    if case.setup.compile == "model":
+        compiling.enable(model, mode)
     elif case.setup.compile == "step":
         return torch.compile(compute, mode=mode)
     return compute

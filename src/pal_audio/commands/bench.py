@@ -46,7 +46,7 @@ def train(
     projector: ListOption = None,
     layers: Annotated[str | None, typer.Option(help="Comma-separated: all, from:k, every:n.")] = None,
     precision: PrecisionOption = None,
-    compile_: Annotated[str | None, typer.Option("--compile", help="none, decoder or step.")] = None,
+    compile_: Annotated[str | None, typer.Option("--compile", help="none, model or step.")] = None,
     checkpointing: Annotated[
         bool | None, typer.Option("--checkpointing/--no-checkpointing", help="Compute layers twice.")
     ] = None,
@@ -135,7 +135,7 @@ def plan(
     batch: Annotated[int | None, typer.Option(min=1, help="Rows.")] = None,
     projector: Annotated[str | None, typer.Option(help="per_layer, shared or low_rank:R.")] = None,
     precision: PrecisionOption = None,
-    compile_: Annotated[str | None, typer.Option("--compile", help="none, decoder or step.")] = None,
+    compile_: Annotated[str | None, typer.Option("--compile", help="none, model or step.")] = None,
     settings: SetOption = None,
     card: Annotated[str, typer.Option(help="h200, h100, a100-80, a100-40 or 24gb.")] = "h200",
     check: Annotated[list[Path] | None, typer.Option(help="results.json of `pal bench train`, to compare with.")] = None,

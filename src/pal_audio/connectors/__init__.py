@@ -5,7 +5,9 @@ from typing import Annotated
 from pydantic import Field, TypeAdapter
 
 from pal_audio.config import parse_config
-from pal_audio.connectors.base import Connector, ConnectorConfig, TokenHead, time_code
+from pal_audio.connectors.base import AnyConnectorConfig, Connector, ConnectorConfig, TokenHead, time_code
+from pal_audio.connectors.joint import JointConnector, JointConnectorConfig
+from pal_audio.connectors.lfst import LfstConnectorConfig
 from pal_audio.connectors.mlp import MlpConnectorConfig
 from pal_audio.connectors.pool import PoolConnectorConfig
 from pal_audio.connectors.qformer import QformerConnectorConfig
@@ -13,13 +15,14 @@ from pal_audio.connectors.qformer import QformerConnectorConfig
 ConnectorConfigUnion = Annotated[
     MlpConnectorConfig  #
     | PoolConnectorConfig
-    | QformerConnectorConfig,
+    | QformerConnectorConfig
+    | LfstConnectorConfig,
     Field(discriminator="type"),
 ]
-_adapter: TypeAdapter[ConnectorConfig] = TypeAdapter(ConnectorConfigUnion)
+_adapter: TypeAdapter[AnyConnectorConfig] = TypeAdapter(ConnectorConfigUnion)
 
 
-def parse(values: object) -> ConnectorConfig:
+def parse(values: object) -> AnyConnectorConfig:
     """A checked configuration from a dict such as `{"type": "mlp", "stride": 2}`.
 
     Raises:
@@ -33,4 +36,15 @@ def build(config: ConnectorConfig, frame_size: int, token_size: int, frame_rate_
     return config.build(frame_size, token_size, frame_rate_hz, init_rms)
 
 
-__all__ = ["Connector", "ConnectorConfig", "ConnectorConfigUnion", "TokenHead", "build", "parse", "time_code"]
+__all__ = [
+    "AnyConnectorConfig",
+    "Connector",
+    "ConnectorConfig",
+    "ConnectorConfigUnion",
+    "JointConnector",
+    "JointConnectorConfig",
+    "TokenHead",
+    "build",
+    "parse",
+    "time_code",
+]

@@ -5,6 +5,7 @@ Shapes: C clips, T encoder frames, A audio tokens, D width.
 
 import math
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -16,16 +17,15 @@ INITIAL_TIME_GAIN = 0.25
 """The code starts well below the content (RMS 1), so that it does not drown it before anything is trained."""
 
 
-class ConnectorConfig(StrictConfig, ABC):
-    """What the user chooses of a connector."""
+class AnyConnectorConfig(StrictConfig, ABC):
+    """What the user chooses of a connector, however many encoders it reads."""
+
+    num_encoders: ClassVar[int] = 1
+    """Encoders that it reads; of several see `connectors.joint`."""
 
     type: str
     time_code: bool = True
     """Add a token's absolute time in seconds: encoders restart their own positions in every window."""
-
-    @abstractmethod
-    def output_lengths(self, num_frames: int, frame_rate_hz: float) -> int:
-        """Audio tokens for a clip of `num_frames` >= 1 frames; at least 1. The connector's one length formula."""
 
     @property
     def is_local(self) -> bool:
@@ -35,6 +35,14 @@ class ConnectorConfig(StrictConfig, ABC):
     def begins_token(self, frame: int, frame_rate_hz: float) -> bool:
         """Whether frame number `frame` > 0 opens a token, so that sound can be cut before it. Asked of local connectors."""
         return False
+
+
+class ConnectorConfig(AnyConnectorConfig):
+    """Of a connector that reads one encoder."""
+
+    @abstractmethod
+    def output_lengths(self, num_frames: int, frame_rate_hz: float) -> int:
+        """Audio tokens for a clip of `num_frames` >= 1 frames; at least 1. The connector's one length formula."""
 
     @abstractmethod
     def build(self, frame_size: int, token_size: int, frame_rate_hz: float, init_rms: float) -> "Connector": ...

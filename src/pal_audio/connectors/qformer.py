@@ -1,19 +1,16 @@
 """`qformer`: learned queries read the whole clip, so every clip gives the same number of tokens.
 
-Shapes: C clips, T encoder frames, A audio tokens (= queries), D width, H heads.
+Shapes: C clips, T encoder frames, A audio tokens (= queries), D width.
 """
 
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
-from einops import rearrange
 from pydantic import Field
 from torch import Tensor, nn
 
-from pal_audio.connectors.base import INITIAL_TIME_GAIN, Connector, ConnectorConfig, TokenHead, time_code
-from pal_audio.encoders.base import length_mask
-from pal_audio.errors import PalError
+from pal_audio.connectors.base import INITIAL_TIME_GAIN, Connector, ConnectorConfig, TokenHead
+from pal_audio.connectors.queries import Attention, feed_forward, find_num_heads, frame_projection, timed_memory
 
 
 class QformerConnectorConfig(ConnectorConfig):
@@ -21,7 +18,8 @@ class QformerConnectorConfig(ConnectorConfig):
     queries: int = Field(16, gt=0)
     """Audio tokens of every clip."""
     num_layers: int = Field(2, gt=0)
-    num_heads: int = Field(4, gt=0)
+    num_heads: int | None = Field(None, gt=0)
+    """None: heads of about 64 channels."""
     hidden_size: int | None = Field(None, gt=0)
     """Width of queries and layers; None: the frame size."""
 
@@ -32,27 +30,6 @@ class QformerConnectorConfig(ConnectorConfig):
         return QformerConnector(self, frame_size, token_size, frame_rate_hz, init_rms)
 
 
-class Attention(nn.Module):
-    """Multi-head attention of queries over a memory; before-norm on the queries' side."""
-
-    def __init__(self, size: int, num_heads: int) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.norm = nn.LayerNorm(size)
-        self.q_proj = nn.Linear(size, size)
-        self.kv_proj = nn.Linear(size, 2 * size)
-        self.out_proj = nn.Linear(size, size)
-
-    def forward(self, queries_CAD: Tensor, memory_CTD: Tensor | None, mask_CT: Tensor | None) -> Tensor:
-        """What to add to the queries. Without a memory they read each other."""
-        normed_CAD = self.norm(queries_CAD)
-        q = rearrange(self.q_proj(normed_CAD), "c a (h d) -> c h a d", h=self.num_heads)
-        kv = self.kv_proj(normed_CAD if memory_CTD is None else memory_CTD)
-        k, v = rearrange(kv, "c t (n h d) -> n c h t d", n=2, h=self.num_heads)
-        mask = None if mask_CT is None else mask_CT[:, None, None, :]
-        return self.out_proj(rearrange(F.scaled_dot_product_attention(q, k, v, attn_mask=mask), "c h a d -> c a (h d)"))
-
-
 class QformerLayer(nn.Module):
     """Self-attention over the queries, cross-attention to the frames, feed-forward; each residual."""
 
@@ -60,9 +37,9 @@ class QformerLayer(nn.Module):
         super().__init__()
         self.self_attention = Attention(size, num_heads)
         self.cross_attention = Attention(size, num_heads)
-        self.mlp = nn.Sequential(nn.LayerNorm(size), nn.Linear(size, 4 * size), nn.GELU(), nn.Linear(4 * size, size))
+        self.mlp = feed_forward(size)
 
-    def forward(self, queries_CAD: Tensor, memory_CTD: Tensor, mask_CT: Tensor) -> Tensor:
+    def forward(self, queries_CAD: Tensor, memory_CTD: Tensor, mask_CT: Tensor | None) -> Tensor:
         queries_CAD = queries_CAD + self.self_attention(queries_CAD, None, None)
         queries_CAD = queries_CAD + self.cross_attention(queries_CAD, memory_CTD, mask_CT)
         return queries_CAD + self.mlp(queries_CAD)
@@ -86,24 +63,18 @@ class QformerConnector(Connector):
     ) -> None:
         super().__init__(config, frame_size, token_size, frame_rate_hz, init_rms)
         size = config.hidden_size or frame_size
-        if size % config.num_heads:
-            raise PalError(f"qformer: hidden_size {size} is no multiple of num_heads {config.num_heads}")
+        num_heads = find_num_heads(config.type, size, config.num_heads)
         self.queries = nn.Parameter(torch.randn(config.queries, size))
-        self.frame_projection = nn.Sequential(nn.LayerNorm(frame_size), nn.Linear(frame_size, size), nn.LayerNorm(size))
+        self.frame_projection = frame_projection(frame_size, size)
         self.time_gain = nn.Parameter(torch.tensor(INITIAL_TIME_GAIN)) if config.time_code else None
-        self.layers = nn.ModuleList(QformerLayer(size, config.num_heads) for _ in range(config.num_layers))
+        self.layers = nn.ModuleList(QformerLayer(size, num_heads) for _ in range(config.num_layers))
         self.norm = nn.LayerNorm(size)
         self.out = nn.Linear(size, token_size)
         self.head = TokenHead(token_size, init_rms, time_code=False)
 
     def forward(self, frames_CTD: Tensor, lengths_C: Tensor) -> tuple[Tensor, Tensor]:
-        num_clips, num_frames, _ = frames_CTD.shape
-        mask_CT = length_mask(lengths_C, num_frames, frames_CTD.device)
-        memory_CTD = self.frame_projection(frames_CTD.masked_fill(~mask_CT[:, :, None], 0))
-        if self.time_gain is not None:
-            times_T = (torch.arange(num_frames, device=frames_CTD.device, dtype=torch.float32) + 0.5) / self.frame_rate_hz
-            memory_CTD = memory_CTD + self.time_gain * time_code(times_T, memory_CTD.shape[-1]).to(memory_CTD.dtype)
-        queries_CAD = self.queries.expand(num_clips, -1, -1)
+        memory_CTD, mask_CT = timed_memory(frames_CTD, lengths_C, self.frame_projection, self.time_gain, self.frame_rate_hz)
+        queries_CAD = self.queries.expand(len(frames_CTD), -1, -1)
         for layer in self.layers:
             queries_CAD = layer(queries_CAD, memory_CTD, mask_CT)
         token_lengths_C = self.token_lengths(lengths_C)

@@ -188,12 +188,12 @@ class AudioEncoder(nn.Module, ABC):
             max_windows: windows in one pass at most; None: all at once. It changes memory, not results.
 
         Raises:
-            ValueError: the number of windows is not what the clips' lengths ask for.
+            PalError: the number of windows is not what the clips' lengths ask for.
         """
         clips = [self.config.window_lengths(num_samples) for num_samples in num_samples_C.tolist()]
         samples_W = [num_samples for clip in clips for num_samples in clip]
         if len(samples_W) != len(features):
-            raise ValueError(f"features hold {len(features)} windows, the lengths of {len(clips)} clips ask for {len(samples_W)}")
+            raise PalError(f"features hold {len(features)} windows, the lengths of {len(clips)} clips ask for {len(samples_W)}")
         frames_W = [self.config.window_frames(num_samples) for num_samples in samples_W]
         lengths_C = torch.tensor([self.config.output_lengths(n) for n in num_samples_C.tolist()])
         step = max_windows or len(samples_W)

@@ -46,6 +46,10 @@ class Answerer(Protocol):
         """
         ...
 
+    def too_long(self, heard: Sequence[Any], prompt: list[Message]) -> str:
+        """Why a prompt cannot be asked beside these clips although each of them can be heard; "" where it can."""
+        ...
+
     def silence(self, heard: Any) -> Any:
         """Silence as long as what was heard."""
         ...

@@ -10,7 +10,7 @@ from pal_audio.data.manifest import AudioPart
 from pal_audio.evaluation.answerer import Answerer
 from pal_audio.evaluation.conditions import Condition, Donors, clip_key, noise_seed
 from pal_audio.evaluation.items import Item
-from pal_audio.evaluation.store import Answer, Batch
+from pal_audio.evaluation.store import Answer, Batch, TaskInfo
 
 DIGITS = 6  # of a stored log-probability
 
@@ -30,7 +30,7 @@ class Asker:
     def ask(self, batch: Batch) -> list[Answer]:
         """The answers to a batch, conditions one after another."""
         self._heard = {}
-        faults = [item.fault or self._fault(item) for item in batch.items]
+        faults = [item.fault or self._fault(item, batch.task) for item in batch.items]
         return [answer for condition in batch.task.conditions for answer in self._under(condition, batch, faults)]
 
     def _under(self, condition: Condition, batch: Batch, faults: list[str]) -> list[Answer]:
@@ -38,7 +38,7 @@ class Asker:
         faults = list(faults)
         for number, item in enumerate(batch.items):
             try:
-                clips = [self._in_place_of(clip, condition, task.name) for clip in item.clips] if not faults[number] else []
+                clips = [] if faults[number] else self._clips(item, condition, task)
             except AudioError as error:
                 faults[number], clips = str(error), []
             heard.append(clips)
@@ -61,27 +61,44 @@ class Asker:
                     answers[number].answers[method] = text
         return answers
 
-    def _fault(self, item: Item) -> str:
+    def _fault(self, item: Item, task: TaskInfo) -> str:
+        """Why an item cannot be asked under any condition: its own clips cannot be read, or are too long with its question."""
         try:
-            for clip in item.clips:
-                self._hear(clip)
+            return self._too_long([self._hear(clip) for clip in item.clips], item, task)
         except AudioError as error:
             return str(error)
-        return ""
 
-    def _in_place_of(self, clip: Sequence[AudioPart], condition: Condition, task: str) -> Any:
-        """What is heard instead of an item's own clip.
+    def _too_long(self, heard: list[Any], item: Item, task: TaskInfo) -> str:
+        reasons = (self.answerer.too_long(heard, item.asked(task.prompts[method])) for method in task.methods)
+        return next((reason for reason in reasons if reason), "")
+
+    def _clips(self, item: Item, condition: Condition, task: TaskInfo) -> list[Any]:
+        """What an item hears under a condition.
 
         Raises:
-            AudioError: no clip of another source can be read.
+            AudioError: no clip of another source can be read and asked about.
         """
-        if condition == "shuffled":
-            for other in self.donors[task].of(clip):
-                try:
-                    return self._hear(other)
-                except AudioError:
-                    continue
-            raise AudioError("no clip of another source can be read")
+        heard: list[Any] = []
+        for clip in item.clips:
+            if condition != "shuffled":
+                heard.append(self._in_place_of(clip, condition))
+                continue
+            others = (self._readable(other) for other in self.donors[task.name].of(clip))
+            fitting = (other for other in others if other is not None and not self._too_long([*heard, other], item, task))
+            donor = next(fitting, None)
+            if donor is None:
+                raise AudioError("no clip of another source can be read, or none is short enough for the question")
+            heard.append(donor)
+        return heard
+
+    def _readable(self, clip: Sequence[AudioPart]) -> Any | None:
+        try:
+            return self._hear(clip)
+        except AudioError:
+            return None
+
+    def _in_place_of(self, clip: Sequence[AudioPart], condition: Condition) -> Any:
+        """What is heard instead of a clip, of its own length."""
         heard = self._hear(clip)
         if condition == "muted":
             return self.answerer.silence(heard)

@@ -70,16 +70,6 @@ class ModelAnswerer:
     # ---- sound ----------------------------------------------------------------------------------------------------
 
     def hear(self, clip: Sequence[AudioPart]) -> ClipFeatures:
-        heard = self._read(clip)
-        span = self.model.config.audio.span(heard.num_samples)
-        limit = max_span(self.model.language_model.config.get_text_config())
-        if limit is not None and span >= limit:  # the marker takes one more
-            raise AudioError(
-                f"{clip[0].path}: takes {span} positions but the language model was trained on {limit}; shorten the clip"
-            )
-        return heard
-
-    def _read(self, clip: Sequence[AudioPart]) -> ClipFeatures:
         if len(clip) > 1:
             return self._of_waves({rate: _joined(clip, rate) for rate in self.processor.sampling_rates_hz})
         part = clip[0]
@@ -88,6 +78,22 @@ class ModelAnswerer:
                 raise AudioError(f"{part.path}: no such file")
             return ClipFeatures(self.frames.read(part), self.frames.num_samples(part))
         return self.processor.clip(part.path, start_s=part.start_s, end_s=part.end_s)
+
+    def too_long(self, heard: Sequence[ClipFeatures], prompt: list[Message]) -> str:
+        limit = max_span(self.model.language_model.config.get_text_config())
+        if limit is None:
+            return ""
+        num_sound = sum(self.model.config.audio.span(clip.num_samples) for clip in heard)
+        text = self.rendered(prompt)
+        if len(text.encode()) + num_sound <= limit:  # a text has no more tokens than bytes
+            return ""
+        num_text = len(self.processor.tokenizer(text, add_special_tokens=False)["input_ids"])
+        if num_text + num_sound <= limit:
+            return ""
+        return (
+            f"takes {num_text + num_sound} positions with its question ({num_text} of text, {num_sound} of sound) but the "
+            f"language model was trained on {limit}; shorten the clip or the question"
+        )
 
     def silence(self, heard: ClipFeatures) -> ClipFeatures:
         key = tuple(heard.num_samples.values())

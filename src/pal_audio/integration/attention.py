@@ -12,10 +12,12 @@ Shapes: B rows, H query heads, K key/value heads, L text tokens of this call, T 
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -38,6 +40,11 @@ class AudioContext(Protocol):
     """What brings audio to the layers of one forward."""
 
     consumed: set[int]
+
+    @property
+    def recompute(self) -> bool:
+        """Keep nothing of a LAL layer's attention for backward but what it is made of: compute it again."""
+        ...
 
     @property
     def expected(self) -> frozenset[int]:
@@ -92,6 +99,26 @@ def _attend(
     if pal_audio is None or layer not in pal_audio.expected:
         return inner(module, query, key, value, attention_mask, **kwargs)
     assert isinstance(layer, int)
+    hear: Inner = partial(_hear, inner_with_audio, pal_audio, layer, module, **kwargs)
+    pal_audio.consumed.add(layer)
+    if pal_audio.recompute and torch.is_grad_enabled():
+        pair: tuple[Tensor, Tensor | None] = checkpoint(hear, query, key, value, attention_mask, use_reentrant=False)
+        return pair
+    return hear(query, key, value, attention_mask)
+
+
+def _hear(
+    inner_with_audio: Inner,
+    pal_audio: AudioContext,
+    layer: int,
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """Attention of one LAL layer over [audio; text]."""
     audio_keys, audio_values = pal_audio.keys_values(layer)
     key, value, text_mask = _explicit_mask(query, key, value, attention_mask)
     visible = pal_audio.visible(layer)
@@ -187,6 +214,11 @@ def pal_eager_attention(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | Non
     return _attend(_eager_inner, _eager_inner, *args, **kwargs)
 
 
+def has_sdpa(llm: Any) -> bool:
+    """Whether SDPA computes this LLM's attention. It has no soft-cap, which some transformers pass over in silence."""
+    return bool(llm._supports_sdpa) and getattr(llm.config.get_text_config(), "attn_logit_softcapping", None) is None
+
+
 def install(llm: Any, inner: str, hooked: bool) -> None:
     """Choose the kernel of an LLM's attention, with our hook around it or as it is.
 
@@ -200,6 +232,9 @@ def install(llm: Any, inner: str, hooked: bool) -> None:
         UnsupportedLlmError: its attention cannot be hooked.
     """
     inner = next((kernel for kernel, ours in INNER_KERNELS.items() if ours == inner), inner)
+    family = llm.config.get_text_config().model_type
+    if inner == "sdpa" and not has_sdpa(llm):
+        raise PalError(f"attn_implementation 'sdpa': {family} does not support it (soft-cap or sinks); use 'eager'")
     if not hooked:
         if inner in INNER_KERNELS:  # directly: some families refuse the call although they have the kernel
             llm.config._attn_implementation = inner
@@ -210,14 +245,11 @@ def install(llm: Any, inner: str, hooked: bool) -> None:
         raise PalError(
             f"attn_implementation {inner!r}: with LAL or packing the inner kernel is one of {', '.join(INNER_KERNELS)}"
         )
-    family = llm.config.get_text_config().model_type
     if not llm._supports_attention_backend:
         raise UnsupportedLlmError(
-            f"{family}: its attention does not go through transformers' attention interface, "
-            "so neither LAL nor packing can enter it"
+            f"{family}: the attention of its layers does not go through transformers' attention interface, "
+            "so neither LAL nor packing can enter it; PLITS without packing works"
         )
-    if inner == "sdpa" and not llm._supports_sdpa:
-        raise PalError(f"attn_implementation 'sdpa': {family} does not support it (soft-cap or sinks); use 'eager'")
     llm.config._attn_implementation = INNER_KERNELS[inner]
     llm.config.get_text_config()._attn_implementation = INNER_KERNELS[inner]
 

@@ -186,7 +186,8 @@ def forward_flops(llm: LlmShape, work: Work, num_queries: int | None = None, num
         "layers": 2 * batch * tokens * llm.num_layers * llm.layer_products,
         "attention": 4 * batch * (llm.query_size * (text_pairs + lal * tokens * work.keys) + width * block_pairs),
         "logits": 2 * batch * work.logits * width * llm.vocab_size,
-        "projectors": lal * audio_rows * _projector_flops(width, work),
+        "projectors": audio_rows * _own_projector_flops(lal, width, work),
+        "shared projector": audio_rows * (2 * width * width if work.projector != "per_layer" and lal else 0),
         "audio keys and values": lal * audio_rows * 4 * width * llm.kv_size,
         "blocks": 4 * batch * tokens * blocks * width * width * (1 + work.ffn_factor),
         "block keys and values": 4 * batch * work.audio_tokens * blocks * width * width,
@@ -218,9 +219,10 @@ def step_flops(llm: LlmShape, work: Work) -> int:
     return sum(forward_flops(llm, work).values()) + sum(backward_flops(llm, work).values())
 
 
-def _projector_flops(width: int, work: Work) -> int:
-    delta = 4 * width * work.rank if work.projector == "low_rank" else 0
-    return 2 * width * width + delta  # the shared map is computed in every layer, where it is needed
+def _own_projector_flops(num_layers: int, width: int, work: Work) -> int:
+    """Of one audio token in the maps that layers have for themselves; what they share is computed once, before the layers."""
+    own = {"per_layer": 2 * width * width, "shared": 0, "low_rank": 4 * width * work.rank}
+    return num_layers * own[work.projector]
 
 
 def _connector_flops(width: int, work: Work) -> int:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pal_audio.errors import PalError
+from pal_audio.integration.flamingo import streams_of_the_last_clip
 from pal_audio.integration.joining import concatenate_clips
 from pal_audio.integration.memory import AttachedAudio, AudioMemory, attach, check_context
 from pal_audio.integration.positions import NOWHERE, UNKNOWN_TOKEN, KeyLayout, Placement, place
@@ -81,8 +82,6 @@ def extend(
     """
     if known.live is not None:
         raise PalError("this text cache was made while gradients were on; make it under torch.no_grad() to go on with a new clip")
-    if known.blocks:
-        raise PalError("a new clip behind a kept text cache does not go with Flamingo-style blocks yet; start without the cache")
     if memory.order is not None:
         raise PalError("a shared memory does not go behind a kept text cache; name its clip for every row with `select` instead")
     known.remember_all()
@@ -105,23 +104,34 @@ def extend(
     check_context(placement, clips, mode, max_positions)
 
     # The new clips alone, placed where they stand in the whole.
+    new_placement = _last_columns(placement, old_per_row, new_per_row, known.clips.num_clips)
     new = attach(
         memory, whole_BM, mask, known.audio_ids, known.rules, known.blocks, _layers(known), mode, device, summary_sees_audio,
-        placement=_last_columns(placement, old_per_row, new_per_row, known.clips.num_clips),
+        placement=new_placement,
     )  # fmt: skip
-    layouts = [_join_layouts(one, other) for one, other in zip(known.layouts, new.layouts, strict=True)]
-    widths = [[layout.after_BA.shape[1] for layout in part.layouts] for part in (known, new)]
-    remembered = {}
-    for layer, streams in known.streams_of_layer.items():
-        sizes = [[width[stream] for stream in streams] for width in widths]
-        sides = [
-            _interleave(one.expand(len(whole_BM), -1, -1, -1).split(sizes[0], dim=2), other.split(sizes[1], dim=2))
-            for one, other in zip(known.remembered[layer], new.remembered[layer], strict=True)
-        ]
-        remembered[layer] = (sides[0], sides[1])
+    next_marker_B1 = new_placement.markers_BR[:, :1].to(device)
+    only_last = streams_of_the_last_clip(known.blocks)
+    layouts = [
+        _join_layouts(one, other, next_marker_B1 if stream in only_last else None)
+        for stream, (one, other) in enumerate(zip(known.layouts, new.layouts, strict=True))
+    ]
+
+    def joined(old: tuple[Tensor, Tensor], more: tuple[Tensor, Tensor], streams: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        widths = [[part.layouts[stream].after_BA.shape[1] for stream in streams] for part in (known, new)]
+        keys, values = (
+            _interleave(one.expand(len(whole_BM), -1, -1, -1).split(widths[0], dim=2), other.split(widths[1], dim=2))
+            for one, other in zip(old, more, strict=True)
+        )
+        return keys, values
+
+    remembered = {
+        layer: joined(known.remembered[layer], new.remembered[layer], streams)
+        for layer, streams in known.streams_of_layer.items()
+    }
+    block_memory = {key: joined(known.block_memory[key], new.block_memory[key], key[:1]) for key in known.blocks}
     return replace(
-        known, clips=clips, placement=placement.to(device), layouts=layouts, remembered=remembered,
-        prompt_BL=whole_BM.to(device), consumed=set(), _visible={}, _rotary={},
+        known, clips=clips, placement=placement.to(device), layouts=layouts, remembered=remembered, block_memory=block_memory,
+        prompt_BL=whole_BM.to(device), consumed=set(), entered=set(), _visible={}, _rotary={},
     )  # fmt: skip
 
 
@@ -156,12 +166,21 @@ def _last_columns(placement: Placement, old_B: Tensor, new_B: Tensor, num_old: i
     )
 
 
-def _join_layouts(one: KeyLayout, other: KeyLayout) -> KeyLayout:
-    """Keys of a row one after another. They are arranged already, so `source_BA` is not read again."""
+def _join_layouts(one: KeyLayout, other: KeyLayout, next_marker_B1: Tensor | None) -> KeyLayout:
+    """Keys of a row one after another. They are arranged already, so `source_BA` is not read again.
+
+    Args:
+        one, other: old and new keys.
+        next_marker_B1: where text hears the last clip before it alone, the first new marker: the old keys' last reader.
+    """
     source, positions, after = (
         torch.cat([getattr(one, name), getattr(other, name)], 1) for name in ("source_BA", "positions_BA", "after_BA")
     )
-    return KeyLayout(source, positions, after, is_identity=False)
+    until = None
+    if next_marker_B1 is not None:
+        old, new = (torch.full_like(part.after_BA, NOWHERE) if part.until_BA is None else part.until_BA for part in (one, other))
+        until = torch.cat([old.minimum(next_marker_B1), new], 1)
+    return KeyLayout(source, positions, after, is_identity=False, until_BA=until)
 
 
 def _interleave(old: tuple[Tensor, ...], new: tuple[Tensor, ...]) -> Tensor:

@@ -109,6 +109,11 @@ class FlamingoBlock(nn.Module):
         return rearrange(tokens, "b n (h d) -> b h n d", h=self.num_heads)
 
 
+def streams_of_the_last_clip(blocks: dict[BlockKey, FlamingoBlock]) -> set[int]:
+    """Streams in which a token hears the last clip before it alone."""
+    return {stream for (stream, _), block in blocks.items() if block.only_last}
+
+
 class BlockContext(Protocol):
     """What brings audio to the blocks of one forward."""
 

@@ -9,7 +9,7 @@ Shapes: B rows, A audio tokens, D the LLM's width, K key/value heads, d head wid
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cached_property
 from typing import Any
 
@@ -17,6 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from pal_audio.errors import PalError
+
+# A family's own names of what LAL calls in a decoder layer; the first that a layer has counts.
+_LAYER_LISTS = ("layers", "h")
+_INPUT_NORMS = ("input_layernorm", "ln_1")
+ATTENTIONS = ("self_attn", "attention", "attn")
+_FUSED = ("qkv_proj", "c_attn")  # all queries, then all keys, then all values
+_FUSED_BY_HEAD = "query_key_value"  # query, key and value of one head after another
 
 # Layers that skip rotary although their module has the function.
 _NO_ROTARY: dict[str, Callable[[nn.Module], bool]] = {
@@ -36,15 +43,18 @@ def find_decoder(llm: nn.Module) -> nn.Module:
 def find_layers(llm: nn.Module) -> list[nn.Module]:
     """The LLM's decoder layers in order."""
     decoder = find_decoder(llm)
-    for name in ("layers", "h"):
-        if isinstance(getattr(decoder, name, None), nn.ModuleList):
-            return list(getattr(decoder, name))
-    raise UnsupportedLlmError(f"{type(llm).__name__}: it has no list of decoder layers that LAL or Flamingo blocks could enter")
+    found = _first(decoder, _LAYER_LISTS)
+    if isinstance(found, nn.ModuleList):
+        return list(found)
+    family = llm.config.get_text_config().model_type
+    raise UnsupportedLlmError(
+        f"{family}: {type(decoder).__name__} has no list of decoder layers that LAL or Flamingo blocks could enter; PLITS works"
+    )
 
 
 def has_input_norm(layer: nn.Module) -> bool:
     """False for post-norm families (OLMo2), whose LAL projectors end in a norm of their own."""
-    return hasattr(layer, "input_layernorm")
+    return _first(layer, _INPUT_NORMS) is not None
 
 
 class LayerKeyValues:
@@ -54,11 +64,15 @@ class LayerKeyValues:
         self.index = index
         self.family = llm.config.get_text_config().model_type
         self.layer = find_layers(llm)[index]
-        attention = getattr(self.layer, "self_attn", None)
-        if attention is None or not (hasattr(attention, "k_proj") or hasattr(attention, "qkv_proj")):
-            raise UnsupportedLlmError(f"{self.family}: layer {index} has no key and value projections that LAL knows")
+        self.input_norm = _first(self.layer, _INPUT_NORMS)
+        attention = _first(self.layer, ATTENTIONS)
+        if attention is None or _first(attention, ("k_proj", *_FUSED, _FUSED_BY_HEAD)) is None:
+            raise UnsupportedLlmError(
+                f"{self.family}: layer {index} ({type(attention or self.layer).__name__}) has no key and value projections "
+                "that LAL knows; PLITS works"
+            )
         self.attention: nn.Module = attention
-        self.head_dim: int = attention.head_dim
+        self.head_dim: int = getattr(attention, "head_dim", None) or attention.head_size
         self.rotary_emb: nn.Module | None = getattr(find_decoder(llm), "rotary_emb", None)
         layer_types = getattr(llm.config.get_text_config(), "layer_types", None)
         # Gemma 3 keeps one set of rotary frequencies per layer type; then its module has a dict of rope types.
@@ -76,15 +90,14 @@ class LayerKeyValues:
 
     def modules(self) -> list[nn.Module]:
         """The LLM's modules that audio passes in this layer (for fingerprints)."""
-        names = ("k_proj", "v_proj", "qkv_proj", "k_norm")
+        names = ("k_proj", "v_proj", *_FUSED, _FUSED_BY_HEAD, "k_norm")
         found = [getattr(self.attention, name, None) for name in names]
-        return [module for module in (getattr(self.layer, "input_layernorm", None), *found) if isinstance(module, nn.Module)]
+        return [module for module in (self.input_norm, *found) if isinstance(module, nn.Module)]
 
     def project(self, inputs_BAD: Tensor) -> tuple[Tensor, Tensor]:
         """Inputs of the layer -> its un-rotated keys and its values, each (B, K, A, d), in the layer's dtype."""
         inputs_BAD = inputs_BAD.to(compute_dtype(self.layer))
-        norm = getattr(self.layer, "input_layernorm", None)
-        hidden = inputs_BAD if norm is None else norm(inputs_BAD)
+        hidden = inputs_BAD if self.input_norm is None else self.input_norm(inputs_BAD)
         keys, values = self._key_value_projection(hidden)
         key_norm: Any = getattr(self.attention, "k_norm", None)
         heads = keys.shape[-1] // self.head_dim
@@ -99,12 +112,19 @@ class LayerKeyValues:
         return keys.transpose(1, 2), values.transpose(1, 2)
 
     def _key_value_projection(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        if hasattr(self.attention, "qkv_proj"):
-            fused = self.attention.qkv_proj(hidden)
-            num_queries = self.attention.config.num_attention_heads * self.head_dim
-            keys, values = fused[..., num_queries:].chunk(2, dim=-1)
-            return keys, values
-        return self.attention.k_proj(hidden), self.attention.v_proj(hidden)
+        attention: Any = self.attention
+        if hasattr(attention, "k_proj"):
+            if _is_plain(attention.k_proj, attention.v_proj):
+                return _both(attention.k_proj, attention.v_proj, hidden)
+            return attention.k_proj(hidden), attention.v_proj(hidden)
+        if hasattr(attention, _FUSED_BY_HEAD):
+            heads = attention.query_key_value(hidden).unflatten(-1, (-1, 3 * self.head_dim))
+            keys, values = heads[..., self.head_dim :].chunk(2, dim=-1)
+            return keys.flatten(-2), values.flatten(-2)
+        fused: Any = _first(attention, _FUSED)
+        num_queries = attention.config.num_attention_heads * self.head_dim
+        keys, values = fused(hidden)[..., num_queries:].chunk(2, dim=-1)
+        return keys, values
 
     def rotary_tables(self, like: Tensor, positions_BA: Tensor) -> tuple[Tensor, Tensor] | None:
         """cos and sin of the positions (float allowed) in `like`'s dtype, or None where the layer does not rotate."""
@@ -136,6 +156,33 @@ class LayerKeyValues:
         return apply(keys_BKAd[:, :1], keys_BKAd, *tables)[1]  # it rotates queries too: one head is the least of them
 
 
+def _first(module: nn.Module, names: Iterable[str]) -> nn.Module | None:
+    return next((getattr(module, name) for name in names if hasattr(module, name)), None)
+
+
+def _is_plain(*modules: nn.Module) -> bool:
+    """Whether calling the modules is their weights' product and nothing else (no adapter, no quantised weights, no hooks), and
+    one product can take their place."""
+    is_linear = all(type(module) is nn.Linear and "forward" not in vars(module) for module in modules)
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return (
+        is_linear
+        and not any(getattr(module, name) for module in modules for name in hooks)
+        and len({(module.bias is None, module.weight.dtype, module.weight.device) for module in modules}) == 1
+    )
+
+
+def _both(k_proj: Any, v_proj: Any, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys and values by one product: audio is long, and reading it twice costs more than joining two small matrices."""
+    weight = torch.cat([k_proj.weight, v_proj.weight])
+    bias = None
+    if k_proj.bias is not None and v_proj.bias is not None:
+        bias = torch.cat([k_proj.bias, v_proj.bias])
+    sizes = [k_proj.out_features, v_proj.out_features]
+    keys, values = nn.functional.linear(hidden, weight, bias).split(sizes, dim=-1)
+    return keys, values
+
+
 def compute_dtype(module: nn.Module) -> torch.dtype:
     """The floating dtype that a module's inputs should have: that of its first floating parameter (quantised ones are not)."""
     floats = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -151,6 +198,20 @@ def audio_kv(layer: LayerKeyValues, inputs_BAD: Tensor, positions_BA: Tensor) ->
 def max_span(llm_config: object) -> int | None:
     """Longest position that `span` may use: the LLM's trained context, or None where the config does not say."""
     return getattr(llm_config, "max_position_embeddings", None)
+
+
+def max_positions(llm: nn.Module, mode: str) -> int | None:
+    """How many positions text and audio may take together, or None where nothing bounds them.
+
+    Args:
+        llm: a transformers model.
+        mode: "span": no more than the LLM was trained on. "zero": a bound is there only where positions are learned ones (GPT-2),
+            since such a table has no further row.
+    """
+    if mode == "span":
+        return max_span(llm.config.get_text_config())
+    decoder: Any = find_decoder(llm)
+    return decoder.wpe.num_embeddings if hasattr(decoder, "wpe") else None
 
 
 def embedding_rms(llm: nn.Module) -> float:

@@ -17,11 +17,10 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from pal_audio.errors import PalError
 from pal_audio.integration import joining, memory_file
-from pal_audio.integration.flamingo import BlockKey, FlamingoBlock
+from pal_audio.integration.flamingo import BlockKey, FlamingoBlock, streams_of_the_last_clip
 from pal_audio.integration.key_values import LayerKeyValues, compute_dtype
 from pal_audio.integration.positions import UNKNOWN_TOKEN, KeyLayout, Placement, lay_out, place, same_in_every_row, text_positions
 
@@ -59,7 +58,7 @@ class LiveAudio:
         layers: the layers of each key stream.
         widths: A of each key stream.
         hidden: True hides every key from every query: a dummy clip that only keeps the graph whole.
-        recompute: keep nothing of a layer's way from tokens to keys and values for backward; compute it again.
+        recompute: keep nothing of a LAL layer's attention for backward, from audio tokens on; compute it again.
     """
 
     clips: ClipTokens
@@ -71,12 +70,6 @@ class LiveAudio:
 
     def keys_values(self, rule: LayerKeyValues | FlamingoBlock, stream: int) -> tuple[Tensor, Tensor]:
         """Un-rotated keys and values (C, K, A, d) of one stream in one layer or block."""
-        if self.recompute and torch.is_grad_enabled():
-            pair: tuple[Tensor, Tensor] = checkpoint(self._project, rule, stream, use_reentrant=False)
-            return pair
-        return self._project(rule, stream)
-
-    def _project(self, rule: LayerKeyValues | FlamingoBlock, stream: int) -> tuple[Tensor, Tensor]:
         return rule.project(self.inputs[stream](rule.index))
 
 
@@ -270,6 +263,10 @@ class AttachedAudio:
     @property
     def expected(self) -> frozenset[int]:
         return frozenset(self.streams_of_layer)
+
+    @property
+    def recompute(self) -> bool:
+        return self.live is not None and self.live.recompute
 
     def position_ids(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Position ids (B, L) of `input_ids`: a stretch of the prompt, or what follows it.
@@ -477,12 +474,12 @@ def attach(
         mode: "span" or "zero".
         device: the model's.
         summary_sees_audio: False hides a clip's keys from its own slots.
-        max_positions: the LLM's trained context, or None if unknown.
+        max_positions: that audio and text may take, or None if nothing bounds them.
         placement: where the clips stand, if it is known already (`extension`).
         remember: rotate keys once for all steps; else the memory is kept and they are rotated where they are asked for.
 
     Raises:
-        PalError: markers, slots and clips do not match, or `span` runs past the LLM's context.
+        PalError: markers, slots and clips do not match, or positions run past the LLM's context.
     """
     clips = audio.clips
     prompt_BL, input_ids, attention_mask = input_ids, input_ids.cpu(), attention_mask.cpu()
@@ -500,7 +497,7 @@ def attach(
             placement = replace(placement, clips_BR=clips_BR)
     is_shared = isinstance(audio, AudioMemory) and same_in_every_row(placement, mode)
     check_context(placement, clips, mode, max_positions)
-    only_last = {stream for (stream, _), block in blocks.items() if block.only_last}
+    only_last = streams_of_the_last_clip(blocks)
     of_clips = clips.num_slots_C, clips.spans_C
     layouts = [
         lay_out(placement, lengths, *of_clips, width, mode, summary_sees_audio, stream in only_last, is_shared).to(device)
@@ -525,11 +522,18 @@ def check_context(placement: Placement, clips: ClipTokens, mode: str, max_positi
     """That no position runs past the LLM's context.
 
     Raises:
-        PalError: one does, under `span`.
+        PalError: one does.
     """
-    if mode != "span" or max_positions is None or not placement.markers_BR.numel():
+    if max_positions is None or not placement.markers_BR.numel():
         return
     last_text = placement.position_ids_BL.max()
+    if mode == "zero":
+        if int(last_text) >= max_positions:
+            raise PalError(
+                f"positions: audio slots and text take {int(last_text) + 1} positions but the LLM has {max_positions}; "
+                "use shorter text or, with PLITS, a connector with fewer tokens"
+            )
+        return
     spans_BR = clips.spans_C[placement.clips_BR.clamp(min=0)].masked_fill(placement.clips_BR < 0, 0)
     markers_BR = placement.markers_BR.masked_fill(placement.clips_BR < 0, 0)
     needed = int(torch.maximum(last_text, (markers_BR + spans_BR).max())) + 1

@@ -27,6 +27,7 @@ class Packing:
         flat_T: number of each packed token in the flattened (B * L).
         index_BL: number of each token in the packed row; 0 at padding.
         windows: of each layer's text, in tokens; None = all of it.
+        is_full: there is no padding, so that packed and padded are two views of the same tokens.
         num_calls: attention calls so far.
     """
 
@@ -34,6 +35,7 @@ class Packing:
     flat_T: Tensor
     index_BL: Tensor
     windows: tuple[int | None, ...]
+    is_full: bool
     num_calls: int = 0
 
     @classmethod
@@ -48,12 +50,12 @@ class Packing:
             raise PalError("packed: the batch must be padded on the right, as the processor does with return_labels=True")
         flat_T = mask_BL.flatten().nonzero()[:, 0]
         index_BL = (mask_BL.flatten().cumsum(0) - 1).view(mask_BL.shape).masked_fill(~mask_BL, 0)
-        return cls(mask_BL, flat_T, index_BL, text_windows(text_config, "packing"))
+        return cls(mask_BL, flat_T, index_BL, text_windows(text_config, "packing"), flat_T.numel() == mask_BL.numel())
 
     def to(self, device: torch.device) -> "Packing":
         """The same on another device."""
         mask_BL, flat_T, index_BL = (item.to(device, non_blocking=True) for item in (self.mask_BL, self.flat_T, self.index_BL))
-        return Packing(mask_BL, flat_T, index_BL, self.windows)
+        return Packing(mask_BL, flat_T, index_BL, self.windows, self.is_full)
 
     def supervised(self, labels_BL: Tensor) -> tuple[Tensor, Tensor]:
         """Places in the packed row that a supervised token follows in its row, and those tokens; (n,) each.
@@ -66,15 +68,17 @@ class Packing:
 
     def pack(self, padded: Tensor) -> Tensor:
         """(B, L, ...) -> (1, T, ...)."""
-        return padded.flatten(0, 1)[self.flat_T][None]
+        flat = padded.flatten(0, 1)
+        return (flat if self.is_full else _Pack.apply(flat, self.flat_T))[None]
 
     def unpack(self, packed: Tensor) -> Tensor:
-        """(1, T, ...) -> (B, L, ...), with the first token's values at padding."""
-        return packed[0][self.index_BL]
+        """(1, T, ...) -> (B, L, ...), zero at padding."""
+        flat = packed[0] if self.is_full else _Unpack.apply(packed[0], self.flat_T, self.mask_BL.numel())
+        return flat.unflatten(0, self.mask_BL.shape)
 
     def unpack_heads(self, packed: Tensor) -> Tensor:
         """(1, H, T, d) -> (B, H, L, d)."""
-        return packed[0].transpose(0, 1)[self.index_BL].transpose(1, 2)
+        return self.unpack(packed.transpose(1, 2)).transpose(1, 2)
 
     def text_mask(self, layer: int) -> Tensor | None:
         """(1, 1, L, L) bool: which token of a row sees which in a layer; None for all before it.
@@ -99,6 +103,44 @@ class Packing:
                 f"packed: {num_layers - self.num_calls} of {num_layers} layers did not attend through PAL, so rows would have "
                 "seen each other; train this LLM with packing off"
             )
+
+
+class _Pack(torch.autograd.Function):
+    """Chosen rows of a tensor, each once; autograd's own backward would add them up one by one, as if one could come twice."""
+
+    @staticmethod
+    def forward(flat: Tensor, rows_T: Tensor) -> Tensor:
+        return flat[rows_T]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        flat, rows_T = inputs
+        ctx.save_for_backward(rows_T)
+        ctx.num_rows = flat.shape[0]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return _spread(gradient, ctx.saved_tensors[0], ctx.num_rows), None
+
+
+class _Unpack(torch.autograd.Function):
+    """The reverse of `_Pack`: rows at their places in a tensor of zeros."""
+
+    @staticmethod
+    def forward(packed: Tensor, rows_T: Tensor, num_rows: int) -> Tensor:
+        return _spread(packed, rows_T, num_rows)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, int], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[1])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return gradient[ctx.saved_tensors[0]], None, None
+
+
+def _spread(packed: Tensor, rows_T: Tensor, num_rows: int) -> Tensor:
+    return packed.new_zeros(num_rows, *packed.shape[1:]).index_copy(0, rows_T, packed)
 
 
 def text_windows(text_config: Any, what: str) -> tuple[int | None, ...]:

@@ -31,13 +31,24 @@ class LayerProjectors(nn.Module):
             self.own = nn.ModuleDict({name: _LowRank(token_size, hidden_size, config.rank) for name in names})
         self.norms = nn.ModuleDict({name: nn.RMSNorm(hidden_size, eps=1e-6) for name in names} if own_norm else {})
 
-    def forward(self, layer: int, tokens: Tensor) -> Tensor:
-        """Audio tokens (..., token_size) -> inputs of layer `layer` (..., hidden_size)."""
+    def common(self, tokens: Tensor) -> Tensor | None:
+        """What all layers have in common of these tokens, (..., hidden_size), computed once; None: nothing."""
+        return None if self.shared is None else self.shared(tokens)
+
+    def forward(self, layer: int, tokens: Tensor, common: Tensor | None = None) -> Tensor:
+        """Inputs (..., hidden_size) of layer `layer`.
+
+        Args:
+            layer: its number.
+            tokens: audio tokens (..., token_size).
+            common: of these tokens, where it was computed before.
+        """
         name = str(layer)
-        if self.shared is None:
-            projected = self.own[name](tokens)
-        else:
-            projected = self.shared(tokens) + (self.own[name](tokens) if name in self.own else 0)
+        projected = self.own[name](tokens) if name in self.own else None
+        if self.shared is not None:
+            common = self.common(tokens) if common is None else common
+            projected = common if projected is None else common + projected
+        assert projected is not None
         return self.norms[name](projected) if name in self.norms else projected
 
 

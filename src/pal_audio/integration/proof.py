@@ -11,6 +11,7 @@ Two checks for each layer, on random inputs:
 Source: our choice.
 """
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
@@ -46,6 +47,7 @@ class _ProofAudio:
     def __init__(self, layer: int, keys: Tensor, values: Tensor) -> None:
         self.expected, self.consumed = frozenset({layer}), set[int]()
         self.pair = keys, values
+        self.recompute = False
         self.blocks: dict[object, object] = {}  # the layer is proved without the Flamingo blocks before it
 
     def keys_values(self, layer: int) -> tuple[Tensor, Tensor]:
@@ -59,7 +61,7 @@ class _ProofAudio:
 def layer_own_kv(rule: LayerKeyValues, inputs_BAD: Tensor, positions_BA: Tensor) -> tuple[Tensor, Tensor]:
     """The layer's own keys and values (B, K, A, d) for `inputs_BAD` as its input. The oracle of `prove` and of tests."""
     try:
-        _call_layer(rule, inputs_BAD, positions_BA, past_key_values=_Capture(), use_cache=True)
+        _call_layer(rule, inputs_BAD, positions_BA, **{_cache_name(rule): _Capture()}, use_cache=True)
     except _StopError as stop:
         return stop.keys, stop.values
     raise UnsupportedLlmError(f"{rule.family}: layer {rule.index} keeps no key/value cache, so LAL cannot be proved for it")
@@ -115,6 +117,12 @@ def _differing(rule: LayerKeyValues) -> str | None:
     if not context.consumed:
         raise UnsupportedLlmError(f"{rule.family}: the attention of layer {rule.index} does not call the attention interface")
     return None if _close(ours, whole[:, _NUM_AUDIO:]) else "results of the attention"
+
+
+def _cache_name(rule: LayerKeyValues) -> str:
+    """What the family's layers call the cache."""
+    known = inspect.signature(type(rule.layer).forward).parameters
+    return next((name for name in ("past_key_values", "layer_past") if name in known), "past_key_values")
 
 
 def _call_layer(rule: LayerKeyValues, inputs_BLD: Tensor, positions_BL: Tensor, **kwargs: Any) -> None:

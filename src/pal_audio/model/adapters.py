@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from pal_audio.config import StrictConfig
 from pal_audio.errors import PalError
@@ -31,7 +32,8 @@ class AdapterConfig(StrictConfig):
         r: rank.
         alpha: the adapter's output is scaled by alpha / r.
         dropout: on the adapter's input, in training.
-        target: names of linear modules in the decoder layers, or "all_linear" for every one of them.
+        target: names of linear modules in the decoder layers, or "all_linear" for every one of them; weights that are not in
+            modules of their own, as those of experts, have no adapter.
 
     Source: the defaults are LTU's (rank 8, alpha 16, dropout 0.05 on queries and values).
     """
@@ -79,14 +81,18 @@ def add_adapter(llm: nn.Module, config: AdapterConfig) -> None:
         import_bitsandbytes()  # in our way: peft imports it too
     from peft import LoraConfig, inject_adapter_in_model
 
+    targets = _targets(llm, config.target)
     options = LoraConfig(
         r=config.r,
         lora_alpha=config.alpha,  # type: ignore[arg-type]
         lora_dropout=config.dropout,
-        target_modules=_targets(llm, config.target),
+        target_modules=targets,
         use_dora=config.type == "dora",
+        fan_in_fan_out=all(isinstance(linear, Conv1D) for name, linear in _linears(llm) if name in targets),
     )
-    inject_adapter_in_model(options, llm)
+    llm.requires_grad_(False)
+    # Into the bare layers: in an LLM of experts peft takes names such as `gate_proj` for the experts' tensors.
+    inject_adapter_in_model(options, nn.ModuleList(find_layers(llm)))
 
 
 def merge_adapter(llm: nn.Module) -> int:
@@ -122,8 +128,7 @@ def _adapted(llm: nn.Module) -> Iterator[tuple[nn.Module, str, Any]]:
 
 
 def _targets(llm: nn.Module, wanted: str | list[str]) -> list[str]:
-    layers = find_layers(llm)
-    known = sorted({name.rpartition(".")[2] for layer in layers for name, m in layer.named_modules() if isinstance(m, nn.Linear)})
+    known = sorted({name for name, _ in _linears(llm)})
     if isinstance(wanted, str):
         return known
     unknown = [name for name in wanted if name not in known]
@@ -134,3 +139,11 @@ def _targets(llm: nn.Module, wanted: str | list[str]) -> list[str]:
             f"adapter: target {unknown[0]!r} is no linear module of this LLM's layers; {hint}they have {', '.join(known)}"
         )
     return wanted
+
+
+def _linears(llm: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Linear modules of the decoder layers by their own names; GPT-2's hold their weights transposed."""
+    for layer in find_layers(llm):
+        for name, module in layer.named_modules():
+            if isinstance(module, nn.Linear | Conv1D):
+                yield name.rpartition(".")[2], module

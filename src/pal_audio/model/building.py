@@ -21,7 +21,7 @@ from pal_audio.model.modeling import PalForConditionalGeneration
 from pal_audio.model.presets import preset
 from pal_audio.model.pretrained import llm_weights, llm_without_weights
 from pal_audio.model.processing import PalProcessor
-from pal_audio.model.tokenizer import train_tokenizer
+from pal_audio.model.tokenizer import checked_size, train_tokenizer
 
 _SHARED = ("positions", "summary_sees_audio")
 
@@ -33,8 +33,8 @@ class ModelSpec(StrictConfig):
         llm: hub id, folder, or an inline configuration of a fresh one: `model_type`, its fields, and
             `tokenizer: {vocab_size: n}` for a tokenizer trained on the recipe's own texts. None: encoders alone, see `parts`.
         revision: of the LLM on the hub.
-        preset: "plits", "lal", "pal" or "flamingo" with `encoder`, `connector`, `summary`, `lal`, `flamingo`; or, instead,
-            `encoders` and `streams`.
+        preset: "plits", "lal", "pal" or "flamingo" with `encoder`, or "pal-multi" or "lfst" with `encoders`; and `connector`,
+            `summary`, `lal`, `flamingo` (see `preset`); or, instead, `encoders` and `streams`.
         positions, summary_sees_audio: see `AudioConfig`.
     """
 
@@ -75,15 +75,13 @@ class ModelSpec(StrictConfig):
         """
         shared = {key: getattr(self, key) for key in _SHARED if getattr(self, key) is not None}
         if (self.preset is None) == (self.streams is None):
-            raise PalError("model: give either `preset` (with `encoder`) or `encoders` and `streams`")
+            raise PalError("model: give either `preset` (with `encoder`, or `encoders` by role) or `encoders` and `streams`")
         if self.preset is None:
             stray = [key for key in ("encoder", "connector", "summary", "lal", "flamingo") if getattr(self, key) is not None]
             if stray:
                 raise PalError(f"model: {stray[0]!r} belongs to a preset; with `streams`, write it inside a stream")
             return AudioConfig.parse({"encoders": self.encoders or {}, "streams": self.streams, **shared})
-        if self.encoders is not None or self.encoder is None:
-            raise PalError("model: a preset takes one `encoder`")
-        parts = self.encoder, self.connector, self.summary, self.lal, self.flamingo
+        parts = self.encoder, self.connector, self.summary, self.lal, self.flamingo, self.encoders
         return AudioConfig.parse(preset(self.preset, *parts, **shared))
 
 
@@ -161,7 +159,7 @@ def outline_config(spec: ModelSpec) -> PretrainedConfig:
     if spec.llm is None:
         raise PalError("model: `llm` is missing; only encoders can be built without one")
     if isinstance(spec.llm, dict):
-        return _text_config(dict(spec.llm), {"vocab_size": spec.llm["tokenizer"]["vocab_size"]})
+        return _text_config(dict(spec.llm), {"vocab_size": _tokenizer_size(spec.llm)})
     return llm_without_weights(spec.llm, spec.revision)[0]
 
 
@@ -183,18 +181,18 @@ def fresh_llm(fields: dict[str, Any], texts: Iterable[str]) -> tuple[PretrainedC
         PalError: its fields are wrong.
     """
     _text_config(dict(fields), {"vocab_size": 256})  # refuses what is wrong before the tokenizer is trained
-    tokenizer = train_tokenizer(texts, int(fields["tokenizer"]["vocab_size"]))
+    tokenizer = train_tokenizer(texts, _tokenizer_size(fields))
     ids = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
     return _text_config(fields, ids), tokenizer
 
 
 def _text_config(fields: dict[str, Any], ids: dict[str, Any]) -> PretrainedConfig:
     """The configuration of an inline LLM, proved by building the LLM without memory."""
-    model_type, options = fields.pop("model_type", None), fields.pop("tokenizer", None)
+    model_type = fields.pop("model_type", None)
     if model_type not in CONFIG_MAPPING:
         raise PalError(f"model.llm: model_type {model_type!r} is not a family that transformers knows")
-    if not isinstance(options, dict) or set(options) != {"vocab_size"}:
-        raise PalError("model.llm: a fresh LLM needs `tokenizer: {vocab_size: n}`")
+    _tokenizer_size(fields)
+    fields.pop("tokenizer")
     known = {*CONFIG_MAPPING[model_type]().to_dict(), *CONFIG_MAPPING[model_type].attribute_map}
     for key in fields:
         if key not in known:
@@ -208,6 +206,13 @@ def _text_config(fields: dict[str, Any], ids: dict[str, Any]) -> PretrainedConfi
     except (ValueError, TypeError, RuntimeError, KeyError, ArithmeticError, StrictDataclassError) as error:
         raise PalError(f"model.llm: {model_type} cannot be built from these fields: {' '.join(str(error).split())}") from error
     return config
+
+
+def _tokenizer_size(fields: dict[str, Any]) -> int:
+    options = fields.get("tokenizer")
+    if not isinstance(options, dict) or set(options) != {"vocab_size"}:
+        raise PalError("model.llm: a fresh LLM needs `tokenizer: {vocab_size: n}`")
+    return checked_size(options["vocab_size"])
 
 
 def _check_sizes(config: PretrainedConfig, fields: dict[str, Any]) -> None:
@@ -265,7 +270,7 @@ def describe(model: PalForConditionalGeneration) -> dict[str, Any]:
         tensors["llm adapter"] = [tensor for name, tensor in named if is_adapter_parameter(name)]
     num_weights = {name: sum(tensor.numel() for tensor in items) for name, items in tensors.items()}
     num_weights["llm"] += unseen_weights(model.language_model)
-    text = model.config.text_config
+    text: Any = model.config.text_config
     return {
         "llm": {
             "family": text.model_type,

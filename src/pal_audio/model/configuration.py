@@ -1,5 +1,6 @@
 """What a PAL model is made of: `AudioConfig` (streams, written once, validated once) inside `PalConfig` (Hugging Face)."""
 
+from collections.abc import Iterable
 from typing import Any, Literal
 
 from pydantic import Field, SerializeAsAny, TypeAdapter, field_validator, model_validator
@@ -8,7 +9,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from pal_audio import connectors, encoders
 from pal_audio.config import StrictConfig, parse_config
-from pal_audio.connectors.base import ConnectorConfig
+from pal_audio.connectors import AnyConnectorConfig, ConnectorConfig, JointConnectorConfig
 from pal_audio.encoders.base import EncoderConfig
 from pal_audio.errors import PalError
 from pal_audio.integration.config import IntegrationConfig, LalConfig
@@ -19,16 +20,44 @@ SLOT_TOKEN = "<|audio_slot|>"
 
 
 class StreamConfig(StrictConfig):
-    """One way of audio into the LLM: which encoder, which connector, which integration."""
+    """One way of audio into the LLM: which encoder, which connector, which integration.
 
-    encoder: str
-    connector: SerializeAsAny[ConnectorConfig]
+    Attributes:
+        encoder: a name, or for a connector that reads several encoders (`lfst`) their names in its order.
+    """
+
+    encoder: str | list[str]
+    connector: SerializeAsAny[AnyConnectorConfig]
     integration: IntegrationConfig
+
+    @property
+    def encoders(self) -> tuple[str, ...]:
+        """Names of the encoders that the connector reads, in its order."""
+        return (self.encoder,) if isinstance(self.encoder, str) else tuple(self.encoder)
+
+    @field_validator("encoder", mode="before")
+    @classmethod
+    def _check_names(cls, value: Any) -> Any:
+        names = value if isinstance(value, list | tuple) else [value]
+        if not names or not all(isinstance(name, str) for name in names):
+            raise PalError(f"must be the name of an encoder, or a list of names, not {value!r}")
+        if len(set(names)) < len(names):
+            raise PalError(f"names an encoder twice: {names}")
+        return value
 
     @field_validator("connector", mode="before")
     @classmethod
-    def _parse_connector(cls, value: Any) -> ConnectorConfig:
-        return value if isinstance(value, ConnectorConfig) else connectors.parse(value)
+    def _parse_connector(cls, value: Any) -> AnyConnectorConfig:
+        return value if isinstance(value, AnyConnectorConfig) else connectors.parse(value)
+
+    @model_validator(mode="after")
+    def _check_number(self) -> "StreamConfig":
+        kind, wanted = self.connector.type, self.connector.num_encoders
+        if wanted == 1 and not isinstance(self.encoder, str):
+            raise PalError(f"connector {kind!r} reads one encoder, not {self.encoder}; write a stream for each, `encoder: NAME`")
+        if len(self.encoders) != wanted:
+            raise PalError(f"connector {kind!r} reads {wanted} encoders: write `encoder:` and a list of {wanted} names")
+        return self
 
 
 class AudioConfig(StrictConfig):
@@ -56,12 +85,17 @@ class AudioConfig(StrictConfig):
     @model_validator(mode="after")
     def _check_streams(self) -> "AudioConfig":
         for number, stream in enumerate(self.streams):
-            encoder = self.encoders.get(stream.encoder)
-            if encoder is None:
-                raise PalError(f"streams[{number}]: encoder {stream.encoder!r} is not among {sorted(self.encoders)}")
-            if encoder.encoder_layers == "per_llm_layer" and not isinstance(stream.integration, LalConfig):
-                raise PalError(f"streams[{number}]: encoder_layers: per_llm_layer feeds LLM layers, so it needs `type: lal`")
-        unused = set(self.encoders) - {stream.encoder for stream in self.streams}
+            for name in stream.encoders:
+                if name not in self.encoders:
+                    raise PalError(f"streams[{number}]: encoder {name!r} is not among {sorted(self.encoders)}")
+                if self.encoders[name].encoder_layers != "per_llm_layer":
+                    continue
+                if not isinstance(stream.integration, LalConfig):
+                    raise PalError(f"streams[{number}]: encoder_layers: per_llm_layer feeds LLM layers, so it needs `type: lal`")
+                if stream.connector.num_encoders > 1:
+                    what = f"gives a sequence per layer of {name!r}, but connector {stream.connector.type!r} reads one of each"
+                    raise PalError(f"streams[{number}]: encoder_layers: per_llm_layer {what} encoder; name its layers, or 'last'")
+        unused = set(self.encoders) - {name for stream in self.streams for name in stream.encoders}
         if unused:
             raise PalError(f"encoders {sorted(unused)} are read by no stream")
         return self
@@ -89,9 +123,13 @@ class AudioConfig(StrictConfig):
 
     def stream_length(self, stream: StreamConfig, encoder_samples: dict[str, int]) -> int:
         """Audio tokens of a clip in one stream."""
-        encoder = self.encoders[stream.encoder]
-        frames = encoder.output_lengths(encoder_samples[stream.encoder])
-        return stream.connector.output_lengths(frames, encoder.frame_rate_hz)
+        read = [self.encoders[name] for name in stream.encoders]
+        frames = [self.encoders[name].output_lengths(encoder_samples[name]) for name in stream.encoders]
+        rates_hz = [encoder.frame_rate_hz for encoder in read]
+        if isinstance(stream.connector, JointConnectorConfig):
+            return stream.connector.output_lengths(frames, rates_hz)
+        assert isinstance(stream.connector, ConnectorConfig)
+        return stream.connector.output_lengths(frames[0], rates_hz[0])
 
     def span(self, encoder_samples: dict[str, int]) -> int:
         """Positions that a clip takes behind its marker."""
@@ -100,6 +138,24 @@ class AudioConfig(StrictConfig):
             return slots
         placed = [stream for stream in self.streams if stream.integration.type != "flamingo"]
         return max(slots, *(self.stream_length(stream, encoder_samples) for stream in placed), 0)
+
+
+def check_every_encoder(given: Iterable[str], names: Iterable[str], what: str) -> None:
+    """That a clip, or a batch of clips, is given for all encoders of a model and for no other.
+
+    Args:
+        given: names of encoders that something is given for.
+        names: of the model's encoders.
+        what: the error's beginning, as in "this clip has features for".
+
+    Raises:
+        PalError: they differ.
+    """
+    if set(given) != set(names):
+        raise PalError(
+            f"{what} encoders {sorted(given)}, but the model has {sorted(names)}: every encoder hears every clip; "
+            "let the model's own processor prepare them"
+        )
 
 
 _adapter_type: TypeAdapter[AdapterConfig] = TypeAdapter(AdapterConfig)
@@ -144,6 +200,8 @@ class PalConfig(PretrainedConfig):
         self.provenance = provenance
         self.bases = bases
         self.adapter = None if adapter is None else parse_config(_adapter_type, adapter, "adapter").model_dump(mode="json")
+        # The constructor sets the kernel of experts in sub-configurations; a ready LLM keeps the one that it chose.
+        kwargs.setdefault("experts_implementation", {"text_config": getattr(text_config, "_experts_implementation", None)})
         super().__init__(**kwargs)
 
     @property
@@ -157,6 +215,13 @@ class PalConfig(PretrainedConfig):
     def adapter_config(self) -> AdapterConfig | None:
         """The validated adapter configuration, or None."""
         return None if self.adapter is None else parse_config(_adapter_type, self.adapter, "adapter")
+
+    @property
+    def audio_ids(self) -> tuple[int, int]:
+        """Ids of marker and slots."""
+        if self.audio_token_id is None or self.audio_slot_token_id is None:
+            raise PalError("the model's config has no audio_token_id; build it with its processor")
+        return self.audio_token_id, self.audio_slot_token_id
 
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PretrainedConfig:
         return self if self.text_config is None else self.text_config

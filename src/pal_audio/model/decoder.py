@@ -12,6 +12,7 @@ Shapes: B rows, L tokens of the prompt, T slots of text, A audio keys.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,8 +22,10 @@ from pal_audio.integration.attention import check_consumed
 from pal_audio.integration.decode_attention import DecodingStep, Keys, one_query_attention, text_cache
 from pal_audio.integration.flamingo import check_entered
 from pal_audio.integration.key_values import find_layers
-from pal_audio.integration.memory import AttachedAudio
+from pal_audio.integration.memory import AttachedAudio, AudioMemory
 from pal_audio.integration.packing import text_windows
+from pal_audio.model.placing import context_of
+from pal_audio.model.sound import Features, Lengths
 
 if TYPE_CHECKING:
     from pal_audio.model.modeling import PalForConditionalGeneration
@@ -74,12 +77,23 @@ class Decoder:
 
     @torch.no_grad()
     def start(
-        self, input_ids: Tensor, attention_mask: Tensor, max_new_tokens: int, ends: list[int], pad: int, **audio: Any
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        max_new_tokens: int,
+        ends: list[int],
+        pad: int,
+        input_features: Features | None = None,
+        audio_num_samples: Lengths | None = None,
+        audio_memory: AudioMemory | AttachedAudio | None = None,
     ) -> None:
         """Prefill, the first token, and a step that is ready to run."""
         model = self.model
         device = model.marker.device
-        attached = model.attached(input_ids, attention_mask, remember=not self.kernel, **audio)
+        attached = context_of(
+            model, input_ids, attention_mask, input_features, audio_num_samples, audio_memory, remember=not self.kernel
+        )
+        attached = None if attached is None else replace(attached, trusted=True)
         ids, mask = input_ids.to(device), attention_mask.to(device)
         self._allocate(len(ids), ids.shape[1] + max_new_tokens, ends, pad, device)
         for layer in self.cache.layers:
@@ -115,7 +129,8 @@ class Decoder:
         self.ids_BT = torch.zeros(rows, length, dtype=torch.int64, device=device)
         self.ended_B = torch.zeros(rows, dtype=torch.bool, device=device)
         self.ends_E = torch.tensor(ends, dtype=torch.int64, device=device)
-        inside = [token for token in self.model.audio_ids_or_none if token < config.vocab_size]
+        audio_ids = () if self.model.config.audio_token_id is None else self.model.config.audio_ids
+        inside = [token for token in audio_ids if token < config.vocab_size]
         self.never_N = torch.tensor(inside, dtype=torch.int64, device=device)
         self.pad = pad
         self.cache = text_cache(config.num_hidden_layers, length, self.column_1)

@@ -20,7 +20,7 @@ from transformers.processing_utils import ProcessorMixin
 from pal_audio.audio import load_audio
 from pal_audio.encoders.base import Frames, join_frames
 from pal_audio.errors import PalError
-from pal_audio.model.configuration import MARKER_TOKEN, SLOT_TOKEN, AudioConfig
+from pal_audio.model.configuration import MARKER_TOKEN, SLOT_TOKEN, AudioConfig, check_every_encoder
 
 Message = dict[str, Any]
 Conversation = list[Message]
@@ -88,7 +88,11 @@ class PalProcessor(ProcessorMixin):
             AudioError: the sound cannot be read.
         """
         if isinstance(source, ClipFeatures):
+            self._check_clip(source)
             return source
+        known = {"array", "bytes", "path"}
+        if isinstance(source, Mapping) and source.keys() & self.front_ends.keys() and not source.keys() & known:
+            raise PalError("one sound for all encoders: give the clip itself, not a dict of sounds by encoder name")
         if isinstance(source, Tensor):
             source = source.detach().cpu().numpy()
         if isinstance(source, np.ndarray):  # a file knows its own rate
@@ -113,12 +117,22 @@ class PalProcessor(ProcessorMixin):
         """Rates of the encoders, without repetition."""
         return sorted({config.sampling_rate_hz for config in self._audio.encoders.values()})
 
+    def _check_clip(self, clip: ClipFeatures) -> None:
+        for given in (clip.features, clip.num_samples):
+            check_every_encoder(given, self.front_ends, "this clip has features for")
+
     def num_slots(self, clip: ClipFeatures) -> int:
         """PLITS tokens that a clip takes in the text."""
         return self._audio.num_slots(clip.num_samples)
 
     def collate_clips(self, clips: Sequence[ClipFeatures]) -> dict[str, Any]:
-        """`input_features` and `audio_num_samples` of clips in reading order; dicts where there are several encoders."""
+        """`input_features` and `audio_num_samples` of clips in reading order; dicts where there are several encoders.
+
+        Raises:
+            PalError: a clip lacks an encoder, or some clips hold frames and others features.
+        """
+        for clip in clips:
+            self._check_clip(clip)
         features = {name: _join_clips([clip.features[name] for clip in clips]) for name in self.front_ends}
         samples = {name: torch.tensor([clip.num_samples[name] for clip in clips]) for name in self.front_ends}
         if len(self.front_ends) == 1:
@@ -335,6 +349,9 @@ def _flatten(messages: Any) -> tuple[Conversation, list[tuple[Any, dict[str, flo
                     raise PalError(f"message {number}: a text part needs `text`")
                 stretches[-1] += part["text"]
             elif kind in ("audio", "audio_url", "input_audio"):
+                stray = [key for key in ("encoder", "encoders") if part.get(key) is not None]
+                if stray:
+                    raise PalError(f"message {number}: an audio part has no key {stray[0]!r}: every encoder hears every clip")
                 source = next((part[key] for key in ("path", "audio", "url", "audio_url") if part.get(key) is not None), None)
                 if source is None:
                     raise PalError(f"message {number}: an audio part needs `path`, `audio` or `url`")

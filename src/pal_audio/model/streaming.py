@@ -15,24 +15,23 @@ from pal_audio.integration.memory import AudioMemory
 from pal_audio.model.configuration import AudioConfig
 
 if TYPE_CHECKING:
-    from pal_audio.model.modeling import PalForConditionalGeneration
+    from pal_audio.model.sound import SoundMixin
 
 _MAX_WINDOWS_AHEAD = 10_000
 
 
 def append_audio(
-    model: "PalForConditionalGeneration",
+    model: "SoundMixin",
     memory: AudioMemory,
     input_features: Any,
     audio_num_samples: Any,
     clip: int,
     max_windows: int,
 ) -> AudioMemory:
-    """See `PalForConditionalGeneration.append_audio`."""
+    """See `SoundMixin.append_audio`."""
     audio = model.config.audio
     check_local(audio)
-    if memory.fingerprint != model.audio_fingerprint():
-        raise PalError("this audio memory was made by another model (or before its weights changed); encode the audio again")
+    model.check_fingerprint(memory)
     if not -memory.num_clips <= clip < memory.num_clips:
         raise PalError(f"append_audio: clip {clip} is not among the memory's {memory.num_clips}")
     clip %= memory.num_clips
@@ -106,5 +105,5 @@ def _is_boundary(audio: AudioConfig, name: str, num_samples: int) -> bool:
     if num_samples < 1 or num_samples % encoder.window_samples:
         return False
     frames = encoder.output_lengths(num_samples)
-    connectors = [stream.connector for stream in audio.streams if stream.encoder == name]
+    connectors = [stream.connector for stream in audio.streams if name in stream.encoders]
     return all(connector.begins_token(frames, encoder.frame_rate_hz) for connector in connectors)

@@ -3,20 +3,22 @@
 Shapes: C clips, T encoder frames, A audio tokens, D width.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pal_audio import connectors
+from pal_audio.connectors import ConnectorConfig, JointConnector, JointConnectorConfig
 from pal_audio.encoders.base import AudioEncoder, Frames
 from pal_audio.errors import PalError
 from pal_audio.integration.config import FlamingoConfig, LalConfig, parse_layers
 from pal_audio.integration.flamingo import FlamingoBlock
 from pal_audio.integration.key_values import compute_dtype
 from pal_audio.integration.projectors import LayerProjectors
-from pal_audio.model.configuration import AudioConfig, StreamConfig
+from pal_audio.model.configuration import AudioConfig, StreamConfig, check_every_encoder
 
 
 class Stream(nn.Module):
@@ -44,7 +46,7 @@ class Stream(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
-        encoder = audio.encoders[config.encoder]
+        read = [audio.encoders[name] for name in config.encoders]
         integration = config.integration
         lal = integration if isinstance(integration, LalConfig) else None
         flamingo = integration if isinstance(integration, FlamingoConfig) else None
@@ -52,23 +54,36 @@ class Stream(nn.Module):
         chosen = lal or flamingo
         self.layers: tuple[int, ...] = () if chosen is None else parse_layers(chosen.layers, num_layers)
         self.num_llm_layers = num_layers
-        self.connector = connectors.build(
-            config.connector, encoder.frame_size, hidden_size, encoder.frame_rate_hz, 1.0 if self.gives_keys else init_rms
-        )
+        rms = 1.0 if self.gives_keys else init_rms
+        sizes, rates_hz = [encoder.frame_size for encoder in read], [encoder.frame_rate_hz for encoder in read]
+        self.connector: nn.Module
+        if isinstance(config.connector, JointConnectorConfig):
+            self.connector = config.connector.build(sizes, hidden_size, rates_hz, rms)
+        else:
+            assert isinstance(config.connector, ConnectorConfig)
+            self.connector = connectors.build(config.connector, sizes[0], hidden_size, rates_hz[0], rms)
         self.projectors = None if lal is None else LayerProjectors(lal, self.layers, hidden_size, hidden_size, own_norm)
         self.blocks: nn.ModuleDict | None = None
         if flamingo is not None:
-            sizes = hidden_size, hidden_size, num_heads
-            self.blocks = nn.ModuleDict({str(layer): FlamingoBlock(flamingo, layer, *sizes) for layer in self.layers})
+            widths = hidden_size, hidden_size, num_heads
+            self.blocks = nn.ModuleDict({str(layer): FlamingoBlock(flamingo, layer, *widths) for layer in self.layers})
 
-    def tokens(self, frames: Frames, first_frame: int = 0) -> tuple[list[Tensor], Tensor]:
+    def tokens(self, frames: Mapping[str, Frames], first_frames: Mapping[str, int] | None = None) -> tuple[list[Tensor], Tensor]:
         """Audio tokens: one CAD tensor, or one per encoder layer, and their lengths (C,).
 
-        `first_frame` > 0: the frames go on where a clip has so many already; for local connectors.
+        Args:
+            frames: by encoder name.
+            first_frames: likewise, where the frames go on: those that a clip has already; for local connectors.
         """
-        dtype = compute_dtype(self.connector)
+        dtype, names = compute_dtype(self.connector), self.config.encoders
+        if isinstance(self.connector, JointConnector):
+            read = [frames[name] for name in names]
+            layers = [item.layers[-1].to(dtype) for item in read]
+            tokens_CAD, lengths_C = self.connector(layers, [item.lengths for item in read])
+            return [tokens_CAD], lengths_C
+        heard, first_frame = frames[names[0]], (first_frames or {}).get(names[0], 0)
         later = {"first_frame": first_frame} if first_frame else {}
-        outputs = [self.connector(layer.to(dtype), frames.lengths, **later) for layer in frames.layers]
+        outputs = [self.connector(layer.to(dtype), heard.lengths, **later) for layer in heard.layers]
         return [tokens for tokens, _ in outputs], outputs[0][1]
 
     def layer_inputs(self, tokens: list[Tensor]) -> Callable[[int], Tensor]:
@@ -76,19 +91,54 @@ class Stream(nn.Module):
 
         With one token sequence per encoder layer, LLM layer l of n reads the one at the same relative depth (our choice).
         """
-        return partial(self._project, tokens)
-
-    def _project(self, tokens: list[Tensor], layer: int) -> Tensor:
         if self.projectors is None:
-            return tokens[-1]
+            return lambda layer: tokens[-1]
+        return partial(self._project, self.projectors, tokens, [self.projectors.common(each) for each in tokens])
+
+    def _project(self, projectors: LayerProjectors, tokens: list[Tensor], common: list[Tensor | None], layer: int) -> Tensor:
         depth = layer / max(1, self.num_llm_layers - 1)
-        return self.projectors(layer, tokens[round(depth * (len(tokens) - 1))])
+        source = round(depth * (len(tokens) - 1))
+        inputs: Tensor = projectors(layer, tokens[source], common[source])
+        return inputs
+
+
+def by_encoder(value: Any, names: Sequence[str]) -> dict[str, Any]:
+    """Features or lengths of clips by encoder name; of a model with one encoder they may come without it.
+
+    Raises:
+        PalError: an encoder's are missing, or there are some of no encoder.
+    """
+    if isinstance(value, Tensor | Frames):
+        if len(names) > 1:
+            raise PalError(f"this model has encoders {list(names)}: pass a dict by encoder name, as the processor does")
+        return {names[0]: value}
+    if not isinstance(value, Mapping):
+        raise PalError(f"features and lengths of clips come as tensors, or dicts by encoder name, not {type(value).__name__}")
+    check_every_encoder(value, names, "the input has clips for")
+    return {name: value[name] for name in names}
+
+
+def check_same_clips(samples: Mapping[str, Tensor]) -> None:
+    """That every encoder hears the same number of clips.
+
+    Args:
+        samples: by encoder name, the samples of each clip (C,).
+
+    Raises:
+        PalError: two encoders have different numbers of clips.
+    """
+    counts = {name: len(samples_C) for name, samples_C in samples.items()}
+    if len(set(counts.values())) > 1:
+        raise PalError(f"audio_num_samples has clips {counts} by encoder; every encoder hears every clip, so give each the same")
 
 
 def frames_of(name: str, encoder: AudioEncoder, clips: Tensor | Frames, samples_C: Tensor, max_windows: int | None) -> Frames:
     """An encoder's frames of clips: computed from features, or those that were computed before, checked."""
     if isinstance(clips, Tensor):
-        return encoder(clips.to(compute_dtype(encoder)), samples_C, max_windows)
+        try:
+            return encoder(clips.to(compute_dtype(encoder)), samples_C, max_windows)
+        except PalError as error:
+            raise PalError(f"encoder {name!r}: {error}") from error
     config = encoder.config
     if torch.is_grad_enabled() and not config.frozen:
         raise PalError(f"encoder {name!r} is not frozen, so ready frames would leave it untrained; write frozen: true")

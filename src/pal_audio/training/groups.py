@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from torch import nn
 
 from pal_audio.errors import PalError
+from pal_audio.integration.key_values import ATTENTIONS
 from pal_audio.model import PalForConditionalGeneration
 from pal_audio.model.adapters import is_adapter_parameter
 from pal_audio.model.parts import Parts
@@ -31,7 +32,7 @@ def _is_ffn(name: str) -> bool:
 
 
 def _is_attention(name: str) -> bool:
-    return _is_llm(name) and not _is_norm(name) and (".self_attn." in name or ".attn." in name)
+    return _is_llm(name) and not _is_norm(name) and any(f".{word}." in name for word in ATTENTIONS)
 
 
 def _is_embedding(name: str) -> bool:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pal_audio.model import PalForConditionalGeneration
+from pal_audio.model import PalForConditionalGeneration, compiling
 from pal_audio.model.parts import Parts
 from pal_audio.training.groups import parameter_groups
 from pal_audio.training.objectives.base import Item, Objective
@@ -26,13 +26,13 @@ class LlmObjective(Objective[Item]):
         if self.stage.checkpointing:
             self.model.gradient_checkpointing_enable()
         if self.stage.compile:
-            self.model.get_decoder().compile()
+            compiling.enable(self.model)
 
     def end(self) -> None:
         if self.stage.checkpointing:
             self.model.gradient_checkpointing_disable()
         if self.stage.compile:
-            self.model.get_decoder()._compiled_call_impl = None
+            compiling.disable(self.model)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         return parameter_groups(self.model, self.stage.train, self.stage.weight_decay)

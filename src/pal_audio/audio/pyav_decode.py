@@ -1,6 +1,6 @@
 """Decode one file with PyAV, as a process of its own: a crash or a hang of FFmpeg stays here.
 
-`python _pyav_decode.py DEMUXERS START_S STOP_S < file > samples`. stdin must be seekable. stdout: one line of JSON
+`python pyav_decode.py DEMUXERS START_S STOP_S < file > samples`. stdin must be seekable. stdout: one line of JSON
 (`rate_hz`, `num_channels`, `promised_s` or null), then mono float32 samples at that rate. Exit status 1: nothing
 decoded, the reason is the last line on stderr. What fails to decode after the first frame ends the output.
 """

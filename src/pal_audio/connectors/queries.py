@@ -1,0 +1,92 @@
+"""What connectors of learned queries share: attention, and frames prepared for it, with their time.
+
+Shapes: C clips, T encoder frames, A audio tokens (= queries), D width, H heads.
+"""
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from pal_audio.connectors.base import time_code
+from pal_audio.encoders.base import length_mask
+from pal_audio.errors import PalError
+
+HEAD_SIZE = 64  # fused attention kernels are made for heads of 64 and 128
+
+
+def find_num_heads(connector: str, size: int, num_heads: int | None) -> int:
+    """Attention heads of a connector.
+
+    Args:
+        connector: its type, for the error.
+        size: width of its layers.
+        num_heads: those asked for; None: heads of about `HEAD_SIZE`.
+
+    Raises:
+        PalError: the width cannot be split among those asked for.
+    """
+    if num_heads is None:
+        wanted = max(1, round(size / HEAD_SIZE))
+        return next(number for number in range(wanted, 0, -1) if size % number == 0)
+    if size % num_heads:
+        raise PalError(f"{connector}: hidden_size {size} is no multiple of num_heads {num_heads}")
+    return num_heads
+
+
+class Attention(nn.Module):
+    """Multi-head attention of queries over a memory; before-norm on the queries' side."""
+
+    def __init__(self, size: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.norm = nn.LayerNorm(size)
+        self.q_proj = nn.Linear(size, size)
+        self.kv_proj = nn.Linear(size, 2 * size)
+        self.out_proj = nn.Linear(size, size)
+
+    def forward(self, queries_CAD: Tensor, memory_CTD: Tensor | None, mask_CT: Tensor | None) -> Tensor:
+        """What to add to the queries. Without a memory they read each other."""
+        normed_CAD = self.norm(queries_CAD)
+        q = rearrange(self.q_proj(normed_CAD), "c a (h d) -> c h a d", h=self.num_heads)
+        kv = self.kv_proj(normed_CAD if memory_CTD is None else memory_CTD)
+        k, v = rearrange(kv, "c t (n h d) -> n c h t d", n=2, h=self.num_heads)
+        mask = None if mask_CT is None else mask_CT[:, None, None, :]
+        return self.out_proj(rearrange(F.scaled_dot_product_attention(q, k, v, attn_mask=mask), "c h a d -> c a (h d)"))
+
+
+def feed_forward(size: int) -> nn.Sequential:
+    """LayerNorm, Linear to four times the width, GELU, Linear back: what to add to the queries."""
+    return nn.Sequential(nn.LayerNorm(size), nn.Linear(size, 4 * size), nn.GELU(), nn.Linear(4 * size, size))
+
+
+def frame_projection(frame_size: int, size: int) -> nn.Sequential:
+    """Frames to the width of the queries."""
+    return nn.Sequential(nn.LayerNorm(frame_size), nn.Linear(frame_size, size), nn.LayerNorm(size))
+
+
+def timed_memory(
+    frames_CTD: Tensor, lengths_C: Tensor, projection: nn.Module, gain: Tensor | None, frame_rate_hz: float
+) -> tuple[Tensor, Tensor | None]:
+    """Frames as queries read them: projected, with the time code of each frame's middle.
+
+    Args:
+        frames_CTD: what stands past a clip's length is not read.
+        lengths_C: int64 on the CPU.
+        projection: see `frame_projection`.
+        gain: trained factor of the time code, a number; None: no time code.
+        frame_rate_hz: frames a second.
+
+    Returns:
+        memory_CTD and mask_CT, True within a clip's length; None where all clips are as long as the longest.
+    """
+    num_frames = frames_CTD.shape[1]
+    mask_CT = None
+    if not bool((lengths_C == num_frames).all()):
+        mask_CT = length_mask(lengths_C, num_frames, frames_CTD.device)
+        frames_CTD = frames_CTD.masked_fill(~mask_CT[:, :, None], 0)
+    memory_CTD: Tensor = projection(frames_CTD)
+    if gain is not None:
+        times_T = (torch.arange(num_frames, device=frames_CTD.device, dtype=torch.float32) + 0.5) / frame_rate_hz
+        memory_CTD = memory_CTD + gain * time_code(times_T, memory_CTD.shape[-1]).to(memory_CTD.dtype)
+    return memory_CTD, mask_CT

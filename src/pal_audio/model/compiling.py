@@ -1,0 +1,72 @@
+"""`torch.compile` of what a training step spends its time in: the LLM's layers, the connectors and the loss.
+
+Lengths and places of clips stay outside: they are numbers on the CPU, of which a compiled function would make a new variant for
+each value.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def enable(model: Any, mode: str | None = None) -> None:
+    """Compile a model's parts in place; its weights, names and results to rounding are as before.
+
+    Args:
+        model: a `PalForConditionalGeneration`, or what has an LLM alone.
+        mode: of `torch.compile`.
+    """
+    model.get_decoder().compile(mode=mode)
+    for part in _connector_parts(model):
+        part.compile(mode=mode)
+    llm = model.language_model
+    llm.loss_function = _Loss(llm.loss_function, mode)
+
+
+def disable(model: Any) -> None:
+    """Undo `enable`."""
+    for part in (model.get_decoder(), *_connector_parts(model)):
+        part._compiled_call_impl = None
+    llm = model.language_model
+    if isinstance(llm.loss_function, _Loss):
+        llm.loss_function = llm.loss_function.plain
+
+
+def _connector_parts(model: Any) -> Iterator[nn.Module]:
+    """The modules of connectors whose inputs are tensors alone: what stands inside a connector."""
+    for stream in getattr(model, "streams", ()):
+        yield from _callable(stream.connector)
+
+
+def _callable(module: nn.Module) -> Iterator[nn.Module]:
+    for part in module.children():
+        if isinstance(part, nn.ModuleList):
+            yield from _callable(part)
+        else:
+            yield part
+
+
+class _Loss:
+    """An LLM's loss function, compiled: logits are not kept a second and a third time in float32."""
+
+    def __init__(self, plain: Any, mode: str | None) -> None:
+        self.plain = plain
+        self._compiled = torch.compile(plain, mode=mode)
+
+    def __call__(
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        vocab_size: int,
+        num_items_in_batch: Any = None,
+        shift_labels: Tensor | None = None,
+        **_: Any,
+    ) -> Tensor:
+        if num_items_in_batch is not None:
+            num_items_in_batch = torch.as_tensor(num_items_in_batch, device=logits.device)
+        loss: Tensor = self._compiled(
+            logits, labels, vocab_size, num_items_in_batch=num_items_in_batch, shift_labels=shift_labels
+        )
+        return loss
