@@ -24,6 +24,7 @@ from pal_audio.encoders.base import Frames
 from pal_audio.integration import cost
 from pal_audio.integration.memory import AudioMemory, ClipTokens
 from pal_audio.model import PalForConditionalGeneration
+from pal_audio.model.decoder import Decoder
 
 COMPARED_VALUES = ["first_token_s", "ready_first_token_s", "token_s", "rest_bytes", "resident_rest_bytes", "kv_bytes"]
 Text = dict[str, Tensor]
@@ -133,23 +134,8 @@ def joined(parts: list[AudioMemory]) -> AudioMemory:
 
 
 def shared(memory: AudioMemory | None, rows: int) -> AudioMemory | None:
-    """A memory of one clip for every row: views of the same bytes. One of many clips is left as it is."""
-    if memory is None or memory.num_clips == rows:
-        return memory
-
-    def view(tensor: Tensor) -> Tensor:
-        return tensor.expand(rows, *tensor.shape[1:])
-
-    clips = memory.clips
-    clips = ClipTokens(
-        None if clips.slots_CAD is None else view(clips.slots_CAD),
-        view(clips.num_slots_C),
-        clips.num_keys_SC.expand(-1, rows),
-        view(clips.spans_C),
-    )
-    keys = [{layer: view(tensor) for layer, tensor in stream.items()} for stream in memory.keys]
-    values = [{layer: view(tensor) for layer, tensor in stream.items()} for stream in memory.values]
-    return replace(memory, clips=clips, keys=keys, values=values)
+    """A memory of one clip for every row, held once. One of many clips is left as it is."""
+    return memory if memory is None or memory.num_clips == rows else memory.share(rows)
 
 
 def first_token(model: PalForConditionalGeneration, text: Text, memory: AudioMemory | None) -> Any:
@@ -211,7 +197,28 @@ def decode_by_loop(
     return measure.timed(step, new_tokens, device).median_s
 
 
-DECODERS: dict[str, Callable[..., float | None]] = {"generate": decode_by_generate, "loop": decode_by_loop}
+def decode_by_graph(
+    model: PalForConditionalGeneration,
+    text: Text,
+    memory: AudioMemory | None,
+    new_tokens: int,
+    device: torch.device,
+    repeats: int,
+    kernel: bool | None = None,
+) -> float:
+    """Seconds for one token of every row in the loop of `model.decoding`, captured before: the median of its steps."""
+    decoder = Decoder(model, kernel=kernel)
+    decoder.start(text["input_ids"], text["attention_mask"], 2 + new_tokens, [], 0, audio_memory=memory)
+    decoder.run()
+    return measure.timed(decoder.run, new_tokens, device).median_s
+
+
+DECODERS: dict[str, Callable[..., float | None]] = {
+    "generate": decode_by_generate,
+    "loop": decode_by_loop,
+    "compiled": decode_by_graph,
+    "compiled-matmul": partial(decode_by_graph, kernel=False),
+}
 """Ways to decode: (model, text, memory, new_tokens, device, repeats) -> seconds a token, or None."""
 
 

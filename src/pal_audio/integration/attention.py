@@ -23,8 +23,10 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from pal_audio.errors import PalError
+from pal_audio.integration.decode_attention import DecodingStep
 from pal_audio.integration.key_values import UnsupportedLlmError
 from pal_audio.integration.packing import Packing
+from pal_audio.integration.shared_attention import shared_attention
 
 # The user's name of an inner kernel -> ours in transformers' registry. Names containing "sdpa", "flash" or
 # "flex_attention" make transformers check or load other things.
@@ -50,7 +52,7 @@ class AudioContext(Protocol):
         ...
 
     def keys_values(self, layer: int) -> tuple[Tensor, Tensor]:
-        """Rotated keys and values (B, K, A, d) of one LAL layer."""
+        """Rotated keys and values (B, K, A, d) of one LAL layer; (1, K, A, d) where all rows share them."""
         ...
 
     def visible(self, layer: int) -> Tensor:
@@ -58,7 +60,7 @@ class AudioContext(Protocol):
         ...
 
 
-def check_consumed(context: AudioContext) -> None:
+def check_consumed(context: AudioContext | DecodingStep) -> None:
     """The guard against lost audio: every LAL layer must have attended to audio in this forward.
 
     Raises:
@@ -82,8 +84,11 @@ def _attend(
     attention_mask: Tensor | None,
     pal_audio: AudioContext | None = None,
     pal_packing: Packing | None = None,
+    pal_decoding: DecodingStep | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
+    if pal_decoding is not None:
+        return pal_decoding.attend(module, query, key, value, **kwargs)
     if pal_packing is not None:
         pal_packing.num_calls += 1
         query, key, value = (pal_packing.unpack_heads(heads) for heads in (query, key, value))
@@ -117,6 +122,12 @@ def _hear(
     audio_keys, audio_values = pal_audio.keys_values(layer)
     key, value, text_mask = _explicit_mask(query, key, value, attention_mask)
     visible = pal_audio.visible(layer)
+    pal_audio.consumed.add(layer)
+    if audio_keys.shape[0] != query.shape[0]:  # held once for all rows
+        if inner_with_audio is _folded_inner and text_mask.dtype == torch.bool:
+            parts = (key, value, text_mask), (audio_keys, audio_values, visible)
+            return shared_attention(query, *parts, kwargs.get("scaling")).transpose(1, 2).contiguous(), None
+        audio_keys, audio_values = (side.expand(query.shape[0], -1, -1, -1) for side in (audio_keys, audio_values))
     if text_mask.dtype != torch.bool:  # an additive mask of the caller's own
         visible = _additive(visible, text_mask.dtype)
     mask = torch.cat([visible, text_mask], dim=-1)

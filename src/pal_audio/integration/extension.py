@@ -82,6 +82,9 @@ def extend(
     """
     if known.live is not None:
         raise PalError("this text cache was made while gradients were on; make it under torch.no_grad() to go on with a new clip")
+    if memory.order is not None:
+        raise PalError("a shared memory does not go behind a kept text cache; name its clip for every row with `select` instead")
+    known.remember_all()
     old = known.placement.to(torch.device("cpu"))
     old_per_row = (old.clips_BR >= 0).sum(1)
     per_row = (whole_BM == known.audio_ids[0]).sum(1)
@@ -116,7 +119,8 @@ def extend(
     def joined(old: tuple[Tensor, Tensor], more: tuple[Tensor, Tensor], streams: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         widths = [[part.layouts[stream].after_BA.shape[1] for stream in streams] for part in (known, new)]
         keys, values = (
-            _interleave(one.split(widths[0], dim=2), other.split(widths[1], dim=2)) for one, other in zip(old, more, strict=True)
+            _interleave(one.expand(len(whole_BM), -1, -1, -1).split(widths[0], dim=2), other.split(widths[1], dim=2))
+            for one, other in zip(old, more, strict=True)
         )
         return keys, values
 

@@ -22,7 +22,7 @@ from pal_audio.errors import PalError
 from pal_audio.integration import joining, memory_file
 from pal_audio.integration.flamingo import BlockKey, FlamingoBlock, streams_of_the_last_clip
 from pal_audio.integration.key_values import LayerKeyValues, compute_dtype
-from pal_audio.integration.positions import UNKNOWN_TOKEN, KeyLayout, Placement, lay_out, place, text_positions
+from pal_audio.integration.positions import UNKNOWN_TOKEN, KeyLayout, Placement, lay_out, place, same_in_every_row, text_positions
 
 
 @dataclass
@@ -83,6 +83,7 @@ class AudioMemory:
         widths: A of each key stream.
         fingerprint: of the model that made it; another model refuses it.
         samples: by encoder name, samples of each clip (C,) at that encoder's rate: where a clip that goes on is.
+        order: clip of each marker that the memory serves, in reading order; None: each clip serves one. See `share`.
 
     Source: our choice.
     """
@@ -93,10 +94,28 @@ class AudioMemory:
     widths: list[int]
     fingerprint: str
     samples: dict[str, Tensor] = field(default_factory=dict)
+    order: Tensor | None = None
 
     @property
     def num_clips(self) -> int:
         return self.clips.num_clips
+
+    @property
+    def num_markers(self) -> int:
+        """Markers that the memory serves."""
+        return self.num_clips if self.order is None else len(self.order)
+
+    def share(self, times: int) -> "AudioMemory":
+        """The same memory for several prompts over its clips: no tensor is repeated.
+
+        Where the prompts are alike up to the last marker (or positions are `zero`), attaching does not repeat them either;
+        elsewhere each row gets rotated keys of its own. Share last: a shared memory is not concatenated, and a file of it
+        holds the clips alone.
+
+        Args:
+            times: number of prompts; each holds all clips in this order.
+        """
+        return replace(self, order=torch.arange(self.num_clips).repeat(times))
 
     @property
     def num_bytes(self) -> int:
@@ -211,7 +230,7 @@ class AudioMemory:
             chosen(self.clips.spans_C),
         )
         samples = {name: chosen(samples_C) for name, samples_C in self.samples.items()}
-        return replace(self, clips=clips, keys=sides(self.keys), values=sides(self.values), samples=samples)
+        return replace(self, clips=clips, keys=sides(self.keys), values=sides(self.values), samples=samples, order=None)
 
 
 @dataclass
@@ -219,7 +238,8 @@ class AttachedAudio:
     """Audio placed in a prompt; the context that `attention.pal_attention` and the hooks of Flamingo blocks read.
 
     Made by `attach`; valid for every forward over that prompt (`prompt_BL`) and its continuation. `trusted` says that the
-    caller is our own `generate`, whose texts and positions need no check in every step.
+    caller is our own `generate`, whose texts and positions need no check in every step. `memory` is kept where rotated keys are
+    not remembered (`attach(remember=False)`): each call then rotates them anew.
     """
 
     clips: ClipTokens
@@ -232,6 +252,7 @@ class AttachedAudio:
     live: LiveAudio | None
     prompt_BL: Tensor
     trusted: bool = False
+    memory: AudioMemory | None = None
     remembered: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     block_memory: dict[BlockKey, tuple[Tensor, Tensor]] = field(default_factory=dict)
     consumed: set[int] = field(default_factory=set)
@@ -287,7 +308,7 @@ class AttachedAudio:
         if self.live is not None and self.live.hidden:
             per_stream = [torch.zeros_like(mask) for mask in per_stream]
         # Made here and not on demand: a layer recomputed under checkpointing must find the same tensors.
-        if self.live is not None:
+        if self.live is not None or self.memory is not None:
             for layer, streams in self.streams_of_layer.items():
                 for stream in streams:
                     self._tables(self.rules[layer], stream)
@@ -305,15 +326,18 @@ class AttachedAudio:
 
     def block_keys_values(self, key: BlockKey) -> tuple[Tensor, Tensor]:
         if key in self.block_memory:
-            return self.block_memory[key]
+            keys, values = (side.expand(len(self.prompt_BL), -1, -1, -1) for side in self.block_memory[key])
+            return keys, values
         assert self.live is not None
         return self._arranged(key[0], *self.live.keys_values(self.blocks[key], key[0]))
 
     def keys_values(self, layer: int) -> tuple[Tensor, Tensor]:
         if layer in self.remembered:
             return self.remembered[layer]
-        assert self.live is not None
         rule = self.rules[layer]
+        if self.memory is not None:
+            return self._of_memory(self.memory, layer)
+        assert self.live is not None
         pairs = []
         for stream in self.streams_of_layer[layer]:
             keys, values = self.live.keys_values(rule, stream)
@@ -322,13 +346,37 @@ class AttachedAudio:
 
     def remember(self, memory: AudioMemory) -> None:
         """Rotate and arrange a memory's keys and values for this prompt, once for all steps."""
-        for layer, streams in self.streams_of_layer.items():
-            rule = self.rules[layer]
-            pairs = [self._placed(rule, stream, memory.keys[stream][layer], memory.values[stream][layer]) for stream in streams]
-            self.remembered[layer] = _join(pairs)
+        self.remembered = {layer: self._of_memory(memory, layer) for layer in self.streams_of_layer}
+
+    def remember_all(self) -> None:
+        """Remember rotated keys also where `attach` did not."""
+        if self.memory is not None:
+            self.remember(self.memory)
+            self.memory = None
+
+    def remember_blocks(self, memory: AudioMemory) -> None:
+        """Arrange a memory's keys and values of Flamingo blocks."""
         for stream, layer in self.blocks:
             pair = memory.keys[stream][layer], memory.values[stream][layer]
             self.block_memory[stream, layer] = self._arranged(stream, *pair)
+
+    def _of_memory(self, memory: AudioMemory, layer: int) -> tuple[Tensor, Tensor]:
+        rule, streams = self.rules[layer], self.streams_of_layer[layer]
+        return _join([self._placed(rule, s, memory.keys[s][layer], memory.values[s][layer]) for s in streams])
+
+    def as_kept(self, layer: int) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor] | None]:
+        """Keys, values and the tables that still have to turn the keys: the memory's own tensors where nothing moves them.
+
+        Elsewhere keys are rotated, and there is no table. See `integration.decode_kernel`.
+        """
+        rule, streams = self.rules[layer], self.streams_of_layer[layer]
+        if self.memory is not None and len(streams) == 1 and self.layouts[streams[0]].is_identity:
+            keys, values = self.memory.keys[streams[0]][layer], self.memory.values[streams[0]][layer]
+            if not rule.uses_rotary:
+                return keys, values, None
+            if rule.turns_halves:
+                return keys, values, self._tables(rule, streams[0])
+        return *self.keys_values(layer), None
 
     def _arranged(self, stream: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         return self.layouts[stream].arrange(keys), self.layouts[stream].arrange(values)
@@ -342,7 +390,7 @@ class AttachedAudio:
         key = stream, rule.uses_rotary, rule.rope_layer_type
         if key not in self._rotary:
             like = self.placement.position_ids_BL.new_empty(0, dtype=compute_dtype(rule.layer))
-            self._rotary[key] = rule.rotary_tables(like, self.layouts[stream].positions_BA)
+            self._rotary[key] = rule.rotary_tables(like, self.layouts[stream].held_positions)
         return self._rotary[key]
 
     def embed(self, input_ids: Tensor, position_ids: Tensor, embeddings_BLD: Tensor, marker_D: Tensor) -> Tensor:
@@ -377,8 +425,14 @@ class AttachedAudio:
 
         placement = Placement(*(rows(tensor) for tensor in vars(self.placement).values()))
         layouts = [layout.rows(rows_N) for layout in self.layouts]
-        remembered = {layer: (rows(keys), rows(values)) for layer, (keys, values) in self.remembered.items()}
-        block_memory = {key: (rows(keys), rows(values)) for key, (keys, values) in self.block_memory.items()}
+
+        self.remember_all()
+
+        def held(pair: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+            return pair if pair[0].shape[0] == 1 else (rows(pair[0]), rows(pair[1]))  # what all rows share stays as it is
+
+        remembered = {layer: held(pair) for layer, pair in self.remembered.items()}
+        block_memory = {key: held(pair) for key, pair in self.block_memory.items()}
         return replace(
             self,
             placement=placement,
@@ -406,6 +460,7 @@ def attach(
     summary_sees_audio: bool = True,
     max_positions: int | None = None,
     placement: Placement | None = None,
+    remember: bool = True,
 ) -> AttachedAudio:
     """Place clips in a full prompt. All is worked out on the CPU and moved to the model's device once.
 
@@ -421,6 +476,7 @@ def attach(
         summary_sees_audio: False hides a clip's keys from its own slots.
         max_positions: that audio and text may take, or None if nothing bounds them.
         placement: where the clips stand, if it is known already (`extension`).
+        remember: rotate keys once for all steps; else the memory is kept and they are rotated where they are asked for.
 
     Raises:
         PalError: markers, slots and clips do not match, or positions run past the LLM's context.
@@ -434,12 +490,17 @@ def attach(
         clips_BR = torch.zeros(rows, 1, dtype=torch.int64, device=input_ids.device)
         placement = replace(placement, clips_BR=clips_BR, markers_BR=clips_BR, shifts_BR=clips_BR)
     elif placement is None:
-        placement = place(input_ids, attention_mask, audio_ids, clips.num_slots_C, clips.spans_C, mode)
+        order = audio.order if isinstance(audio, AudioMemory) and audio.order is not None else torch.arange(clips.num_clips)
+        placement = place(input_ids, attention_mask, audio_ids, clips.num_slots_C[order], clips.spans_C[order], mode)
+        if clips.num_clips:
+            clips_BR = order[placement.clips_BR.clamp(min=0)].masked_fill(placement.clips_BR < 0, -1)
+            placement = replace(placement, clips_BR=clips_BR)
+    is_shared = isinstance(audio, AudioMemory) and same_in_every_row(placement, mode)
     check_context(placement, clips, mode, max_positions)
     only_last = streams_of_the_last_clip(blocks)
     of_clips = clips.num_slots_C, clips.spans_C
     layouts = [
-        lay_out(placement, lengths, *of_clips, width, mode, summary_sees_audio, stream in only_last).to(device)
+        lay_out(placement, lengths, *of_clips, width, mode, summary_sees_audio, stream in only_last, is_shared).to(device)
         for stream, (lengths, width) in enumerate(zip(clips.num_keys_SC, audio.widths, strict=True))
     ]
     by_lal = [(layer, stream) for stream, chosen in enumerate(layers) for layer in chosen if (stream, layer) not in blocks]
@@ -449,7 +510,11 @@ def attach(
     prompt_BL = prompt_BL.to(device, non_blocking=True)
     attached = AttachedAudio(clips, placed, audio_ids, layouts, streams_of_layer, rules, blocks, live, prompt_BL)
     if isinstance(audio, AudioMemory):
-        attached.remember(audio)
+        attached.remember_blocks(audio)
+        if remember:
+            attached.remember(audio)
+        else:
+            attached.memory = audio
     return attached
 
 
