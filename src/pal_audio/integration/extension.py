@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from pal_audio.errors import PalError
+from pal_audio.integration.attached import AttachedAudio, attach, check_context
 from pal_audio.integration.flamingo import streams_of_the_last_clip
 from pal_audio.integration.joining import concatenate_clips
-from pal_audio.integration.memory import AttachedAudio, AudioMemory, attach, check_context
+from pal_audio.integration.memory import AudioMemory
 from pal_audio.integration.positions import NOWHERE, UNKNOWN_TOKEN, KeyLayout, Placement, place
 
 
@@ -131,7 +132,7 @@ def extend(
     block_memory = {key: joined(known.block_memory[key], new.block_memory[key], key[:1]) for key in known.blocks}
     return replace(
         known, clips=clips, placement=placement.to(device), layouts=layouts, remembered=remembered, block_memory=block_memory,
-        prompt_BL=whole_BM.to(device), consumed=set(), entered=set(), _visible={}, _rotary={},
+        prompt_BL=whole_BM.to(device), consumed=set(), entered=set(), _visible={}, _made={}, _rotary={},
     )  # fmt: skip
 
 

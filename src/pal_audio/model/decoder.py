@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from pal_audio.integration.attached import AttachedAudio
 from pal_audio.integration.attention import check_consumed
 from pal_audio.integration.decode_attention import DecodingStep, Keys, one_query_attention, text_cache
 from pal_audio.integration.flamingo import check_entered
 from pal_audio.integration.key_values import find_layers
-from pal_audio.integration.memory import AttachedAudio, AudioMemory
+from pal_audio.integration.memory import AudioMemory
 from pal_audio.integration.packing import text_windows
 from pal_audio.model.placing import context_of
 from pal_audio.model.sound import Features, Lengths

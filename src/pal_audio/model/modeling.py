@@ -17,11 +17,12 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from pal_audio import encoders
 from pal_audio.errors import PalError
+from pal_audio.integration.attached import AttachedAudio, attach
 from pal_audio.integration.attention import check_consumed, has_sdpa, install
 from pal_audio.integration.config import LalConfig
 from pal_audio.integration.flamingo import check_entered, hang
 from pal_audio.integration.key_values import LayerKeyValues, embedding_rms, find_layers, has_input_norm, max_positions
-from pal_audio.integration.memory import AttachedAudio, AudioMemory, LiveAudio, attach
+from pal_audio.integration.memory import AudioMemory, LiveAudio
 from pal_audio.integration.proof import prove
 from pal_audio.model import layer_checkpointing
 from pal_audio.model.adapters import add_adapter, merge_adapter

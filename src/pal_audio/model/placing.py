@@ -14,9 +14,10 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
 from pal_audio.errors import PalError
+from pal_audio.integration.attached import AttachedAudio
 from pal_audio.integration.extension import check_same_positions, extend, whole_text
 from pal_audio.integration.key_values import max_positions
-from pal_audio.integration.memory import AttachedAudio, AudioMemory, LiveAudio
+from pal_audio.integration.memory import AudioMemory, LiveAudio
 from pal_audio.model.configuration import PalConfig
 from pal_audio.model.sound import Features, Lengths
 
