@@ -8,6 +8,7 @@ import torch
 
 from pal_audio.integration.memory import AudioMemory
 from pal_audio.model import PalForConditionalGeneration, PalProcessor, load
+from pal_audio.model.decoding import greedy
 from pal_audio.model.presets import ENCODERS_OF
 from tests.model.test_encoder_matrix import ENCODERS
 from tests.model.test_invariants import CONVERSATIONS, check_generation, check_live_path, check_reference, valid_logits
@@ -106,6 +107,14 @@ def test_packed_equals_unpacked_with_checkpointing(name: str) -> None:
 @every_mix
 def test_generation_cached_equals_recomputed(name: str) -> None:
     check_generation(*mixed(name))
+
+
+@every_mix
+def test_the_static_decoder_gives_the_tokens_of_generate(name: str) -> None:
+    model, processor = mixed(name)
+    inputs = batch(processor, [conversation for conversation, _ in CONVERSATIONS])
+    expected = model.generate(**inputs, max_new_tokens=8, do_sample=False)
+    assert torch.equal(greedy(model, **inputs, max_new_tokens=8), expected)
 
 
 @every_mix
