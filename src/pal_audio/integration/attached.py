@@ -17,7 +17,6 @@ from pal_audio.integration.key_values import LayerKeyValues, compute_dtype
 from pal_audio.integration.memory import AudioMemory, ClipTokens, LiveAudio
 from pal_audio.integration.positions import UNKNOWN_TOKEN, KeyLayout, Placement, lay_out, place, same_in_every_row, text_positions
 
-
 MAX_TURNED_BYTES = 2**28  # of keys that are rotated at once: bounds what stands beside them meanwhile
 
 
