@@ -46,7 +46,8 @@ def measure_case(case: Case, device: torch.device, repeats: int, warmup: int, ra
         mode = None if case.setup.compile_mode == "default" else case.setup.compile_mode
         model.get_decoder().compile(mode=mode)
     inputs = models.make_batch(case, model, extra["clips"] or case.batch).inputs
-    text: Text = {name: inputs.pop(name).to(device) for name in ("input_ids", "attention_mask")}
+    # On the CPU, as a processor gives it: clips are placed there, and the model moves all of it itself.
+    text: Text = {name: inputs.pop(name) for name in ("input_ids", "attention_mask")}
     encode = partial(make_memory, case, model, inputs, extra["chunk_tokens"])
     decode = DECODERS[extra["decode"]]
     with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=case.setup.precision == "autocast"):
@@ -158,6 +159,8 @@ def decode_by_generate(
     None where the clock's noise is larger than that.
     """
 
+    text = {name: item.to(device) for name, item in text.items()}
+
     def generate(num: int) -> None:
         model.generate(**text, audio_memory=memory, max_new_tokens=num, min_new_tokens=num, do_sample=False, pad_token_id=0)
 
@@ -176,7 +179,7 @@ def decode_by_loop(
     repeats: int,
 ) -> float:
     """Seconds for one token of every row in a bare greedy loop behind one prefill: the median of its steps."""
-    attached = None
+    attached, text = None, {name: item.to(device) for name, item in text.items()}
     if memory is not None:
         attached = replace(model.attach(memory, text["input_ids"], text["attention_mask"]), trusted=True)
     outputs = model(**text, audio_memory=attached, use_cache=True, logits_to_keep=1)
