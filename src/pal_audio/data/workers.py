@@ -13,6 +13,7 @@ import signal
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -44,8 +45,7 @@ def in_workers(
     if num_workers == 0:
         yield from map(make, tasks)
         return
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__, getattr(make, "__module__", type(make).__module__)])
+    start_server(getattr(make, "__module__", type(make).__module__))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "This DataLoader will create")  # more than there are cores: the user asked for it
         loader = DataLoader(
@@ -56,7 +56,7 @@ def in_workers(
             prefetch_factor=_AHEAD,
             collate_fn=_as_it_is,
             worker_init_fn=_begin,
-            multiprocessing_context=context,
+            multiprocessing_context="forkserver",
             generator=torch.Generator(),  # its seed for workers is not drawn from the training's random numbers
             pin_memory=pin_memory,
         )
@@ -87,6 +87,16 @@ def in_workers(
     finally:
         results._shutdown_workers()  # type: ignore[attr-defined] # now, and not when the last traceback lets go of it
         atexit.unregister(results._shutdown_workers)  # type: ignore[attr-defined]
+
+
+def start_server(module: str) -> None:
+    """Start the server that workers are forked from, if it does not run yet: its imports take seconds, beside other work.
+
+    Args:
+        module: it imports this one, which `in_workers`' `make` comes from.
+    """
+    multiprocessing.get_context("forkserver").set_forkserver_preload([__name__, module])
+    forkserver.ensure_running()
 
 
 @dataclass

@@ -24,11 +24,13 @@ from pal_audio.data.folder import locked
 from pal_audio.data.frame_cache import FrameCache
 from pal_audio.data.manifest import write_text
 from pal_audio.data.prepare import Prepared, prepare
+from pal_audio.data.workers import start_server
 from pal_audio.errors import PalError, Stopped
 from pal_audio.training.checkpoint import full_disk_named
 from pal_audio.training.fit import check_context, check_disk, check_memory
 from pal_audio.training.folder import command_again, identity_of, prepare_folder, resolved_recipe
 from pal_audio.training.held_out import progress_bar, score_answers
+from pal_audio.training.inputs import step_inputs
 from pal_audio.training.interrupt import stop_request
 from pal_audio.training.loop import Record, StageRun
 from pal_audio.training.memory import Device
@@ -81,6 +83,8 @@ def train(
     folder, identity = run_folder(recipe, out), identity_of(recipe)
     check_recipe(recipe)
     device = Device.here()
+    if any(recipe.num_workers(stage) for stage in recipe.stages):
+        start_server(step_inputs.__module__)
     with everyone.loss_named(), everyone.main_first():  # what it fetches is then there for the others
         check_memory(recipe, outline(recipe), collator_of(processor_of(recipe)), device)
     if folder.exists() and not folder.is_dir():
