@@ -1,4 +1,4 @@
-"""Training on live sound with and without worker processes: steps a second, and the CPU time of the main process and of the workers.
+"""Training on live sound with and without worker processes: steps a second, and CPU time of the main process and the workers.
 
     OMP_NUM_THREADS=1 python benchmarks/reading_ahead.py [WORKERS ...]
 
@@ -66,11 +66,10 @@ def measure(num: int, objective: AnswerObjective, batches: ExampleBatches) -> No
             waited += time.perf_counter() - asked
             objective.loss(objective.module, batch, num_units).backward()
         wall = time.perf_counter() - began
-        print(
-            f"{num} workers: first batch after {first:.1f} s; then {STEPS / wall:.2f} steps/s; a step takes {1000 * wall / STEPS:.0f} ms, "
-            f"{1000 * waited / STEPS:.0f} of them waiting for the batch; CPU of a step: main {1000 * (time.process_time() - main_s) / STEPS:.0f} ms, "
-            f"workers {1000 * (workers_cpu_s() - workers_s) / STEPS:.0f} ms (load {os.getloadavg()[0]:.1f})"
-        )
+        main_s, workers_s = time.process_time() - main_s, workers_cpu_s() - workers_s
+    print(f"{num} workers: first batch after {first:.1f} s, then {STEPS / wall:.2f} steps/s (load {os.getloadavg()[0]:.1f})")
+    for what, taken in (("wall", wall), ("waiting for the batch", waited), ("CPU, main", main_s), ("CPU, workers", workers_s)):
+        print(f"    {what}: {1000 * taken / STEPS:.0f} ms a step")
 
 
 def workers_cpu_s() -> float:

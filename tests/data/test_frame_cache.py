@@ -17,8 +17,9 @@ from pal_audio import cli, encoders
 from pal_audio.data import file_hashes
 from pal_audio.data.collation import Collator
 from pal_audio.data.encode import encode, verify
+from pal_audio.data.encoder_identity import EncoderIdentity
 from pal_audio.data.file_hashes import hash_file
-from pal_audio.data.frame_cache import DTYPES, EncoderIdentity, FrameCache, read_entries, shards
+from pal_audio.data.frame_cache import DTYPES, FrameCache, read_entries, shards
 from pal_audio.data.manifest import AudioPart, Example, read_manifest
 from pal_audio.data.workers import in_workers
 from pal_audio.errors import PalError

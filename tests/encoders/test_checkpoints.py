@@ -22,7 +22,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from encoders.cases import AST, CASES, WAVE, WHISPER, noise
 from pal_audio import encoders
-from pal_audio.data.frame_cache import EncoderIdentity, check_frozen
+from pal_audio.data.encoder_identity import EncoderIdentity, check_frozen
 from pal_audio.errors import PalError
 
 

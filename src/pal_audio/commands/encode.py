@@ -68,7 +68,7 @@ def encode(
 
 
 def _of_model(folder: str, name: str | None) -> "dict[str, AudioEncoder]":
-    from pal_audio.data.frame_cache import check_frozen
+    from pal_audio.data.encoder_identity import check_frozen
 
     model, _ = models.load(folder, "cpu")
     chosen = {key: model.encoders[key] for key in _chosen(list(model.encoders), name)}
@@ -78,7 +78,7 @@ def _of_model(folder: str, name: str | None) -> "dict[str, AudioEncoder]":
 
 def _of_recipe(path: Path | None, name: str | None) -> "dict[str, AudioEncoder]":
     from pal_audio import encoders
-    from pal_audio.data.frame_cache import check_frozen
+    from pal_audio.data.encoder_identity import check_frozen
     from pal_audio.training.recipe import load_recipe
 
     assert path is not None

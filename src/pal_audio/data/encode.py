@@ -17,6 +17,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from pal_audio.audio import load_audio
+from pal_audio.data.encoder_identity import EncoderIdentity, check_frozen
 from pal_audio.data.file_hashes import FileHashes
 from pal_audio.data.folder import LOCK, locked, write_bytes
 from pal_audio.data.frame_cache import (
@@ -25,10 +26,8 @@ from pal_audio.data.frame_cache import (
     MAX_SHARD_BYTES,
     CacheIndex,
     DtypeName,
-    EncoderIdentity,
     Entry,
     FrameCache,
-    check_frozen,
     checksum,
     entry_key,
     read_entries,

@@ -26,6 +26,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from pal_audio.config import StrictConfig, one_line
+from pal_audio.data.encoder_identity import EncoderIdentity, check_frozen
 from pal_audio.data.file_hashes import FileHashes
 from pal_audio.data.manifest import AudioPart
 from pal_audio.encoders.base import AudioEncoder, EncoderConfig, Frames
@@ -42,25 +43,6 @@ DtypeName = Literal["float32", "bfloat16", "float16"]
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-class EncoderIdentity(StrictConfig):
-    """What frames depend on beside the sound: `config`, `front_end` and the SHA-256 of all weights."""
-
-    config: dict[str, Any]
-    front_end: dict[str, Any]
-    weights: str
-
-    @classmethod
-    def of(cls, encoder: AudioEncoder) -> "EncoderIdentity":
-        config = encoder.config
-        fields = config.resolved().model_dump(mode="json", exclude={"checkpoint", "frozen"})
-        sizes = {"sampling_rate_hz": config.sampling_rate_hz, "window_samples": config.window_samples}
-        return cls(config=fields, front_end={"type": type(config.front_end()).__name__, **sizes}, weights=_weights(encoder))
-
-    @property
-    def id(self) -> str:
-        return hashlib.sha256(json.dumps(self.model_dump(), sort_keys=True).encode()).hexdigest()
-
-
 class CacheIndex(StrictConfig):
     """What `cache.json` holds."""
 
@@ -74,19 +56,6 @@ class Entry(StrictConfig):
 
     num_samples: int = Field(ge=0)
     checksums: list[int] = Field(min_length=1, max_length=1024)
-
-
-def check_frozen(encoders: Mapping[str, EncoderConfig]) -> None:
-    """That frames of these encoders never change while a model trains.
-
-    Raises:
-        PalError: the first whose frames may.
-    """
-    for name, config in encoders.items():
-        if not config.frozen:
-            raise PalError(f"encoder {name!r} is not frozen, so its frames cannot be cached; write frozen: true")
-        if getattr(config, "spec_augment", False):
-            raise PalError(f"encoder {name!r}: spec_augment changes what it hears in training, a cache cannot; set it to false")
 
 
 def check_cache(folder: Path, encoders: Mapping[str, EncoderConfig]) -> None:
@@ -270,11 +239,3 @@ def _known(folder: Path, index: CacheIndex, name: str, identity: EncoderIdentity
     alike = [other for other in index.encoders if (other.config, other.front_end) == (identity.config, identity.front_end)]
     what = "weights" if alike else "configuration"
     raise PalError(f"frame_cache {folder}: made by an encoder of another {what} than {name!r}; run `pal encode` with this one")
-
-
-def _weights(encoder: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(encoder.state_dict().items()):
-        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()

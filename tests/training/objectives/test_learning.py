@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pal_audio import encoders
-from pal_audio.data.frame_cache import EncoderIdentity
+from pal_audio.data.encoder_identity import EncoderIdentity
 from pal_audio.model import load
 from pal_audio.training.run import train
 from tests.encoders.cases import CASES
