@@ -20,10 +20,11 @@ class StrictConfig(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _name_the_nearest_key(cls, values: Any) -> Any:
+        known = cls.model_fields  # looked up once: a manifest has a hundred thousand lines
         for key in values if isinstance(values, dict) else ():
-            if key not in cls.model_fields:
-                near = difflib.get_close_matches(str(key), cls.model_fields, n=1, cutoff=0.5)
-                mend = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(cls.model_fields)}"
+            if key not in known:
+                near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
+                mend = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
                 raise ValueError(f"unknown key {key!r}; {mend}")
         return values
 

@@ -150,11 +150,12 @@ def write_manifest(path: str | os.PathLike[str], examples: Iterable[Example]) ->
 
 def manifest_line(example: Example, folder: Path) -> str:
     """One line of a manifest that lies in `folder` (resolved), its end included; absolute audio paths become relative."""
-    copy = example.model_copy(deep=True)
-    for part in copy.audio:
-        if os.path.isabs(part.path):
-            part.path = Path(os.path.relpath(Path(part.path).resolve(), folder)).as_posix()
-    return copy.model_dump_json(exclude_none=True) + "\n"
+    if any(os.path.isabs(part.path) for part in example.audio):
+        example = example.model_copy(deep=True)
+        for part in example.audio:
+            if os.path.isabs(part.path):
+                part.path = Path(os.path.relpath(Path(part.path).resolve(), folder)).as_posix()
+    return example.model_dump_json(exclude_none=True) + "\n"
 
 
 def write_text(path: Path, text: str) -> None:
