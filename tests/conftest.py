@@ -22,3 +22,9 @@ def fixed_seeds() -> None:
     np.random.seed(0)
     if "torch" in sys.modules:
         sys.modules["torch"].manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs of tests start worker processes where they say so, and not because the machine is large."""
+    monkeypatch.setattr("pal_audio.data.cores.num_cores", lambda: 2)
