@@ -1,7 +1,7 @@
-"""`augment` of a mix: what changes training sounds as another voice, microphone or distance would. Test sounds stay as they are.
+"""`augment` of a mix: what changes training sounds as another voice, microphone or distance would; test sounds stay as they are.
 
-Shape suffix: S samples. Source: speed after T. Ko et al., "Audio Augmentation for Speech Recognition" (2015), which moves pitch and
-formants too, so that one speaker sounds like several; the rest is our choice.
+Shape suffix: S samples. Source: speed after T. Ko et al., "Audio Augmentation for Speech Recognition" (2015), which moves pitch
+and formants too, so that one speaker sounds like several; the rest is our choice.
 """
 
 from __future__ import annotations

@@ -30,7 +30,8 @@ from pal_audio.errors import PalError
 
 EVENT_RMS = 0.1  # of an event at 0 dB
 PEAK = 0.99
-_BLOCKS, _WHAT, _WHERE, _LEVELS, _BEHIND, _ROOM, _CHANGES = range(20, 27)  # what a generator is for; scenes and others use lower numbers
+# What a generator is for; scenes and others use lower numbers.
+_BLOCKS, _WHAT, _WHERE, _LEVELS, _BEHIND, _ROOM, _CHANGES = range(20, 27)
 _TRIES = 50  # of a string that is too long for its scene
 _LOOP_FADE_S = 0.1
 
