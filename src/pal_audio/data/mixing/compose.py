@@ -178,7 +178,7 @@ class Composer:
             sounds_S[onset : onset + len(wav_S)] = True
             events.append(_described(event, onset / rate_hz, (onset + len(wav_S)) / rate_hz, gain_db, change))
         meta: dict[str, Any] = {"events": events, "seconds": round(layout.num_samples / rate_hz, 6)}
-        if plan.joined:
+        if all(event.clip.category == "digit" for event in plan.events):
             meta["transcript"] = " ".join(event.clip.label for event in plan.events)
         rng = rngs[_ROOM]
         if scene.reverb is not None and rng.uniform() < scene.reverb.chance:

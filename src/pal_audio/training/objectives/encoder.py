@@ -3,6 +3,7 @@
 Shapes: C clips, W encoder windows, T encoder frames, D width, V outputs of the head.
 """
 
+import warnings
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -99,7 +100,10 @@ class EncoderObjective(Objective[Example]):
         there = {item.task for item in found}
         if missing := [task for task in tasks or () if task not in there]:
             known = ", ".join(sorted({example.task for example in examples})) or "none"
-            raise PalError(f"{self.where}: no {what} example has task {missing[0]!r}; there are {known}")
+            message = f"{self.where}: no {what} example has task {missing[0]!r}; there are {known}"
+            if not found:
+                raise PalError(message)
+            warnings.warn(message, stacklevel=2)
         for example in found:
             if len(example.audio) != 1:
                 raise PalError(f"{self.where}: example {example.id!r} has {len(example.audio)} clips; one is needed")

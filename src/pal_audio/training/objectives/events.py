@@ -1,7 +1,8 @@
 """`events`: an encoder learns, frame by frame, what sounds in scenes of `type: mix`, by a linear head.
 
 A scene's events are those of `meta.events`, and the sound behind them; of the categories that the stage names, or all. A frame
-that an event touches has its label; frames have any number of labels.
+that an event touches has its label; frames have any number of labels. With `pitches` a note's MIDI number, rounded, is a
+label too, beside that of the instrument.
 
 Source: strong labels as in sound event detection (Mesaros et al., "Sound Event Detection in the DCASE 2017 Challenge", 2019),
 binary cross-entropy for each label; the rest is our choice.
@@ -10,7 +11,7 @@ Shapes: C clips, T encoder frames, V labels, N frames of all clips.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from typing import Any
 
@@ -20,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pal_audio.data.manifest import Example
-from pal_audio.data.mixing.sounding import sounding
+from pal_audio.data.mixing.sounding import Sounding, sounding
 from pal_audio.encoders.base import length_mask
 from pal_audio.errors import PalError
 from pal_audio.training.objectives.encoder import EncoderObjective, FrameHead, HeadedEncoder
@@ -43,7 +44,12 @@ class EventsObjective(EncoderObjective):
 
     def prepare(self, train: Sequence[Example], test: Sequence[Example]) -> Sequence[Example]:
         chosen, self._held_out = self.chosen(train, "training"), self.chosen(test, "held-out")
-        self.names = sorted({one.label for example in chosen for one in sounding(example, self.stage.categories)})
+        heard = [one for example in chosen for one in sounding(example, self.stage.categories)]
+        self.kinds = sorted({one.label for one in heard})
+        notes = {round(one.pitch) for one in heard if self.stage.pitches and one.pitch is not None}
+        if self.stage.pitches and not notes:
+            raise PalError(f"{self.where}: no training example has a note with a pitch; take `pitches` out")
+        self.names = [*self.kinds, *(f"note {number}" for number in sorted(notes))]
         if len(self.names) < 2:
             raise PalError(
                 f"{self.where}: the training examples have {len(self.names)} labels; at least 2 are needed"
@@ -56,11 +62,17 @@ class EventsObjective(EncoderObjective):
         return chosen
 
     def held_out(self) -> Sequence[Example]:
-        known = self._index.keys()
-        return [item for item in self._held_out if known >= {one.label for one in sounding(item, self.stage.categories)}]
+        return [item for item in self._held_out if all(label in self._index for _, label in self.labels(item))]
 
     def notes(self) -> list[str]:
         return [f"events: encoder {self.name}, {len(self.names)} labels, any number of them a frame"]
+
+    def labels(self, example: Example) -> Iterator[tuple[Sounding, str]]:
+        """The sounds of a scene with their labels; a note with a pitch may come twice."""
+        for one in sounding(example, self.stage.categories):
+            yield one, one.label
+            if self.stage.pitches and one.pitch is not None:
+                yield one, f"note {round(one.pitch)}"
 
     def inputs(self, items: Sequence[Example]) -> dict[str, Any]:
         sound = self.sound(items)
@@ -72,9 +84,9 @@ class EventsObjective(EncoderObjective):
         rate_hz = self.encoder.config.frame_rate_hz
         targets_CTV = np.zeros((len(items), max(lengths), len(self.names)), dtype=np.float32)
         for row, example in enumerate(items):
-            for one in sounding(example, self.stage.categories):
+            for one, label in self.labels(example):
                 first, end = math.floor(one.onset_s * rate_hz), math.ceil(one.offset_s * rate_hz)
-                targets_CTV[row, first : min(end, lengths[row]), self._index[one.label]] = 1
+                targets_CTV[row, first : min(end, lengths[row]), self._index[label]] = 1
         return targets_CTV
 
     def num_units(self, inputs: dict[str, Any]) -> int:
@@ -99,7 +111,7 @@ class EventsObjective(EncoderObjective):
             heard = sounding(example)
             if len(heard) == 1 and heard[0].label in self._index:
                 of_event_V = scores_TV[torch.from_numpy(targets_TV[:, self._index[heard[0].label]] > 0)].mean(0)
-                right.append(self.names[int(of_event_V.argmax())] == heard[0].label)
+                right.append(self.kinds[int(of_event_V[: len(self.kinds)].argmax())] == heard[0].label)
         scores_NV, targets_NV = np.concatenate(scores), np.concatenate(targets)
         present = np.flatnonzero(targets_NV.any(0))
         precisions = [average_precision_score(targets_NV[:, label], scores_NV[:, label]) for label in present]
