@@ -29,7 +29,11 @@ def read(folder: Path, model: dict[str, Any], *stages: dict[str, Any], **more: A
 @pytest.mark.parametrize(
     ("model", "stage", "words"),
     [
-        ({"encoder": ENCODER}, TAGS | SOUND | {"symbols": "words"}, "`symbols` belongs to objective ctc or events-ctc, not tags; take it out"),
+        (
+            {"encoder": ENCODER},
+            TAGS | SOUND | {"symbols": "words"},
+            "`symbols` belongs to objective ctc or events-ctc, not tags; take it out",
+        ),
         ({"encoder": ENCODER}, CTC | SOUND | {"pooling": "mean"}, "`pooling` belongs to objective tags, not ctc"),
         ({"encoder": ENCODER}, TAGS | SOUND | {"max_tokens": 9}, "`max_tokens` belongs to objective text"),
         (
