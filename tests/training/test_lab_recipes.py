@@ -17,6 +17,7 @@ from pal_audio.commands import recipes
 from pal_audio.data import MixConfig, read_catalogue, read_manifest
 from pal_audio.data.balance import BLOCK
 from pal_audio.data.mixing.telling import as_text
+from pal_audio.errors import PalError
 from pal_audio.model import load
 from pal_audio.training.groups import GROUPS
 from pal_audio.training.overlay import read_recipe
@@ -176,6 +177,12 @@ def test_shipped_recipes_in_subfolders_are_found_shown_and_copied(
     assert cli.main(["recipes", "copy", "lab/arms/pal-ordered"]) == 0
     assert read_recipe(tmp_path / "pal-ordered.yaml") == read_recipe(LAB / "arms" / "pal-ordered.yaml")
     assert recipes.find("lab/arms/pal") == LAB / "arms" / "pal.yaml"
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("base: lab/arms/pal.yaml\nname: mine\n")
+    assert read_recipe(mine) == read_recipe(LAB / "arms" / "pal.yaml") | {"name": "mine"}
+    mine.write_text("base: lab/../quickstart.yaml\n")
+    with pytest.raises(PalError, match="no such recipe lab/../quickstart.yaml"):
+        read_recipe(mine)
     for wrong, words in (
         ("lab/arms/pall", "did you mean the shipped 'lab/arms/pal'"),
         ("recipes/lab/lm.yaml", "use `lab/lm` alone"),
