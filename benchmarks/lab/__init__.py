@@ -14,5 +14,5 @@ OUT/frames/ENCODERS/        `pal encode`: frames of frozen encoders  OUT/logs/ST
 OUT/marks/STEP.json         a step is done                           OUT/sweep, rates    runs and choices of learning rates
 OUT/results/ARM-SEED.json   a run with its scores, item by item      OUT/robust/SEED.json the best arm under other conditions
 
-A mark or result is written last and whole, so a kill loses no more than the steps at work, and those go on from their checkpoints.
+A mark or result is written last and whole: a kill loses no more than the steps at work, and those go on from their checkpoints.
 """

@@ -10,10 +10,12 @@ from pathlib import Path
 import benchmarks.lab
 from benchmarks.lab.bundle import bundle
 from benchmarks.lab.flow import SEEDS, TINY_ARMS, Flow, cores, flow_in
+from benchmarks.lab.grid import grid_steps
 from benchmarks.lab.packing import pack
 from benchmarks.lab.recipes import FACTORS, Shelf
 from benchmarks.lab.report import write_report
 from benchmarks.lab.steps import Runner, Step, time_left
+
 from pal_audio.data.folder import locked
 from pal_audio.errors import PalError
 
@@ -44,7 +46,7 @@ def _run(options: argparse.Namespace) -> int:
     flow.check()
     with locked(flow.out):
         deadline = None if options.minutes is None else started + 60 * options.minutes
-        return run_steps(flow.steps(), flow, deadline)
+        return run_steps(grid_steps(flow), flow, deadline)
 
 
 def run_steps(steps: list[Step], flow: Flow, deadline: float | None) -> int:
@@ -75,7 +77,7 @@ def show(steps: Sequence[Step], jobs: int) -> None:
 
 def _status(options: argparse.Namespace) -> int:
     flow = flow_in(options.out.absolute())
-    show(flow.steps(), flow.jobs)
+    show(grid_steps(flow), flow.jobs)
     return 0
 
 
@@ -93,7 +95,7 @@ def _pack(options: argparse.Namespace) -> int:
 def _bundle(options: argparse.Namespace) -> int:
     flow = flow_in(options.out.absolute())
     with locked(flow.out):
-        steps = bundle(flow, options.model.absolute(), options.device)
+        steps = bundle(flow, options.model.absolute())
         deadline = None if options.minutes is None else time.monotonic() + 60 * options.minutes
         return run_steps(steps, flow, deadline)
 
@@ -106,7 +108,7 @@ def _flow(options: argparse.Namespace) -> Flow:
     device = "cpu" if tiny and options.device == "auto" else options.device
     return Flow(
         options.root, options.out.absolute(), Shelf(options.recipes, tiny), arms, seeds, tuple(tried), options.jobs, device,
-        "float32" if tiny else "bfloat16", 16 if tiny else 64, 1 if tiny else cores(),
+        "float32" if tiny else "bfloat16", 16 if tiny else 64, 1 if tiny else cores(), options.pace,
     )  # fmt: skip
 
 
@@ -125,6 +127,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--device", default="auto", help="auto, cpu, cuda")
     run.add_argument("--jobs", type=int, default=1, help="steps at once; on CUDA they share one GPU")
     run.add_argument("--minutes", type=float, help="then save and stop; the same command goes on")
+    run.add_argument("--pace", type=int, default=0, metavar="STEPS", help="also a run of each arm alone, of so many steps")
     run.add_argument("--tiny", action="store_true", help="two arms of tiny models, in about a minute on two cores")
     run.set_defaults(command=_run)
     for name, command, text in (
@@ -142,7 +145,6 @@ def _parser() -> argparse.ArgumentParser:
             parts.add_argument("folder", type=Path)
         if name == "bundle":
             parts.add_argument("model", type=Path)
-            parts.add_argument("--device", default="auto")
             parts.add_argument("--minutes", type=float)
     return parser
 

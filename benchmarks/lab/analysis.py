@@ -12,11 +12,11 @@ from statistics import mean
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
-
 from benchmarks.lab.collecting import FORMAT
 from benchmarks.lab.questions import read_index, read_json
 from benchmarks.lab.recipes import ARMS
+from numpy.typing import NDArray
+
 from pal_audio.errors import PalError
 from pal_audio.evaluation.metrics.statistics import Interval, difference_over_seeds, ratio_of_sums
 from pal_audio.evaluation.metrics.statistics import mean as share
@@ -68,6 +68,7 @@ class Grid:
         results: by arm and seed.
         robust: of the best arm, by seed.
         best: the best arm, where it is known.
+        paces: costs of runs that had the machine to themselves, by arm.
         expected: arms and seeds of the last run of the lab; None where they are not told.
     """
 
@@ -75,6 +76,7 @@ class Grid:
     results: dict[tuple[str, int], dict[str, Any]]
     robust: dict[int, dict[str, Any]]
     best: str | None
+    paces: dict[str, dict[str, Any]]
     expected: tuple[list[str] | None, list[int]] | None
 
     def arms(self, ablations: bool = False) -> list[str]:
@@ -165,19 +167,37 @@ def read_grid(out: Path) -> Grid:
     robust = {told["seed"]: told for told in map(read_json, sorted((out / "robust").glob("*.json")))}
     mark = out / "marks" / "best.json"
     best = read_json(mark)["arm"] if mark.is_file() else None
+    paces = {told["arm"]: told["cost"] for told in map(read_json, sorted((out / "pace").glob("*.json")))}
     settings = out / "lab.json"
     last = read_json(settings)["last"] if settings.is_file() else None
-    return Grid(index, results, robust, best, None if last is None else (last["arms"], last["seeds"]))
+    return Grid(index, results, robust, best, paces, None if last is None else (last["arms"], last["seeds"]))
 
 
-def costs(grid: Grid, arm: str) -> dict[str, float | None]:
-    """Mean over seeds of what a run of an arm costs; memory is None where the device does not tell it."""
+@dataclass(frozen=True)
+class Cost:
+    """What a run of an arm costs.
+
+    Attributes:
+        trainable, total: parameters.
+        peak_bytes: None where the device does not tell.
+        median, p10, p90: seconds a step.
+        alone: whether runs had the machine to themselves.
+    """
+
+    trainable: int
+    total: int
+    peak_bytes: float | None
+    median: float
+    p10: float
+    p90: float
+    alone: bool
+
+
+def cost_of(grid: Grid, arm: str) -> Cost:
+    """The cost of an arm that has results: of its run alone where there is one, else the mean over seeds of its runs."""
     told = [grid.results[arm, seed] for seed in grid.seeds(arm)]
-    peaks = [item["cost"]["peak_bytes"] for item in told]
-    steps = {name: mean(item["cost"]["step_s"][name] for item in told) for name in ("median", "p10", "p90")}
-    return {
-        "trainable": told[0]["parameters"]["trainable"],
-        "total": told[0]["parameters"]["total"],
-        "peak_bytes": None if None in peaks else mean(peaks),
-        **steps,
-    }
+    measured = [grid.paces[arm]] if arm in grid.paces else [item["cost"] for item in told]
+    peaks = [item["peak_bytes"] for item in measured]
+    median, p10, p90 = (mean(item["step_s"][name] for item in measured) for name in ("median", "p10", "p90"))
+    parameters, alone = told[0]["parameters"], all(item["jobs"] == 1 for item in measured)
+    return Cost(parameters["trainable"], parameters["total"], None if None in peaks else mean(peaks), median, p10, p90, alone)

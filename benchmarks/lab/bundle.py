@@ -1,8 +1,8 @@
 """The best arm again, on all development data: its encoders too; and the model as a folder of bfloat16 with its papers.
 
-    OUT/world-dev/          scenes of the recordings that the tests stand on (recipes/lab/world-dev.yaml)
-    OUT/runs/bundle-*       the encoders and the arm, trained on both worlds; the language model, which hears nothing, is kept
-    MODEL/                  model and processor, README.md (the card), ATTRIBUTION.md
+OUT/world-dev/          scenes of the recordings that the tests stand on (recipes/lab/world-dev.yaml)
+OUT/runs/bundle-*       the encoders and the arm, trained on both worlds; the language model, which hears nothing, is kept
+MODEL/                  model and processor, README.md (the card), ATTRIBUTION.md
 """
 
 import csv
@@ -12,11 +12,11 @@ from statistics import mean
 from typing import Any
 
 import torch
-
 from benchmarks.lab.analysis import Grid, read_grid
 from benchmarks.lab.flow import Flow
 from benchmarks.lab.recipes import LabRecipe, written
 from benchmarks.lab.steps import Step
+
 from pal_audio.data import MixConfig
 from pal_audio.data.manifest import write_text
 from pal_audio.data.mix import read_mix
@@ -29,13 +29,12 @@ MAX_BYTES = 20 * 10**6
 _OLD, _NEW = "runs/lab-encoder-", "runs/bundle-encoder-"
 
 
-def bundle(flow: Flow, model: Path, device: str) -> list[Step]:
+def bundle(flow: Flow, model: Path) -> list[Step]:
     """The steps from a finished grid to the folder of the model.
 
     Args:
         flow: of the grid.
         model: new or empty folder.
-        device: of `pal encode`.
 
     Raises:
         PalError: the best arm is not known, or the folder is not empty.
@@ -46,8 +45,7 @@ def bundle(flow: Flow, model: Path, device: str) -> list[Step]:
         raise PalError(f"{model} is not empty; choose another folder")
     recipe = write_recipe(flow, best)
     sources = [{"path": str(flow.out / world / "train.jsonl"), "name": world} for world in ("world", "world-dev")]
-    roots = [str(flow.out.resolve()), str(flow.root.resolve())]
-    both = written({"data.train": sources, "data.roots": roots})
+    both = written({"data.train": sources, "data.roots": [str(root) for root in flow.roots]})
 
     def train(name: str, of: LabRecipe, settings: list[str], needs: tuple[str, ...], made: str) -> Step:
         folder = flow.out / "runs" / name
@@ -57,23 +55,22 @@ def bundle(flow: Flow, model: Path, device: str) -> list[Step]:
     steps = [flow.mixed("world-dev")]
     for name in best.encoders:
         steps.append(train(f"bundle-encoder-{name}", flow.shelf.recipe(f"encoder-{name}"), [], ("world-dev",), "encoders"))
-    frames = flow.out / "frames" / "bundle"
+    frames, held_out = flow.out / "frames" / "bundle", flow.out / "tests" / "curve.jsonl"
     if best.encoders:
-        manifests = [flow.out / "world" / "train.jsonl", flow.out / "world-dev" / "train.jsonl", flow.out / "tests" / "curve.jsonl"]
-        options = ["--recipe", str(recipe.path), "--dtype", flow.dtype, "--device", device]
-        command = ["encode", *map(str, manifests), str(frames), *(word for root in roots for word in ("--root", root)), *options]
+        manifests = [*(Path(source["path"]) for source in sources), held_out]
         needs = tuple(step.name for step in steps)
-        made = (frames / "cache.json",)
-        steps.append(Step("bundle-frames", "frames", flow.mark("bundle-frames"), needs, products=made, commands=lambda: [command]))
-    held_out = flow.out / "tests" / "curve.jsonl"
-    settings = recipe.arm_settings(flow.seeds[0], 1.0, frames if best.encoders else None, [Path(root) for root in roots], held_out)
+        steps.append(flow.encoding("bundle-frames", recipe.path, manifests, frames, needs))
+    cached = frames if best.encoders else None
+    settings = recipe.arm_settings(flow.seeds[0], 1.0, cached, flow.roots, held_out)
     steps.append(train("bundle-arm", recipe, settings, (steps[-1].name,), "final"))
 
     def finish() -> dict[str, Any]:
         return {"bytes": write_model(flow, grid, best, model)}
 
-    mark = flow.mark("bundle")
-    return [*steps, Step("bundle", "bundle", mark, ("bundle-arm",), products=(model / "README.md",), finish=finish)]
+    return [
+        *steps,
+        Step("bundle", "bundle", flow.mark("bundle"), ("bundle-arm",), products=(model / "README.md",), finish=finish),
+    ]
 
 
 def write_recipe(flow: Flow, best: LabRecipe) -> LabRecipe:
@@ -111,9 +108,11 @@ def card(flow: Flow, grid: Grid, best: LabRecipe) -> str:
     for name, task in grid.index["tasks"].items():
         scores = [item["tasks"][name]["score"] for item in told]
         what = "errors over words" if task["metric"] == "errors" else "right"
-        rows.append((name, what, str(len(task["ids"])), *(f"{100 * value:.1f}%" for value in (mean(scores), min(scores), max(scores)))))
-    labels = sorted({clip.label for clips in flow.catalogue().clips.values() for clip in clips})
-    scores = table(("task", "score", "n", "mean", "lowest", "highest"), rows)
+        spread = (f"{100 * value:.1f}%" for value in (mean(scores), min(scores), max(scores)))
+        rows.append((name, what, str(len(task["ids"])), *spread))
+    labels = ", ".join(sorted({clip.label for clips in flow.catalogue().clips.values() for clip in clips}))
+    scored = table(("task", "score", "n", "mean", "lowest", "highest"), rows)
+    num_parameters, hashes = f"{told[0]['parameters']['total']:,}", (told[0]["recipe_hash"], told[0]["data_hash"])
     return f"""---
 license: cc-by-sa-4.0
 library_name: pal-audio
@@ -121,15 +120,15 @@ tags: [audio, audio-question-answering]
 ---
 # PAL, the lab's model
 
-A small audio-LLM of {told[0]["parameters"]["total"]:,} parameters in bfloat16, made by `python -m benchmarks.lab bundle` of pal-audio: the
-arm `{best.name}` of the lab, with everything that hears trained from scratch on the recordings below and scenes composed of them.
+A small audio-LLM of {num_parameters} parameters in bfloat16, made by `python -m benchmarks.lab bundle` of pal-audio: the arm
+`{best.name}` of the lab, with everything that hears trained from scratch on the recordings below and scenes composed of them.
 
 ## Scores
 
-Of the identical recipe trained without the development recordings, asked about them; {len(told)} seed(s). These weights were trained
-on those recordings too, so they have no score of their own.
+Of the identical recipe trained without the development recordings, asked about them; seeds: {len(told)}. These weights were
+trained on those recordings too, so they have no score of their own.
 
-{scores}
+{scored}
 
 ## Data
 
@@ -143,9 +142,9 @@ The weights: CC BY-SA 4.0, because of the spoken digits. ATTRIBUTION.md belongs 
 
 ## Limits
 
-It knows a closed world and answers within it whatever it hears: {", ".join(labels)}. English questions in the wordings of the lab's
-tasks, scenes of up to about ten seconds, digits of six speakers. It does not know when it does not know. Recipe `{told[0]["recipe_hash"]}`,
-data `{told[0]["data_hash"]}`.
+It knows a closed world and answers within it whatever it hears: {labels}.
+English questions in the wordings of the lab's tasks, scenes of up to about ten seconds, digits of six speakers. It does not know
+when it does not know. Recipe `{hashes[0]}`, data `{hashes[1]}`.
 """
 
 
@@ -167,8 +166,8 @@ def attribution(flow: Flow) -> str:
     return "\n".join([
         "# Attribution",
         "",
-        "ESC-10 (K. J. Piczak, \"ESC: Dataset for Environmental Sound Classification\", 2015), CC BY 3.0 as a set. Its clips were cut",
-        "from these recordings of Freesound; the author and licence (CC0, CC BY or CC Sampling+) of each stand there:",
+        "ESC-10 (K. J. Piczak, \"ESC: Dataset for Environmental Sound Classification\", 2015), CC BY 3.0 as a set. Its clips",
+        "were cut from these recordings of Freesound; the author and licence (CC0, CC BY or CC Sampling+) of each stand there:",
         "",
         *lines,
         "",

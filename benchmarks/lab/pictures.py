@@ -4,8 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-from benchmarks.lab.analysis import Grid, costs
+from benchmarks.lab.analysis import Grid, cost_of
 from benchmarks.lab.collecting import mean_score
 
 CURVES, COST = "lab-curves.png", "lab-cost.png"
@@ -35,7 +34,7 @@ def draw(grid: Grid, folder: Path) -> list[str]:
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     time, size = figure.subplots(1, 2)
     _points(time, grid, "median", 1e3, "ms a step, median")
-    with_memory = all(costs(grid, arm)["peak_bytes"] is not None for arm in grid.arms())
+    with_memory = all(cost_of(grid, arm).peak_bytes is not None for arm in grid.arms())
     key, unit, label = ("peak_bytes", 2**-20, "peak MiB") if with_memory else ("trainable", 1e-6, "trained parameters, millions")
     _points(size, grid, key, unit, label)
     figure.savefig(folder / COST, dpi=_DPI)
@@ -56,8 +55,7 @@ def _curve(axis: Any, arm: str, curves: list[list[dict[str, Any]]], key: str) ->
 def _points(axis: Any, grid: Grid, key: str, unit: float, label: str) -> None:
     for arm in grid.arms():
         scores = [mean_score(grid.results[arm, seed]["tasks"]) for seed in grid.seeds(arm)]
-        x = costs(grid, arm)[key]
-        assert x is not None
+        x = getattr(cost_of(grid, arm), key)
         (line,) = axis.plot(x * unit, np.mean(scores), "o")
         axis.vlines(x * unit, min(scores), max(scores), color=line.get_color())
         axis.annotate(arm, (x * unit, float(np.mean(scores))), textcoords="offset points", xytext=(4, 4), fontsize="small")

@@ -81,7 +81,8 @@ def _single_clips(config: MixConfig, examples: Sequence[Example]) -> list[Exampl
     for name, task in config.tasks.items():
         if task.kind == "classify" and len(task.categories or ()) == 1:
             wordings = sorted({example.question for example in examples if example.task == name})
-            asked |= {task.categories[0]: wording for wording in wordings[:1]}
+            if wordings:
+                asked[task.categories[0]] = wordings[0]
     found = []
     for clip in read_catalogue(config).clips["test"]:
         if clip.category in asked and clip.path:
@@ -170,9 +171,8 @@ def read_json(path: Path) -> dict[str, Any]:
         raise PalError(f"{path}: damaged, it is not JSON; delete it and run the lab again") from error
 
 
-def tests_of(out: Path, prefix: str = "") -> list[str]:
-    """Options by which `pal eval` asks all of it."""
-    folder = out / "tests" if not prefix else out / prefix
+def options_of(folder: Path) -> list[str]:
+    """Options by which `pal eval` asks all that lies in a folder of tests."""
     data = {name: folder / f"{file}.jsonl" for name, file in (("answers", "exact"), ("transcription", "words"))}
     options = [word for name, path in data.items() for word in ("--data", f"{name}={os.fspath(path)}")]
     return ["--tasks", ",".join(data), *options, "--conditions", "real"]

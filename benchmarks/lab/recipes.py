@@ -30,7 +30,8 @@ TINY_LLM = {
     "num_key_value_heads": 2, "max_position_embeddings": 1024, "tokenizer": {"vocab_size": 300},
 }  # fmt: skip
 TINY_CONV = {
-    "type": "conv", "num_mels": 16, "channels": [4, 8], "time_strides": [4, 2], "hidden_size": 16, "num_layers": 1, "num_heads": 2,
+    "type": "conv", "num_mels": 16, "channels": [4, 8], "time_strides": [4, 2], "hidden_size": 16, "num_layers": 1,
+    "num_heads": 2,
 }  # fmt: skip
 
 

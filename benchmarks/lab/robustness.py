@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 import soundfile
 import soxr
-
 from benchmarks.lab.questions import read_json
+
 from pal_audio.audio import load_audio
 from pal_audio.data.manifest import AudioPart, Example, Message, read_manifest, write_manifest, write_text
 

@@ -45,6 +45,7 @@ class Step:
         products: what must be there beside the mark.
         commands: arguments of `pal`, asked for when the step starts.
         finish: what is left to do in this process, and the content of the mark.
+        alone: nothing else runs beside it.
     """
 
     name: str
@@ -55,13 +56,14 @@ class Step:
     products: tuple[Path, ...] = ()
     commands: Callable[[], list[list[str]]] = list
     finish: Callable[[], dict[str, Any]] = _nothing
+    alone: bool = False
 
     @property
     def done(self) -> bool:
         return self.mark.is_file() and all(product.exists() for product in self.products)
 
 
-class Interrupted(Exception):
+class InterruptedStepError(Exception):
     """The step was told to stop."""
 
 
@@ -102,11 +104,8 @@ class Runner:
                 if not self._stopping.is_set() and self.deadline is not None and time.monotonic() > self.deadline:
                     self.say(f"time is up: {len(running)} steps are told to save and stop")
                     self.stop()
-                busy = {step.name for step in running.values()}
                 for step in self.steps:
-                    if self._stopping.is_set() or len(running) >= self.jobs:
-                        break
-                    if step.name not in busy and self._ready(step, by_name):
+                    if self._fits(step, list(running.values())) and self._ready(step, by_name):
                         running[pool.submit(self._work, step)] = step
                 if not running:
                     break
@@ -127,9 +126,15 @@ class Runner:
             children = list(self._children)
         for child in children:
             child.send_signal(signal.SIGTERM)
-        timer = threading.Timer(_GRACE_S, lambda: [child.kill() for child in children if child.poll() is None])
+        timer = threading.Timer(_GRACE_S, _kill, [children])
         timer.daemon = True
         timer.start()
+
+    def _fits(self, step: Step, running: list[Step]) -> bool:
+        """Whether there is room for a step beside those that run."""
+        if self._stopping.is_set() or len(running) >= self.jobs or step in running:
+            return False
+        return not running or not (step.alone or any(other.alone for other in running))
 
     def _given_up(self, by_name: dict[str, Step]) -> set[str]:
         """Failed steps and those that need them."""
@@ -163,7 +168,7 @@ class Runner:
         with open(log, "ab") as file:
             with self._lock:
                 if self._stopping.is_set():
-                    raise Interrupted
+                    raise InterruptedStepError
                 child = subprocess.Popen(
                     command, cwd=self.out, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT,
                     env=self._environment(),
@@ -173,7 +178,7 @@ class Runner:
         with self._lock:
             self._children.discard(child)
         if status and self._stopping.is_set():
-            raise Interrupted
+            raise InterruptedStepError
         if status:
             lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-_TAIL_LINES:]
             tail = "\n".join(f"    {line}" for line in lines)
@@ -192,7 +197,7 @@ class Runner:
     def _note(self, step: Step, future: Future[float], num_running: int) -> None:
         try:
             seconds = future.result()
-        except Interrupted:
+        except InterruptedStepError:
             self.say(f"stopped: {step.name}; the same command goes on with it")
             return
         except PalError as error:
@@ -205,6 +210,12 @@ class Runner:
         num_done = sum(step.done for step in self.steps)
         left = time_left(self.steps, self.jobs)
         self.say(f"[{num_done}/{len(self.steps)}] {step.name}: {duration_text(seconds)}; {num_running} running; {left}")
+
+
+def _kill(children: Sequence[subprocess.Popen[bytes]]) -> None:
+    for child in children:
+        if child.poll() is None:
+            child.kill()
 
 
 def time_left(steps: Sequence[Step], jobs: int) -> str:
