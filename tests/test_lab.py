@@ -17,6 +17,8 @@ from benchmarks.lab import robustness
 from benchmarks.lab.__main__ import main
 from benchmarks.lab.analysis import Grid, paired, read_grid
 from benchmarks.lab.collecting import FORMAT
+from benchmarks.lab.flow import Flow
+from benchmarks.lab.grid import grid_steps
 from benchmarks.lab.packing import pack
 from benchmarks.lab.recipes import Shelf
 from benchmarks.lab.report import BEGIN, END, write_report
@@ -54,7 +56,18 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, floa
     """OUT of a tiny grid that was stopped by its time limit, killed, and gone on with; and when its first marks were written."""
     folder = tmp_path_factory.mktemp("lab")
     out = folder / "out"
-    words = ["run", "--tiny", "--jobs", "2", "--root", make_all(folder / "data"), "--out", out]
+    words: list[str | Path] = [
+        "run",
+        "--tiny",
+        "--factors",
+        "1",
+        "--jobs",
+        "2",
+        "--root",
+        make_all(folder / "data"),
+        "--out",
+        out,
+    ]
     words += ["--recipes", make_recipes(folder / "recipes")]
     limited = lab(*words, "--minutes", "0.05")
     told, _ = limited.communicate(timeout=300)
@@ -71,7 +84,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, floa
     told, _ = last.communicate(timeout=900)
     assert last.returncode == 0, told
     assert "all steps are done" in told
-    assert re.search(r"\[\d+/16\] lal-0: \d+ s; ", told), "a line for each step"
+    assert re.search(r"\[\d+/14\] lal-0: \d+ s; ", told), "a line for each step"
     return out, marks
 
 
@@ -128,7 +141,7 @@ def test_the_bundled_model_is_whole_and_has_its_papers(done: tuple[Path, dict[st
     assert text.count("https://freesound.org/s/") == 10, "five classes, two recordings"
     card = (target / "README.md").read_text()
     best = json.loads((out / "marks" / "best.json").read_text())["arm"]
-    assert f"arm `{best}`" in card
+    assert f"`{best}` of the lab" in card
     assert "license: cc-by-sa-4.0" in card
     told = read_grid(out).results[best, 0]["tasks"]["sound"]
     assert f"| sound | right | {told['num']} | {100 * told['score']:.1f}% |" in card
@@ -191,6 +204,20 @@ def test_an_arm_is_tried_with_its_like(tmp_path: Path) -> None:
     assert shelf.recipe("arms/lal").bases == ["lab-encoder-unified", "lab-lm"]
     with pytest.raises(PalError, match="which of plits, lal, pal, flamingo"):
         _ = shelf.recipe("arms/odd").family
+
+
+def test_the_rate_of_most_right_answers_is_taken_and_of_equal_ones_that_of_the_lowest_loss(tmp_path: Path) -> None:
+    flow = Flow(tmp_path, tmp_path, Shelf(make_recipes(tmp_path / "recipes")), arms=["lal"], factors=(0.5, 1.0, 2.0))
+    steps = {step.name: step for step in grid_steps(flow)}
+    assert set(steps["rate-lal"].follows) == {"lal-x0.5", "lal-x1", "lal-x2"}
+    for factor, right, loss in ((0.5, 0.3, 1.0), (1, 0.4, 0.9), (2, 0.4, 0.8)):
+        mark = steps[f"lal-x{factor:g}"].mark
+        mark.parent.mkdir(exist_ok=True)
+        mark.write_text(json.dumps({"factor": factor, "held_out": {"right": right}, "loss": {"held_out": loss}}))
+    assert steps["rate-lal"].finish()["factor"] == 2
+    assert [row["factor"] for row in steps["rate-lal"].finish()["tried"]] == [0.5, 1, 2]
+    steps["lal-x2"].mark.unlink()
+    assert steps["rate-lal"].finish()["factor"] == 1, "a rate that diverged is no reason to stop"
 
 
 def test_degraded_sound_is_what_its_name_says(tmp_path: Path) -> None:

@@ -41,7 +41,8 @@ def bundle(flow: Flow, model: Path) -> list[Step]:
     """
     best = flow.best()
     grid = read_grid(flow.out)
-    if model.exists() and (not model.is_dir() or any(model.iterdir())):
+    unfinished = (model / "config.json").is_file() and not (model / "README.md").is_file()
+    if model.exists() and not unfinished and (not model.is_dir() or any(model.iterdir())):
         raise PalError(f"{model} is not empty; choose another folder")
     recipe = write_recipe(flow, best)
     sources = [{"path": str(flow.out / world / "train.jsonl"), "name": world} for world in ("world", "world-dev")]
