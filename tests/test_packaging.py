@@ -21,7 +21,7 @@ import pal_audio
 from tests.tiny import noise, tiny_model
 
 ROOT = Path(__file__).parents[1]
-RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("*.yaml"))
+RECIPES = [path.relative_to(ROOT / "recipes").with_suffix("").as_posix() for path in (ROOT / "recipes").rglob("*.yaml")]
 
 
 @pytest.fixture(scope="module")
@@ -104,8 +104,8 @@ def test_pal_starts(installed: Path, tmp_path: Path) -> None:
 def test_the_recipes_are_there(installed: Path, tmp_path: Path) -> None:
     done = run([installed / "pal", "recipes", "list"], tmp_path)
     assert done.returncode == 0, done.stderr
-    assert [line.split()[0] for line in done.stdout.splitlines()] == RECIPES
-    assert "quickstart" in RECIPES
+    assert sorted(line.split()[0] for line in done.stdout.splitlines()) == sorted(RECIPES)
+    assert {"quickstart", "lab/world", "lab/arms/pal"} <= {*RECIPES}
 
 
 @pytest.fixture(scope="module")

@@ -17,8 +17,10 @@ app = typer.Typer(help="The recipes that come with the package.", no_args_is_hel
 
 
 def shipped_names() -> list[str]:
-    """Names of the shipped recipes, sorted; also what the shell completes."""
-    return sorted(path.stem for path in shipped_folder().glob("*.yaml"))
+    """Names of the shipped recipes, sorted; also what the shell completes. Of one in a subfolder: "lab/world"."""
+    folder = shipped_folder()
+    names = [path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml")]
+    return sorted(names, key=lambda name: (name.count("/") > 0, name))
 
 
 def shipped(name: str) -> Path:
@@ -46,8 +48,12 @@ def find(recipe: str) -> Path:
     path = Path(recipe)
     if path.is_file():
         return path
-    if (path.suffix and recipe not in shipped_names()) or path.name != recipe:  # names such as llama-3.2 hold a dot
-        hint = f"; a recipe of that name is shipped: use `{path.stem}` alone" if path.stem in shipped_names() else ""
+    names = shipped_names()
+    if recipe not in names and (path.suffix or path.name != recipe):  # names such as llama-3.2 hold a dot
+        meant = [name for name in names if path.with_suffix("").as_posix().endswith(name)]
+        hint = f"; a recipe of that name is shipped: use `{max(meant, key=len)}` alone" if meant else ""
+        if not meant and not path.suffix and (near := difflib.get_close_matches(recipe, names, n=1)):
+            hint = f"; did you mean the shipped {near[0]!r}?"
         raise PalError(f"no such recipe file: {recipe}{hint}")
     return shipped(recipe)
 

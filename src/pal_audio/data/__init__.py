@@ -14,7 +14,15 @@ from pal_audio.data.scenes import Scene, SceneSettings, scene
 from pal_audio.data.shard_source import ShardSource
 from pal_audio.data.shard_writing import write_shards
 from pal_audio.data.shards import ShardStream
-from pal_audio.data.sources import ManifestsConfig, ShardsConfig, ShardsSourceConfig, SourceConfig, TextConfig, TextSourceConfig
+from pal_audio.data.sources import (
+    ManifestConfig,
+    ManifestsConfig,
+    ShardsConfig,
+    ShardsSourceConfig,
+    SourceConfig,
+    TextConfig,
+    TextSourceConfig,
+)
 from pal_audio.data.texts import Document, read_documents
 
 __all__ = [
@@ -26,6 +34,7 @@ __all__ = [
     "Example",
     "Imported",
     "Importer",
+    "ManifestConfig",
     "ManifestsConfig",
     "Message",
     "Mix",

@@ -37,7 +37,7 @@ from pal_audio.data.sounds import Split
 from pal_audio.data.sources import ManifestsConfig, ShardsConfig
 from pal_audio.errors import PalError
 
-FORMAT = 1  # to be raised whenever the same config would give other bytes
+FORMAT = 2  # to be raised whenever the same config would give other bytes
 DEFAULT_RECORDING_TASKS = {"esc10": 0.5, "digits": 0.5}
 _CHUNK = 50  # scenes a worker composes before it reports
 _SPLITS: tuple[Split, Split] = ("train", "test")

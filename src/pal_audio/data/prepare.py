@@ -10,10 +10,11 @@ import numpy as np
 from pal_audio.data.manifest import Example, read_manifest
 from pal_audio.data.mix import DataConfig, build, chance, read_mix
 from pal_audio.data.mixing.config import MixConfig
+from pal_audio.data.mixing.telling import as_text
 from pal_audio.data.shard_index import find_shards
 from pal_audio.data.shard_source import ShardSource, weighted
 from pal_audio.data.shards import ShardStream
-from pal_audio.data.sources import ManifestsConfig, ShardsConfig, Source, SourceConfig, TextConfig
+from pal_audio.data.sources import ManifestConfig, ManifestsConfig, ShardsConfig, Source, TextConfig
 from pal_audio.data.texts import Document, read_documents
 from pal_audio.errors import PalError
 
@@ -121,7 +122,7 @@ def places_of(config: ManifestsConfig | ShardsConfig) -> dict[str, Path]:
             if isinstance(item, TextConfig):
                 places[f"{place}.text"] = item.text
             else:
-                places[place] = item.path if isinstance(item, SourceConfig) else item
+                places[place] = item.path if isinstance(item, ManifestConfig) else item
     return places
 
 
@@ -133,7 +134,7 @@ def _read(config: ManifestsConfig, progress: Callable[[int, int], None] | None, 
         if isinstance(item, TextConfig):
             read.append([*read_documents(path, item.documents)])
         else:
-            read.append(_with_sound(path, config.roots, answered))
+            read.append(_with_sound(item, config.roots, answered))
         if progress is not None:
             progress(number + 1, len(items))
     sources = {source.title: _weighted(read[number], source, config.seed, number) for number, source in enumerate(config.train)}
@@ -144,7 +145,7 @@ def _read(config: ManifestsConfig, progress: Callable[[int, int], None] | None, 
 
 def _found(config: ShardsConfig, progress: Callable[[int, int], None] | None) -> Prepared:
     check_places(config)
-    test = [example for path in config.test for example in _with_sound(path, config.roots, answered=True)]
+    test = [example for path in config.test for example in _with_sound(ManifestConfig(path=path), config.roots, answered=True)]
     streams: dict[str, ShardSource] = {}
     source_of: dict[str, str] = {}
     for number, source in enumerate(config.train):
@@ -178,9 +179,15 @@ def _setting(place: str) -> str:
     return f"data.train.{number}.path" if ".train" in place else f"data.test.{number}"
 
 
-def _with_sound(path: Path, roots: Sequence[Path], answered: bool) -> list[Example]:
-    """Examples of a manifest, with sound that is there, and with an answer each where that is asked for."""
-    examples = read_manifest(path, roots)
+def _with_sound(manifest: ManifestConfig, roots: Sequence[Path], answered: bool) -> list[Example]:
+    """Examples of a manifest, with sound that is there or as text, and with an answer each where that is asked for."""
+    path = manifest.path
+    examples = read_manifest(path, roots)[: manifest.first]
+    if manifest.as_text:
+        try:
+            examples = [as_text(example) for example in examples]
+        except PalError as error:
+            raise PalError(f"{path}: {error}") from None
     silent = [example.id for example in examples if answered and not example.answer]
     if silent:
         raise PalError(f"{path}: {len(silent)} examples have no answer of the assistant, the first is {silent[0]!r}")

@@ -3,7 +3,7 @@
 data:
   type: manifests
   train: [{path: a.jsonl}, {path: b.jsonl, weight: 0.5, name: open}, {text: book.txt, documents: file}]
-  test: [held_out.jsonl, {text: held_out.txt}]
+  test: [held_out.jsonl, {path: scenes/test.jsonl, first: 500}, {text: held_out.txt}]
   roots: [/where/the/sound/lies]
 
 data:
@@ -23,24 +23,36 @@ from pal_audio.data.texts import Documents
 from pal_audio.errors import PalError
 
 
-class SourceConfig(StrictConfig):
-    """A manifest to train on.
+class ManifestConfig(StrictConfig):
+    """A manifest.
 
     Attributes:
         path: of the manifest, from the folder in which the command runs.
-        weight: how often each example counts in an epoch. 2 means twice; 0.5 means a half of them, chosen by the seed, and
-            always the same half.
-        name: what a stage's `sources` calls it; the file's name without its ending where it is left out.
+        first: so many examples of it, from its beginning; all where it is left out.
+        as_text: of scenes of `type: mix`: their clips are told as text, see `mixing.telling`; no sound is read.
     """
 
     path: Path
-    weight: float = Field(default=1.0, gt=0, allow_inf_nan=False)
-    name: str = ""
+    first: int | None = Field(default=None, ge=1)
+    as_text: bool = False
 
     @model_validator(mode="before")
     @classmethod
     def _plain_path(cls, value: Any) -> Any:
         return {"path": value} if isinstance(value, str | Path) else value
+
+
+class SourceConfig(ManifestConfig):
+    """A manifest to train on.
+
+    Attributes:
+        weight: how often each example counts in an epoch. 2 means twice; 0.5 means a half of them, chosen by the seed, and
+            always the same half.
+        name: what a stage's `sources` calls it; the file's name without its ending where it is left out.
+    """
+
+    weight: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    name: str = ""
 
     @property
     def title(self) -> str:
@@ -75,7 +87,7 @@ def _kind(value: Any) -> str:
 
 
 Source = Annotated[Annotated[SourceConfig, Tag("manifest")] | Annotated[TextSourceConfig, Tag("text")], Discriminator(_kind)]
-HeldOut = Annotated[Annotated[Path, Tag("manifest")] | Annotated[TextConfig, Tag("text")], Discriminator(_kind)]
+HeldOut = Annotated[Annotated[ManifestConfig, Tag("manifest")] | Annotated[TextConfig, Tag("text")], Discriminator(_kind)]
 
 
 class ManifestsConfig(StrictConfig):
@@ -83,7 +95,7 @@ class ManifestsConfig(StrictConfig):
 
     Attributes:
         train: see `SourceConfig` (a plain path is one too) and `TextSourceConfig`.
-        test: manifests of held-out examples, and texts (`TextConfig`).
+        test: manifests of held-out examples (`ManifestConfig`; a plain path is one), and texts (`TextConfig`).
         roots: folders outside a manifest's own that its sound may lie in.
         seed: of the choice that weights below 1 make.
     """

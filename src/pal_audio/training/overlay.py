@@ -2,7 +2,7 @@
 
 Mappings are merged key by key, and null takes a key away. A list is replaced by a list; a mapping whose keys are numbers
 changes those entries of it, counted from 0. Everything else takes the place of what the base says. The base is a file beside
-the recipe, or a shipped recipe where the folder has no such file.
+the recipe, or a shipped recipe ("lab/arm.yaml") where the folder has no such file.
 """
 
 from pathlib import Path
@@ -54,7 +54,7 @@ def _base(file: Path, name: str) -> Path:
     beside = file.parent / name
     if beside.is_file():
         return beside
-    if Path(name).name == name and (shipped_folder() / name).is_file():
+    if ".." not in Path(name).parts and not Path(name).is_absolute() and (shipped_folder() / name).is_file():
         return shipped_folder() / name
     raise PalError(f"{file}: base: no such recipe {name}, neither beside it nor among the shipped ones")
 

@@ -40,13 +40,16 @@ Data = Annotated[
 
 HEAD = "head"
 """In a stage's `train`: the head by which an encoder learns; it is no part of a model."""
+_OF_ENCODER = ("ctc", "tags", "events", "events-ctc")
 _KEYS_OF = {
     "max_tokens": ("text",),
-    "batch_audio_s": ("answer", "ctc", "tags"),
+    "batch_audio_s": ("answer", *_OF_ENCODER),
     "batch_text_tokens": ("answer", "text"),
-    "encoder": ("ctc", "tags"),
-    "task": ("ctc", "tags"),
-    "symbols": ("ctc",),
+    "encoder": _OF_ENCODER,
+    "task": _OF_ENCODER,
+    "categories": ("events", "events-ctc"),
+    "pitches": ("events", "events-ctc"),
+    "symbols": ("ctc", "events-ctc"),
     "pooling": ("tags",),
     "packing": ("answer",),
     "checkpointing": ("answer", "text"),
@@ -65,9 +68,11 @@ class Stage(StrictConfig):
         sources: names of the data's sources that it trains on; all of them where left out.
         objective: what it learns by; see `training.objectives`.
         max_tokens: of `text`: longer texts are cut into pieces of this many tokens.
-        encoder: of `ctc` and `tags`: which one learns, where there are several.
-        task: of `ctc` and `tags`: examples of this task alone.
-        symbols: of `ctc`: what is written, characters (where left out) or words.
+        encoder: of encoders' objectives: which one learns, where there are several.
+        task: of encoders' objectives: examples of this task alone, or of these.
+        categories: of `events` and `events-ctc`: those of the sounds that are learnt; all where left out.
+        pitches: of `events` and `events-ctc`: notes' pitches are learnt too.
+        symbols: of `ctc` and `events-ctc`: what is written, characters (where left out) or words.
         pooling: of `tags`: frames to one vector by their mean (where left out) or by attention.
         batch_size: examples a step (16), or
         batch_audio_s, batch_text_tokens: what a step holds at most, padding included.
@@ -88,10 +93,12 @@ class Stage(StrictConfig):
     steps: int | None = Field(None, ge=1)
     epochs: float | None = Field(None, gt=0)
     sources: list[str] | None = Field(None, min_length=1)
-    objective: Literal["answer", "text", "ctc", "tags"] = "answer"
+    objective: Literal["answer", "text", "ctc", "tags", "events", "events-ctc"] = "answer"
     max_tokens: int | None = Field(None, ge=2)
     encoder: str | None = None
-    task: str | None = None
+    task: str | list[str] | None = Field(None, min_length=1)
+    categories: list[str] | None = Field(None, min_length=1)
+    pitches: bool = False
     symbols: Literal["characters", "words"] | None = None
     pooling: Literal["mean", "attention"] | None = None
     batch_size: int | None = Field(None, ge=1)
@@ -153,7 +160,7 @@ class Stage(StrictConfig):
     @property
     def of_encoder(self) -> bool:
         """An encoder learns by a head that is thrown away."""
-        return self.objective in ("ctc", "tags")
+        return self.objective in _OF_ENCODER
 
     @property
     def by_budget(self) -> bool:

@@ -29,7 +29,11 @@ def read(folder: Path, model: dict[str, Any], *stages: dict[str, Any], **more: A
 @pytest.mark.parametrize(
     ("model", "stage", "words"),
     [
-        ({"encoder": ENCODER}, TAGS | SOUND | {"symbols": "words"}, "`symbols` belongs to objective ctc, not tags; take it out"),
+        (
+            {"encoder": ENCODER},
+            TAGS | SOUND | {"symbols": "words"},
+            "`symbols` belongs to objective ctc or events-ctc, not tags; take it out",
+        ),
         ({"encoder": ENCODER}, CTC | SOUND | {"pooling": "mean"}, "`pooling` belongs to objective tags, not ctc"),
         ({"encoder": ENCODER}, TAGS | SOUND | {"max_tokens": 9}, "`max_tokens` belongs to objective text"),
         (
@@ -60,7 +64,7 @@ def read(folder: Path, model: dict[str, Any], *stages: dict[str, Any], **more: A
         (TWO, TAGS | SOUND, "trains one encoder: write `encoder:` and one of ear, eye"),
         (TWO, TAGS | SOUND | {"encoder": "nose"}, "no encoder is called 'nose'; there are ear, eye"),
         ({"encoder": ENCODER}, TAGS, "source 'b' is plain text, it has no tags; name the others in its `sources`"),
-        ({"encoder": ENCODER}, TAGS | {"objective": "tag"}, "'answer', 'text', 'ctc' or 'tags'"),
+        ({"encoder": ENCODER}, TAGS | {"objective": "tag"}, "'answer', 'text', 'ctc', 'tags', 'events' or 'events-ctc'"),
         ({"encoder": {"type": "conv", "channel": [4]}}, TAGS | SOUND, "did you mean 'channels'"),
     ],
 )

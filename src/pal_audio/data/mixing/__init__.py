@@ -4,6 +4,7 @@ sound_sources, settings, tasks   what a recipe may say; config.py puts it togeth
 reading, catalogue               sources -> clips by split and label, training and test kept apart
 clips                            files -> waveforms in memory, cut where they sound
 layout, acoustics                when each event begins; levels, noise, rooms
+augmentation                     how training sounds are changed
 captions, vocabulary             how it is told
 compose                          (seed, split, index) -> waveform, question, answer
 """

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from pal_audio.data.balance import deal
 from pal_audio.data.mixing import acoustics
+from pal_audio.data.mixing.augmentation import NO_CHANGE, Augment, SoundChange, low_passed
 from pal_audio.data.mixing.captions import caption
 from pal_audio.data.mixing.catalogue import SPLITS, Catalogue, Drawn
 from pal_audio.data.mixing.clips import ClipStore, faded, looped, stretch
@@ -29,7 +30,8 @@ from pal_audio.errors import PalError
 
 EVENT_RMS = 0.1  # of an event at 0 dB
 PEAK = 0.99
-_BLOCKS, _WHAT, _WHERE, _LEVELS, _BEHIND, _ROOM = range(20, 26)  # what a generator is for; scenes and others use lower numbers
+# What a generator is for; scenes and others use lower numbers.
+_BLOCKS, _WHAT, _WHERE, _LEVELS, _BEHIND, _ROOM, _CHANGES = range(20, 27)
 _TRIES = 50  # of a string that is too long for its scene
 _LOOP_FADE_S = 0.1
 
@@ -116,10 +118,14 @@ class Composer:
     def item(self, split: Split, index: int) -> Composed:
         """Compose one item, index from 0."""
         key = [self.config.seed, SPLITS.index(split), index]
-        rngs = {purpose: np.random.default_rng([purpose, *key]) for purpose in (_WHERE, _LEVELS, _BEHIND, _ROOM)}
+        rngs = {purpose: np.random.default_rng([purpose, *key]) for purpose in (_WHERE, _LEVELS, _BEHIND, _ROOM, _CHANGES)}
+        augment = self.config.augment if split == "train" and self.config.augment is not None else Augment()
         for name, plan in itertools.islice(self.plans(split, index), _TRIES):
             task, scene = self.config.tasks[name], self.scenes[name]
-            waves = self._waves(plan, scene, rngs[_WHERE], TASK_KINDS[task.kind].num_events(scene)[1])
+            changes = augment.of_sounds(rngs[_CHANGES], len(plan.events), alike=plan.joined or plan.apart)
+            # Procedural sounds are split by their parameters, which a change would carry over into the test.
+            changes = [NO_CHANGE if drawn.params else change for drawn, change in zip(plan.events, changes, strict=True)]
+            waves = self._waves(plan, scene, rngs[_WHERE], TASK_KINDS[task.kind].num_events(scene)[1], changes)
             layout = lay_out([len(wave_S) for wave_S in waves], scene, self.config.sampling_rate_hz, rngs[_WHERE], plan)
             if layout is not None:
                 break
@@ -127,21 +133,25 @@ class Composer:
             what = f"data.tasks.{name}: {split} item {index}"
             raise PalError(f"{what}: its sounds do not fit into {scene.seconds[1]:g} s; raise seconds, or ask for fewer")
         answer = plan.answer if plan.answer is not None else self._caption(plan, layout, task.categories)
-        wav_S, events_S, background_S, meta = self._sound(plan, layout, waves, scene, split, rngs)
-        return Composed(wav_S, events_S, background_S, name, plan.question, answer, meta)
+        events_S, background_S, meta = self._sound(plan, layout, waves, scene, split, rngs, changes, augment)
+        return Composed((events_S + background_S).astype(np.float32), events_S, background_S, name, plan.question, answer, meta)
 
-    def _waves(self, plan: Plan, scene: SceneConfig, rng: np.random.Generator, most: int) -> list[npt.NDArray[np.float32]]:
-        """The sounds of the events, cut to length, each at the RMS of 0 dB."""
+    def _waves(
+        self, plan: Plan, scene: SceneConfig, rng: np.random.Generator, most: int, changes: list[SoundChange]
+    ) -> list[npt.NDArray[np.float32]]:
+        """The sounds of the events, cut to length and changed, each at the RMS of 0 dB."""
         rate_hz, longest_s = self.config.sampling_rate_hz, longest_event_s(scene, most)
         waves = []
-        for event in plan.events:
+        for event, change in zip(plan.events, changes, strict=True):
             length = int(rng.uniform(scene.event_s[0], longest_s) * rate_hz)
             if event.params is not None:
                 wav_S = render(event.clip.kind, replace(event.params, duration_s=length / rate_hz), rate_hz)
             else:
                 sound = self.store.sound(event.clip)
                 whole = plan.whole or event.clip.category == "digit"
-                wav_S = faded(sound.wav_S, sound.frame // 2) if whole else stretch(sound, length, rng, event.pitch is not None)
+                needed = int(length * change.speed)
+                wav_S = faded(sound.wav_S, sound.frame // 2) if whole else stretch(sound, needed, rng, event.pitch is not None)
+                wav_S = change(wav_S, rate_hz)
             waves.append(wav_S * np.float32(EVENT_RMS / np.sqrt(acoustics.power(wav_S))))
         return waves
 
@@ -153,18 +163,23 @@ class Composer:
         scene: SceneConfig,
         split: Split,
         rngs: dict[int, np.random.Generator],
-    ) -> tuple[npt.NDArray[np.float32], Wave, Wave, dict[str, Any]]:
+        changes: list[SoundChange],
+        augment: Augment,
+    ) -> tuple[Wave, Wave, dict[str, Any]]:
+        """The events with their room, what is behind them, and what the manifest says."""
         rate_hz = self.config.sampling_rate_hz
         events_S, sounds_S = np.zeros(layout.num_samples), np.zeros(layout.num_samples, bool)
         gains_db = rngs[_LEVELS].uniform(*scene.gain_db, len(waves)).tolist()
         if plan.joined:
             gains_db = [gains_db[0]] * len(waves)  # one voice, one distance
         events = []
-        for event, onset, wav_S, gain_db in zip(plan.events, layout.onsets, waves, gains_db, strict=True):
+        for event, onset, wav_S, gain_db, change in zip(plan.events, layout.onsets, waves, gains_db, changes, strict=True):
             events_S[onset : onset + len(wav_S)] += wav_S * acoustics.gain(gain_db)
             sounds_S[onset : onset + len(wav_S)] = True
-            events.append(_described(event, onset / rate_hz, (onset + len(wav_S)) / rate_hz, gain_db))
+            events.append(_described(event, onset / rate_hz, (onset + len(wav_S)) / rate_hz, gain_db, change))
         meta: dict[str, Any] = {"events": events, "seconds": round(layout.num_samples / rate_hz, 6)}
+        if all(event.clip.category == "digit" for event in plan.events):
+            meta["transcript"] = " ".join(event.clip.label for event in plan.events)
         rng = rngs[_ROOM]
         if scene.reverb is not None and rng.uniform() < scene.reverb.chance:
             rt60_s, drr_db = rng.uniform(*scene.reverb.rt60_s), rng.uniform(*scene.reverb.drr_db)
@@ -174,16 +189,21 @@ class Composer:
         rng = rngs[_BEHIND]
         if scene.background is not None and rng.uniform() < scene.background.chance:
             snr_db = rng.uniform(*scene.background.snr_db)
-            background_S, said = self._behind(rng, scene.background.sound, plan, split, layout.num_samples)
+            background_S, said = self._behind(rng, scene.background.sound, plan, split, layout.num_samples, augment)
             background_S = background_S * acoustics.background_scale(events_S, sounds_S, background_S, snr_db)
             meta |= said | {"snr_db": round(snr_db, 3)}
-        scale = min(1.0, PEAK / float(np.max(np.abs(events_S + background_S))))
-        events_S, background_S = scale * events_S, scale * background_S
+        changed = augment.of_scene(rngs[_CHANGES])
+        if "low_pass_hz" in changed:
+            events_S, background_S = (low_passed(part, changed["low_pass_hz"], rate_hz) for part in (events_S, background_S))
+        level = acoustics.gain(changed.get("level_db", 0.0))
+        scale = min(1.0, PEAK / (level * float(np.max(np.abs(events_S + background_S)))))
+        events_S, background_S = scale * level * events_S, scale * level * background_S
+        meta |= {name: round(value, 3) for name, value in changed.items()}
         meta["scale_db"] = round(20 * float(np.log10(scale)), 3)
-        return (events_S + background_S).astype(np.float32), events_S, background_S, meta
+        return events_S, background_S, meta
 
     def _behind(
-        self, rng: np.random.Generator, sounds: list[str], plan: Plan, split: Split, num_samples: int
+        self, rng: np.random.Generator, sounds: list[str], plan: Plan, split: Split, num_samples: int, augment: Augment
     ) -> tuple[Wave, dict[str, Any]]:
         """What is behind the events, at any level, and what the manifest says of it."""
         rate_hz = self.config.sampling_rate_hz
@@ -196,23 +216,24 @@ class Composer:
         if drawn.params is not None:
             wav_S = render(drawn.clip.kind, replace(drawn.params, duration_s=num_samples / rate_hz), rate_hz)
         else:
-            wav_S = self.store.sound(drawn.clip).wav_S
+            wav_S = augment.of_sounds(rng, 1, alike=True)[0](self.store.sound(drawn.clip).wav_S, rate_hz)
         ring_S = looped(wav_S, num_samples, int(rng.integers(len(wav_S))), round(_LOOP_FADE_S * rate_hz))
-        return ring_S.astype(np.float64), {"background": label, "background_clip": drawn.clip.id}
+        said = {"background": label, "background_category": drawn.clip.category, "background_clip": drawn.clip.id}
+        return ring_S.astype(np.float64), said
 
     def _caption(self, plan: Plan, layout: Layout, categories: list[str]) -> str:
         labels = iter([event.clip.label for event in plan.events])
         return caption([[next(labels) for _ in range(size)] for size in layout.groups], self.catalogue.clauses_of(categories))
 
 
-def _described(event: Drawn, onset_s: float, offset_s: float, gain_db: float) -> dict[str, Any]:
+def _described(event: Drawn, onset_s: float, offset_s: float, gain_db: float, change: SoundChange) -> dict[str, Any]:
     clip = event.clip
     said: dict[str, Any] = {"label": clip.label, "category": clip.category}
     said |= {"onset_s": round(onset_s, 6), "offset_s": round(offset_s, 6), "gain_db": round(gain_db, 3), "clip": clip.id}
     if event.pitch is not None:
-        said["pitch"] = round(event.pitch, 3)
+        said["pitch"] = round(event.pitch + change.semitones, 3)
     if clip.speaker:
         said["speaker"] = clip.speaker
     if clip.held_out:
         said["held_out"] = True
-    return said
+    return said | change.meta()

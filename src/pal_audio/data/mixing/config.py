@@ -10,6 +10,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from pal_audio.config import StrictConfig, one_line
 from pal_audio.data.balance import check_weights
+from pal_audio.data.mixing.augmentation import Augment
 from pal_audio.data.mixing.settings import SceneConfig
 from pal_audio.data.mixing.sound_sources import ImportedSource, ManifestSource, SoundSource, TableSource
 from pal_audio.data.mixing.tasks import TASK_KINDS
@@ -47,6 +48,7 @@ class MixConfig(StrictConfig):
         sampling_rate_hz: of the files.
         root: folder that the sources' relative roots count from.
         sources, scene, tasks: see there.
+        augment: changes of training sounds; None for none.
     """
 
     type: Literal["mix"]
@@ -57,6 +59,7 @@ class MixConfig(StrictConfig):
     root: Path | None = None
     sources: list[SoundSource] = Field(min_length=1)
     scene: SceneConfig = Field(default_factory=SceneConfig)
+    augment: Augment | None = None
     tasks: dict[str, TaskConfig] = Field(min_length=1)
 
     @model_validator(mode="after")

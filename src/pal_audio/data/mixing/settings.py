@@ -14,11 +14,13 @@ MAX_EVENTS = 10
 MAX_DIGITS = 30
 
 
-def _pair(value: Any) -> Any:
+def as_pair(value: Any) -> Any:
+    """One number stands for a lowest and a highest."""
     return (value, value) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
-def _ordered(span: tuple[float, float]) -> tuple[float, float]:
+def ordered(span: tuple[float, float]) -> tuple[float, float]:
+    """A pair, refused where its lowest is above its highest."""
     if not span[0] <= span[1]:
         raise PalError(f"gives lowest and highest, got {list(span)}")
     return span
@@ -27,11 +29,11 @@ def _ordered(span: tuple[float, float]) -> tuple[float, float]:
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Unsigned = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Span = Annotated[tuple[Finite, Finite], BeforeValidator(_pair), AfterValidator(_ordered)]
-TimeSpan = Annotated[tuple[Unsigned, Unsigned], BeforeValidator(_pair), AfterValidator(_ordered)]
-LengthSpan = Annotated[tuple[Positive, Positive], BeforeValidator(_pair), AfterValidator(_ordered)]
-CountSpan = Annotated[tuple[int, int], BeforeValidator(_pair), AfterValidator(_ordered)]
-ShareSpan = Annotated[tuple[Positive, Annotated[float, Field(lt=1)]], BeforeValidator(_pair), AfterValidator(_ordered)]
+Span = Annotated[tuple[Finite, Finite], BeforeValidator(as_pair), AfterValidator(ordered)]
+TimeSpan = Annotated[tuple[Unsigned, Unsigned], BeforeValidator(as_pair), AfterValidator(ordered)]
+LengthSpan = Annotated[tuple[Positive, Positive], BeforeValidator(as_pair), AfterValidator(ordered)]
+CountSpan = Annotated[tuple[int, int], BeforeValidator(as_pair), AfterValidator(ordered)]
+ShareSpan = Annotated[tuple[Positive, Annotated[float, Field(lt=1)]], BeforeValidator(as_pair), AfterValidator(ordered)]
 Chance = Annotated[float, Field(gt=0, le=1)]
 
 
@@ -80,7 +82,7 @@ class Reverb(StrictConfig):
     """
 
     rt60_s: Annotated[
-        tuple[Annotated[float, Field(ge=0.05)], Annotated[float, Field(le=5)]], BeforeValidator(_pair), AfterValidator(_ordered)
+        tuple[Annotated[float, Field(ge=0.05)], Annotated[float, Field(le=5)]], BeforeValidator(as_pair), AfterValidator(ordered)
     ] = (0.2, 0.8)
     drr_db: Span = (0.0, 12.0)
     chance: Chance = 1.0
@@ -102,7 +104,7 @@ class SceneConfig(StrictConfig):
     """
 
     seconds: Annotated[
-        tuple[Annotated[float, Field(ge=0.5)], Annotated[float, Field(le=60)]], BeforeValidator(_pair), AfterValidator(_ordered)
+        tuple[Annotated[float, Field(ge=0.5)], Annotated[float, Field(le=60)]], BeforeValidator(as_pair), AfterValidator(ordered)
     ] = (10.0, 10.0)
     num_events: CountSpan = (1, 4)
     event_s: LengthSpan = (0.6, 2.5)

@@ -20,17 +20,10 @@ from torch import Tensor, nn
 
 from pal_audio.data.manifest import Example
 from pal_audio.errors import PalError
-from pal_audio.training.objectives.encoder import EncoderObjective, HeadedEncoder, of_meta
+from pal_audio.training.objectives.encoder import EncoderObjective, FrameHead, HeadedEncoder, of_meta
 from pal_audio.training.scores import normalise
 
 BLANK = 0
-
-
-class CtcHead(nn.Linear):
-    """Frames CTD to scores CTV."""
-
-    def forward(self, frames_CTD: Tensor, lengths_C: Tensor) -> Tensor:  # type: ignore[override]
-        return super().forward(frames_CTD)
 
 
 class CtcObjective(EncoderObjective):
@@ -57,7 +50,7 @@ class CtcObjective(EncoderObjective):
         short = [example.id for example in chosen if not self._is_long_enough(example)]
         if short:
             raise self._too_short(short[0], f"{len(short)} examples have fewer frames than their text needs, the first is ")
-        self.module = HeadedEncoder(self.encoder, CtcHead(config.frame_size, len(self.symbols) + 1))
+        self.module = HeadedEncoder(self.encoder, FrameHead(config.frame_size, len(self.symbols) + 1))
         return chosen
 
     def held_out(self) -> Sequence[Example]:
@@ -85,13 +78,21 @@ class CtcObjective(EncoderObjective):
 
     def inputs(self, items: Sequence[Example]) -> dict[str, Any]:
         sound = self.sound(items)
+        lengths = [self.encoder.config.output_lengths(num_samples) for num_samples in sound["num_samples"].tolist()]
+        return sound | self.targets(items, lengths)
+
+    def targets(self, items: Sequence[Example], lengths: Sequence[int]) -> dict[str, Tensor]:
+        """`targets` CU and `target_lengths` (C,) of examples with so many frames.
+
+        Raises:
+            PalError: one has fewer than its text needs.
+        """
         targets = [self.target(example) for example in items]
-        for example, target, num_samples in zip(items, targets, sound["num_samples"].tolist(), strict=True):
-            if self.encoder.config.output_lengths(num_samples) < _frames_needed(target):  # its header promised more
+        for example, target, length in zip(items, targets, lengths, strict=True):
+            if length < _frames_needed(target):  # its header promised more
                 raise self._too_short(example.id, "fewer frames than the text needs: example ")
         rows = [torch.tensor([self._index[symbol] for symbol in target]) for target in targets]
         return {
-            **sound,
             "targets": nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=BLANK),
             "target_lengths": torch.tensor([len(row) for row in rows]),
         }
@@ -101,9 +102,7 @@ class CtcObjective(EncoderObjective):
 
     def loss(self, module: nn.Module, inputs: dict[str, Any], num_units: int) -> Tensor:
         scores_CTV, lengths_C = module(inputs["features"], inputs["num_samples"])
-        log_TCV = scores_CTV.float().log_softmax(-1).transpose(0, 1)
-        summed = F.ctc_loss(log_TCV, inputs["targets"], lengths_C, inputs["target_lengths"], BLANK, reduction="sum")
-        return summed / num_units
+        return ctc_losses(scores_CTV, lengths_C, inputs["targets"], inputs["target_lengths"]).sum() / num_units
 
     def score(self) -> dict[str, float]:
         """Word and character error rates of greedy decoding; over 1 where more is written than was said."""
@@ -124,6 +123,13 @@ class CtcObjective(EncoderObjective):
     def _too_short(self, name: str, what: str) -> PalError:
         mend = "leave such clips out, or give the encoder more frames a second"
         return PalError(f"{self.where}: {what}{name!r}; {mend}")
+
+
+def ctc_losses(scores_CTV: Tensor, lengths_C: Tensor, targets_CU: Tensor, target_lengths_C: Tensor) -> Tensor:
+    """CTC loss (C,) of each clip, the sum over its symbols."""
+    log_TCV = scores_CTV.float().log_softmax(-1).transpose(0, 1)
+    losses_C: Tensor = F.ctc_loss(log_TCV, targets_CU, lengths_C, target_lengths_C, BLANK, reduction="none")
+    return losses_C
 
 
 def _frames_needed(target: Sequence[str]) -> int:

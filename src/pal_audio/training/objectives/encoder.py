@@ -1,8 +1,9 @@
-"""What `ctc` and `tags` share: one encoder of the model learns by a head, which the stage's checkpoints hold and nothing else.
+"""What objectives of encoders share: one encoder learns by a head, which the stage's checkpoints hold and nothing else.
 
 Shapes: C clips, W encoder windows, T encoder frames, D width, V outputs of the head.
 """
 
+import warnings
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -49,6 +50,13 @@ class HeadedEncoder(nn.Module):
         return self.head(frames.layers[-1], frames.lengths), frames.lengths
 
 
+class FrameHead(nn.Linear):
+    """Frames CTD to scores CTV."""
+
+    def forward(self, frames_CTD: Tensor, lengths_C: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(frames_CTD)
+
+
 class EncoderObjective(Objective[Example]):
     """Base: a member finds its targets, makes the head, and writes loss and score.
 
@@ -85,13 +93,17 @@ class EncoderObjective(Objective[Example]):
         Raises:
             PalError: there is none, or one has no clip or several.
         """
-        task = self.stage.task
-        found = [item for item in examples if not isinstance(item, Document) and task in (None, item.task)]
-        if not found and task is None:
+        tasks = [self.stage.task] if isinstance(self.stage.task, str) else self.stage.task
+        found = [item for item in examples if not isinstance(item, Document) and (tasks is None or item.task in tasks)]
+        if not found and tasks is None:
             raise PalError(f"{self.where}: no {what} example has sound")
-        if not found:
-            tasks = ", ".join(sorted({example.task for example in examples})) or "none"
-            raise PalError(f"{self.where}: no {what} example has task {task!r}; there are {tasks}")
+        there = {item.task for item in found}
+        if missing := [task for task in tasks or () if task not in there]:
+            known = ", ".join(sorted({example.task for example in examples})) or "none"
+            message = f"{self.where}: no {what} example has task {missing[0]!r}; there are {known}"
+            if not found:
+                raise PalError(message)
+            warnings.warn(message, stacklevel=2)
         for example in found:
             if len(example.audio) != 1:
                 raise PalError(f"{self.where}: example {example.id!r} has {len(example.audio)} clips; one is needed")

@@ -1,0 +1,136 @@
+"""`augment` of a mix: what changes training sounds as another voice, microphone or distance would; test sounds stay as they are.
+
+Shape suffix: S samples. Source: speed after T. Ko et al., "Audio Augmentation for Speech Recognition" (2015), which moves pitch
+and formants too, so that one speaker sounds like several; the rest is our choice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import numpy as np
+import numpy.typing as npt
+import soxr
+from pydantic import AfterValidator, BeforeValidator, Field
+
+from pal_audio.config import StrictConfig
+from pal_audio.data.mixing.settings import Chance, LengthSpan, Span, as_pair, ordered
+
+Wave = npt.NDArray[np.float32]
+_PIVOT_HZ, _LOWEST_HZ = 1000.0, 50.0  # a tilt leaves the first alone, and is flat below the second
+_ORDER = 8  # of the low-pass: 48 dB an octave
+
+
+class Speed(StrictConfig):
+    """Sounds are played faster or slower, pitch and all; those of one string of digits, or of two notes, alike.
+
+    Attributes:
+        factor: 2 is twice as fast, an octave higher.
+        chance: of each sound, or of those that are changed alike.
+    """
+
+    factor: Annotated[
+        tuple[Annotated[float, Field(ge=0.5)], Annotated[float, Field(le=2)]], BeforeValidator(as_pair), AfterValidator(ordered)
+    ] = (0.9, 1.1)
+    chance: Chance = 1.0
+
+
+class Tilt(StrictConfig):
+    """Sounds get brighter or duller by so much an octave; the words of one string alike.
+
+    Attributes:
+        db_per_octave: above 0 is brighter.
+        chance: of each sound, or of those that are changed alike.
+    """
+
+    db_per_octave: Span = (-3.0, 3.0)
+    chance: Chance = 1.0
+
+
+class LowPass(StrictConfig):
+    """A whole scene loses what lies above a frequency, as on the telephone.
+
+    Attributes:
+        cutoff_hz: where it is 3 dB down.
+        chance: of each scene.
+    """
+
+    cutoff_hz: LengthSpan = (3400.0, 7000.0)
+    chance: Chance = 0.2
+
+
+class Augment(StrictConfig):
+    """What happens to training sounds; None for never.
+
+    Attributes:
+        speed, tilt: of single sounds, those behind included.
+        low_pass: of whole scenes, after the noise.
+        level_db: of whole scenes, after all else.
+    """
+
+    speed: Speed | None = None
+    tilt: Tilt | None = None
+    low_pass: LowPass | None = None
+    level_db: Span | None = None
+
+    def of_sounds(self, rng: np.random.Generator, num: int, alike: bool) -> list[SoundChange]:
+        """A change for each of so many sounds, or one for all."""
+        changes = []
+        for _ in range(1 if alike else num):
+            speed = rng.uniform(*self.speed.factor) if self.speed and rng.uniform() < self.speed.chance else 1.0
+            tilt = rng.uniform(*self.tilt.db_per_octave) if self.tilt and rng.uniform() < self.tilt.chance else 0.0
+            changes.append(SoundChange(speed=speed, tilt_db=tilt))
+        return changes * num if alike else changes
+
+    def of_scene(self, rng: np.random.Generator) -> dict[str, float]:
+        """What happens to a whole scene: any of `low_pass_hz` and `level_db`."""
+        said = {}
+        if self.low_pass is not None and rng.uniform() < self.low_pass.chance:
+            said["low_pass_hz"] = rng.uniform(*self.low_pass.cutoff_hz)
+        if self.level_db is not None:
+            said["level_db"] = rng.uniform(*self.level_db)
+        return said
+
+
+@dataclass(frozen=True)
+class SoundChange:
+    """What happens to one sound; as it stands, nothing."""
+
+    speed: float = 1.0
+    tilt_db: float = 0.0
+
+    def __call__(self, wav_S: Wave, rate_hz: int) -> Wave:
+        """The changed sound; at `speed` s it is 1/s as long."""
+        if self.speed != 1:
+            wav_S = np.asarray(soxr.resample(wav_S, rate_hz * self.speed, rate_hz), dtype=np.float32)
+        if self.tilt_db != 0:
+            exponent = self.tilt_db / 20
+            wav_S = _filtered(wav_S, lambda hz: 10 ** (exponent * np.log2(np.maximum(hz, _LOWEST_HZ) / _PIVOT_HZ)), rate_hz)
+        return wav_S
+
+    def meta(self) -> dict[str, float]:
+        """What a manifest says of it."""
+        said = {} if self.speed == 1 else {"speed": round(self.speed, 4)}
+        return said if self.tilt_db == 0 else said | {"tilt_db": round(self.tilt_db, 3)}
+
+    @property
+    def semitones(self) -> float:
+        """By how much it moves the pitch."""
+        return float(12 * np.log2(self.speed))
+
+
+NO_CHANGE = SoundChange()
+
+
+def low_passed(wav_S: npt.NDArray[np.float64], cutoff_hz: float, rate_hz: int) -> npt.NDArray[np.float64]:
+    """What is left of a scene below a frequency; no phase is moved."""
+    return np.asarray(_filtered(wav_S, lambda hz: 1 / np.sqrt(1 + (hz / cutoff_hz) ** (2 * _ORDER)), rate_hz))
+
+
+def _filtered(wav_S: npt.NDArray[Any], gain_of: Callable[[Any], Any], rate_hz: int) -> npt.NDArray[Any]:
+    num_fft = 1 << (len(wav_S) + rate_hz // 10).bit_length()  # room for what rings on, so that it does not come round
+    spectrum = np.fft.rfft(wav_S, num_fft) * gain_of(np.fft.rfftfreq(num_fft, 1 / rate_hz))
+    filtered_S: npt.NDArray[Any] = np.fft.irfft(spectrum, num_fft)[: len(wav_S)].astype(wav_S.dtype)
+    return filtered_S

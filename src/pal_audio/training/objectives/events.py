@@ -1,0 +1,126 @@
+"""`events`: an encoder learns, frame by frame, what sounds in scenes of `type: mix`, by a linear head.
+
+A scene's events are those of `meta.events`, and the sound behind them; of the categories that the stage names, or all. A frame
+that an event touches has its label; frames have any number of labels. With `pitches` a note's MIDI number, rounded, is a
+label too, beside that of the instrument.
+
+Source: strong labels as in sound event detection (Mesaros et al., "Sound Event Detection in the DCASE 2017 Challenge", 2019),
+binary cross-entropy for each label; the rest is our choice.
+
+Shapes: C clips, T encoder frames, V labels, N frames of all clips.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pal_audio.data.manifest import Example
+from pal_audio.data.mixing.sounding import Sounding, sounding
+from pal_audio.encoders.base import length_mask
+from pal_audio.errors import PalError
+from pal_audio.training.objectives.encoder import EncoderObjective, FrameHead, HeadedEncoder
+
+
+class EventsObjective(EncoderObjective):
+    """Binary cross-entropy of a clip (unit): the mean over its frames of the sum over labels.
+
+    Args:
+        model, collator, stage: as of `EncoderObjective`.
+
+    Raises:
+        PalError: scikit-learn, which scores, is not installed.
+    """
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        if find_spec("sklearn") is None:
+            raise PalError(f"{self.where} is scored by scikit-learn, which is not installed: pip install 'pal-audio[eval]'")
+
+    def prepare(self, train: Sequence[Example], test: Sequence[Example]) -> Sequence[Example]:
+        chosen, self._held_out = self.chosen(train, "training"), self.chosen(test, "held-out")
+        heard = [one for example in chosen for one in sounding(example, self.stage.categories)]
+        self.kinds = sorted({one.label for one in heard})
+        notes = {round(one.pitch) for one in heard if self.stage.pitches and one.pitch is not None}
+        if self.stage.pitches and not notes:
+            raise PalError(f"{self.where}: no training example has a note with a pitch; take `pitches` out")
+        self.names = [*self.kinds, *(f"note {number}" for number in sorted(notes))]
+        if len(self.names) < 2:
+            raise PalError(
+                f"{self.where}: the training examples have {len(self.names)} labels; at least 2 are needed"
+                + (f"; are categories {self.stage.categories} those of the mix?" if self.stage.categories else "")
+            )
+        self._index = {label: number for number, label in enumerate(self.names)}
+        if not self.held_out():
+            raise PalError(f"{self.where}: no held-out example has labels of the training examples alone")
+        self.module = HeadedEncoder(self.encoder, FrameHead(self.encoder.config.frame_size, len(self.names)))
+        return chosen
+
+    def held_out(self) -> Sequence[Example]:
+        return [item for item in self._held_out if all(label in self._index for _, label in self.labels(item))]
+
+    def notes(self) -> list[str]:
+        return [f"events: encoder {self.name}, {len(self.names)} labels, any number of them a frame"]
+
+    def labels(self, example: Example) -> Iterator[tuple[Sounding, str]]:
+        """The sounds of a scene with their labels; a note with a pitch may come twice."""
+        for one in sounding(example, self.stage.categories):
+            yield one, one.label
+            if self.stage.pitches and one.pitch is not None:
+                yield one, f"note {round(one.pitch)}"
+
+    def inputs(self, items: Sequence[Example]) -> dict[str, Any]:
+        sound = self.sound(items)
+        lengths = [self.encoder.config.output_lengths(num_samples) for num_samples in sound["num_samples"].tolist()]
+        return sound | {"targets": torch.from_numpy(self.targets(items, lengths))}
+
+    def targets(self, items: Sequence[Example], lengths: Sequence[int]) -> np.ndarray:
+        """CTV float32, 1 where a label sounds; the padding has 0."""
+        rate_hz = self.encoder.config.frame_rate_hz
+        targets_CTV = np.zeros((len(items), max(lengths), len(self.names)), dtype=np.float32)
+        for row, example in enumerate(items):
+            for one, label in self.labels(example):
+                first, end = math.floor(one.onset_s * rate_hz), math.ceil(one.offset_s * rate_hz)
+                targets_CTV[row, first : min(end, lengths[row]), self._index[label]] = 1
+        return targets_CTV
+
+    def num_units(self, inputs: dict[str, Any]) -> int:
+        return len(inputs["targets"])
+
+    def loss(self, module: nn.Module, inputs: dict[str, Any], num_units: int) -> Tensor:
+        scores_CTV, lengths_C = module(inputs["features"], inputs["num_samples"])
+        return event_loss(scores_CTV, lengths_C, inputs["targets"]).sum() / num_units
+
+    def score(self) -> dict[str, float]:
+        """Over frames the mean over labels of their average precision, beside what a guess gets; and of scenes of one sound the
+        share whose label has the highest mean score while it sounds (`accuracy`, where there are such scenes).
+        """
+        from sklearn.metrics import average_precision_score
+
+        scores, targets, right = [], [], []
+        held_out = self.held_out()
+        for example, scores_TV in self.outputs(held_out):
+            targets_TV = self.targets([example], [len(scores_TV)])[0]
+            scores.append(scores_TV.numpy())
+            targets.append(targets_TV)
+            heard = sounding(example)
+            if len(heard) == 1 and heard[0].label in self._index:
+                of_event_V = scores_TV[torch.from_numpy(targets_TV[:, self._index[heard[0].label]] > 0)].mean(0)
+                right.append(self.kinds[int(of_event_V[: len(self.kinds)].argmax())] == heard[0].label)
+        scores_NV, targets_NV = np.concatenate(scores), np.concatenate(targets)
+        present = np.flatnonzero(targets_NV.any(0))
+        precisions = [average_precision_score(targets_NV[:, label], scores_NV[:, label]) for label in present]
+        found = {"frame_map": float(np.mean(precisions)), "chance": float(targets_NV[:, present].mean()), "num": len(held_out)}
+        return found | ({"accuracy": sum(right) / len(right), "num_of_one": len(right)} if right else {})
+
+
+def event_loss(scores_CTV: Tensor, lengths_C: Tensor, targets_CTV: Tensor) -> Tensor:
+    """Loss (C,) of each clip: the mean over its own frames of the sum over labels."""
+    each_CT = F.binary_cross_entropy_with_logits(scores_CTV.float(), targets_CTV, reduction="none").sum(-1)
+    mask_CT = length_mask(lengths_C, each_CT.shape[1])
+    return (each_CT * mask_CT).sum(1) / lengths_C

@@ -1,0 +1,128 @@
+"""What changes training sounds: measured on the sound, alike where it must be, and never in the test."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pal_audio.data.mixing.augmentation import SoundChange, low_passed
+from pal_audio.errors import PalError
+
+from .sets import RATE_HZ, make_all
+from .test_compose import composer
+
+AUGMENT: dict[str, Any] = {
+    "speed": {"factor": [0.8, 1.25]},
+    "tilt": {"db_per_octave": [-3, 3]},
+    "low_pass": {"chance": 1},
+    "level_db": [-20, -10],
+}
+DIGITS = {"transcribe": {"scene": {"num_digits": 3}}}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_all(tmp_path_factory.mktemp("sets"))
+
+
+def tone(hz: float, seconds: float = 1.0) -> np.ndarray:
+    wav_S: np.ndarray = np.sin(2 * np.pi * hz * np.arange(round(seconds * RATE_HZ)) / RATE_HZ).astype(np.float32)
+    return wav_S
+
+
+def level_db(wav_S: np.ndarray) -> float:
+    """Of its middle, where no end is heard."""
+    middle_S = wav_S[len(wav_S) // 4 : -len(wav_S) // 4].astype(np.float64)
+    return float(10 * np.log10(np.mean(middle_S**2)))
+
+
+@pytest.mark.parametrize("speed", [0.8, 1.25, 2.0])
+def test_speed_moves_pitch_and_length(speed: float) -> None:
+    changed_S = SoundChange(speed=speed)(tone(1000), RATE_HZ)
+    assert abs(len(changed_S) - RATE_HZ / speed) <= 1
+    peak_hz = np.argmax(np.abs(np.fft.rfft(changed_S))) * RATE_HZ / len(changed_S)
+    assert peak_hz == pytest.approx(1000 * speed, abs=2)
+    assert SoundChange(speed=speed).semitones == pytest.approx(12 * np.log2(speed))
+
+
+def test_a_tilt_is_so_many_decibels_an_octave() -> None:
+    gains_db = [level_db(SoundChange(tilt_db=3)(tone(hz), RATE_HZ)) - level_db(tone(hz)) for hz in (500, 1000, 4000)]
+    assert gains_db == pytest.approx([-3, 0, 6], abs=0.05)
+
+
+def test_a_low_pass_is_3_db_down_at_its_cutoff_and_nothing_passes_far_above() -> None:
+    lost_db = [level_db(low_passed(tone(hz).astype(np.float64), 3000, RATE_HZ)) - level_db(tone(hz)) for hz in (1000, 3000, 6000)]
+    assert lost_db[:2] == pytest.approx([0, -3.01], abs=0.05)
+    assert lost_db[2] < -45
+
+
+def test_the_test_is_never_changed_and_training_is(root: Path) -> None:
+    tasks = {"first": 1, **DIGITS}
+    plain, changed = composer(root, tasks=tasks), composer(root, tasks=tasks, augment=AUGMENT)
+    for index in range(10):
+        one, other = plain.item("test", index), changed.item("test", index)
+        assert np.array_equal(one.wav_S, other.wav_S)
+        assert one.meta == other.meta
+        one, other = plain.item("train", index), changed.item("train", index)
+        assert (one.question, one.answer) == (other.question, other.answer)
+        assert [event["clip"] for event in one.meta["events"]] == [event["clip"] for event in other.meta["events"]]
+        assert {"speed", "tilt_db"} <= other.meta["events"][0].keys()
+        assert -20 <= other.meta["level_db"] <= -10
+        assert 3400 <= other.meta["low_pass_hz"] <= 7000
+
+
+def test_words_of_a_string_and_two_notes_change_alike_and_other_sounds_do_not(root: Path) -> None:
+    for tasks, alike in ((DIGITS, True), ({"pitch": {"scene": {"seconds": 4}}}, True), ({"first": 1}, False)):
+        made = composer(root, tasks=tasks, augment={"speed": {"factor": [0.8, 1.25]}})
+        for index in range(6):
+            speeds = {event["speed"] for event in made.item("train", index).meta["events"]}
+            assert (len(speeds) == 1) == alike
+
+
+def test_a_note_is_as_high_as_its_manifest_says(root: Path) -> None:
+    tasks = {"classify": {"categories": ["instrument"]}}
+    plain, changed = (composer(root, tasks=tasks, augment=a) for a in (None, {"speed": {"factor": [0.8, 1.25]}}))
+    for index in range(4):
+        item = changed.item("train", index)
+        (event,) = item.meta["events"]
+        before = plain.item("train", index).meta["events"][0]["pitch"]
+        assert event["pitch"] == pytest.approx(before + 12 * np.log2(event["speed"]), abs=0.01)
+        inside_S = item.wav_S[round(event["onset_s"] * RATE_HZ) : round(event["offset_s"] * RATE_HZ)]
+        spectrum = np.abs(np.fft.rfft(inside_S * np.hanning(len(inside_S)), 8 * RATE_HZ))
+        assert 69 + 12 * np.log2(np.argmax(spectrum) / 8 / 440) == pytest.approx(event["pitch"], abs=0.2)
+
+
+def test_a_level_is_that_of_the_whole_scene(root: Path) -> None:
+    scene = {"gain_db": -10, "background": {"sound": "white", "snr_db": 20}}
+    plain, quiet = (composer(root, scene=scene, augment=a) for a in (None, {"level_db": -15}))
+    one, other = plain.item("train", 0), quiet.item("train", 0)
+    assert one.meta["scale_db"] == other.meta["scale_db"] == 0
+    np.testing.assert_allclose(other.wav_S, one.wav_S * 10 ** (-15 / 20), rtol=1e-4, atol=1e-7)
+
+
+def test_procedural_sounds_keep_the_parameters_of_their_split() -> None:
+    made = composer(None, augment=AUGMENT)
+    assert all("speed" not in made.item("train", index).meta["events"][0] for index in range(5))
+
+
+def test_digits_have_their_transcript(root: Path) -> None:
+    item = composer(root, tasks=DIGITS).item("train", 0)
+    assert item.meta["transcript"] == item.answer
+    assert "transcript" not in composer(root, tasks={"first": 1}).item("train", 0).meta
+
+
+@pytest.mark.parametrize(
+    ("augment", "words"),
+    [
+        ({"sped": {}}, "did you mean 'speed'"),
+        ({"speed": {"factor": [0.4, 1]}}, "speed.factor"),
+        ({"speed": {"factor": [1.2, 0.9]}}, "lowest and highest"),
+        ({"low_pass": {"cutoff_hz": -5}}, "cutoff_hz"),
+    ],
+)
+def test_what_is_wrong_is_named(augment: dict[str, Any], words: str) -> None:
+    from .test_config import parsed
+
+    with pytest.raises(PalError, match=words):
+        parsed(augment=augment)

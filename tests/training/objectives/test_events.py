@@ -1,0 +1,146 @@
+"""`events` and `events-ctc`: targets, losses against torch's own, and that they learn."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from pal_audio.data.manifest import Example
+from pal_audio.errors import PalError
+from pal_audio.training.recipe import Stage
+from pal_audio.training.run import train
+from tests.training.objectives.made import ENCODER, TONES_HZ, example, manifest, recipe, scores
+from tests.training.objectives.test_heads import objective, read
+
+FRAME_S = 0.04
+
+
+def scene(folder: Path, name: str, letters: str, seed: int = 0, words: bool = False, **meta: Any) -> Example:
+    """Tones of 0.2 s behind gaps of 0.1 s, as `made.clip` lays them; `c` is a note."""
+    kinds = {"a": "sound", "b": "sound", "c": "instrument"}
+    pitches = {"c": {"pitch": 60.4}}
+    events = [
+        {
+            "label": letter,
+            "category": kinds[letter],
+            "onset_s": 0.1 + 0.3 * n,
+            "offset_s": 0.3 + 0.3 * n,
+            **pitches.get(letter, {}),
+        }
+        for n, letter in enumerate(letters)
+    ]
+    spoken = {"transcript": " ".join(letters)} if words else {}
+    return example(folder, name, letters, letters, seed, events=events, seconds=0.3 * len(letters) + 0.1, **spoken, **meta)
+
+
+def test_a_frame_that_an_event_touches_has_its_label(tmp_path: Path) -> None:
+    behind = {"background": "b", "background_category": "sound", "background_clip": "x"}
+    items = read(tmp_path, scene(tmp_path, "1", "ac"), scene(tmp_path, "2", "a", **behind), scene(tmp_path, "3", "b"))
+    made = objective("events", pitches=True)
+    made.prepare(items, items)
+    assert made.names == ["a", "b", "c", "note 60"]
+    inputs = made.inputs(items)
+    lengths = [made.encoder.config.output_lengths(int(num)) for num in inputs["num_samples"]]
+    assert lengths == [18, 10, 10]
+    targets = inputs["targets"].numpy()
+    assert targets.shape == (3, 18, 4)
+    for row, label, onset_s, offset_s in ((0, 0, 0.1, 0.3), (0, 2, 0.4, 0.6), (0, 3, 0.4, 0.6), (1, 0, 0.1, 0.3), (1, 1, 0, 0.4)):
+        begins, ends = np.arange(18) * FRAME_S, np.arange(1, 19) * FRAME_S
+        expected = (begins < offset_s - 1e-9) & (ends > onset_s + 1e-9)
+        assert targets[row, : lengths[row], label].astype(bool).tolist() == expected[: lengths[row]].tolist(), (row, label)
+    assert targets[:, :, 1].sum(1).tolist() == [0, 10, 6]
+    assert not targets[1:, 10:].any(), "the padding sounds of nothing"
+    sounds = objective("events", categories=["sound"])
+    sounds.prepare(items, items)
+    assert sounds.names == ["a", "b"]
+
+
+def test_the_loss_is_the_mean_over_a_clips_own_frames(tmp_path: Path) -> None:
+    items = read(tmp_path, scene(tmp_path, "1", "abc"), scene(tmp_path, "2", "b"))
+    made = objective("events")
+    made.prepare(items, items)
+    made.module.eval()
+    inputs = made.inputs(items)
+    assert made.num_units(inputs) == 2
+    expected = 0.0
+    for item in items:
+        alone = made.inputs([item])
+        scores_TV = made.module(alone["features"], alone["num_samples"])[0][0]
+        each = nn.functional.binary_cross_entropy_with_logits(scores_TV, alone["targets"][0], reduction="none")
+        expected += float(each.sum(1).mean().detach())
+    assert float(made.loss(made.module, inputs, 2).detach()) == pytest.approx(expected / 2, rel=1e-5)
+
+
+def test_both_losses_are_those_of_each_alone(tmp_path: Path) -> None:
+    """A scene of sounds, one with words beside, and words alone; heads and encoder are the same."""
+    words_alone = example(tmp_path, "3", "ca", "x", transcript="c a")
+    items = read(tmp_path, scene(tmp_path, "1", "ab"), scene(tmp_path, "2", "abc", words=True), words_alone)
+    both = objective("events-ctc", symbols="words")
+    both.prepare(items, items)
+    both.module.eval()
+    inputs = both.inputs(items)
+    assert both.num_units(inputs) == 3
+    expected = 0.0
+    for part, chosen in ((both.events, items[:2]), (both.ctc, items[1:])):
+        for item in chosen:
+            alone = part.inputs([item])
+            num_symbols = len(part.target(item)) if part is both.ctc else 1
+            expected += float(part.loss(part.module, alone, num_symbols).detach())
+    assert float(both.loss(both.module, inputs, 3).detach()) == pytest.approx(expected / 3, rel=1e-4)
+    part = both.inputs(items[:1])  # without words: the other head has a gradient of zero, for processes that wait for it
+    both.loss(both.module, part, 1).backward()
+    assert both.module.head.ctc.weight.grad.eq(0).all()
+    assert both.module.head.events.weight.grad.ne(0).any()
+    parameters = {id(p) for group in both.parameter_groups() for p in group["params"]}
+    assert parameters >= {id(p) for p in both.module.head.parameters()}
+
+
+def test_what_cannot_be_learnt_is_named(tmp_path: Path) -> None:
+    plain, item = example(tmp_path, "plain", "a", "a"), scene(tmp_path, "scene", "ab")
+    cases: list[tuple[str, dict[str, Any], list[Example], str]] = [
+        ("events", {}, [item, plain], "'plain': its meta is not that of a scene"),
+        ("events", {"categories": ["voice"]}, [item], "have 0 labels; .* are categories .'voice'. those of the mix"),
+        ("events", {"pitches": True}, [item], "no training example has a note with a pitch"),
+        ("events-ctc", {}, [item], "no training example has meta.transcript; take objective events or ctc alone"),
+        ("events-ctc", {}, [example(tmp_path, "w", "a", "a", transcript="a")], "no training example has meta.events"),
+    ]
+    for kind, stage, examples, words in cases:
+        items = read(tmp_path, *examples)
+        with pytest.raises(PalError, match=words):
+            objective(kind, **stage).prepare(items, items)
+    train, test = read(tmp_path, item), read(tmp_path, scene(tmp_path, "new", "c"))
+    with pytest.raises(PalError, match="no held-out example has labels of the training examples alone"):
+        objective("events").prepare(train, test)
+    with pytest.raises(ValueError, match="`categories` belongs to objective events or events-ctc, not ctc"):
+        Stage(objective="ctc", train={"encoder": 1e-3}, steps=1, categories=["sound"])
+
+
+def test_several_tasks_are_chosen_and_one_that_is_not_there_is_said(tmp_path: Path) -> None:
+    items = read(tmp_path, *(example(tmp_path, task, "a", "a", task=task) for task in ("spell", "sing", "hum")))
+    assert [item.id for item in objective("ctc", task=["sing", "spell"]).chosen(items, "training")] == ["spell", "sing"]
+    with pytest.warns(UserWarning, match="no training example has task 'shout'; there are hum, sing, spell"):
+        objective("ctc", task=["sing", "shout"]).chosen(items, "training")
+    with pytest.raises(PalError, match="no training example has task 'shout'"):
+        objective("ctc", task=["shout"]).chosen(items, "training")
+
+
+def test_both_are_learnt(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    paths = []
+    for name, num in (("train", 48), ("test", 16)):
+        texts = ["".join(rng.choice([*TONES_HZ], rng.integers(1, 4))) for _ in range(num)]
+        paths.append(
+            manifest(tmp_path, name, [scene(tmp_path, f"{name}-{n}", text, n, words=True) for n, text in enumerate(texts)])
+        )
+    stage = {"objective": "events-ctc", "symbols": "words", "train": {"encoder": 5e-3, "head": 5e-3}, "steps": 120}
+    torch.manual_seed(0)
+    run = train(recipe(tmp_path, {"encoder": ENCODER}, [paths[0]], [paths[1]], stage, seed=1), out=tmp_path / "run")
+    (found,) = scores(run)
+    assert found["events.frame_map"] > 0.9 > 2 * found["events.chance"]
+    assert found["events.accuracy"] == 1.0
+    assert found["events.num_of_one"] > 2
+    assert found["ctc.wer"] < 0.1
+    assert (run / "encoders" / "audio" / "model.safetensors").is_file()
