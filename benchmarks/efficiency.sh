@@ -48,8 +48,8 @@ case $name in
         for llm in llama-3.2-3b qwen2.5-1.5b; do
             LLM=$llm train "$name-$llm" --batch 8 --audio-tokens 750 --integrations lal --steps 10 --warmup 3
         done ;;
-    infer-1500) infer "$name" --batch 1,16 --audio-tokens 1500 --integrations lal,pal --new-tokens 64 ;;
-    infer-one-clip) infer "$name" --batch 64 --audio-tokens 1500 --integrations lal --one-clip ;;
+    infer-1500) infer "$name" --batch 1,16 --audio-tokens 1500 --integrations lal,pal --new-tokens 64 --decode compiled ;;
+    infer-one-clip) infer "$name" --batch 64 --audio-tokens 1500 --integrations lal --one-clip --decode compiled ;;
     infer-long) # 10 minutes and 1 hour; 25 tokens a second
         infer "$name" --batch 1 --audio-tokens 15000,90000 --integrations lal --chunk-tokens 15000 --set setup.positions=zero --repeats 2 --warmup 1 --new-tokens 16 ;;
     infer-6-hours)

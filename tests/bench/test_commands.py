@@ -126,6 +126,24 @@ def test_infer_tells_first_token_decoding_and_bytes(tmp_path: Path, capsys: pyte
     assert text["encode_s"] is None
 
 
+@pytest.mark.parametrize("one_clip", [False, True])
+def test_the_compiled_loop_is_measured(one_clip: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    options = [
+        "--precision",
+        "float32",
+        "--integrations",
+        "lal,pal,flamingo",
+        "--set",
+        'layers=["every:2"]',
+        "--decode",
+        "compiled",
+    ]
+    assert cli.main([*INFER, *options, *(["--one-clip"] if one_clip else []), "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["groups"][0]
+    assert [row["case"]["integration"] for row in rows] == ["text", "plits", "lal", "pal", "flamingo"]
+    assert all(row["error"] is None and row["token_s"] > 0 for row in rows)
+
+
 def test_one_clip_is_held_once(capsys: pytest.CaptureFixture[str]) -> None:
     options = [
         "--precision",

@@ -180,6 +180,12 @@ def test_streams_that_do_not_fit_their_encoders_are_one_clear_line(wrong: dict[s
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["a.b", "", "keys", 3])
+def test_a_name_that_no_part_of_a_model_can_have_is_refused(name: Any) -> None:
+    with pytest.raises(PalError, match=rf"encoders: {name!r} cannot name a part of a model"):
+        AudioConfig.parse({"encoders": {name: TINY_ENCODER}, "streams": [stream(name, MLP, LAL)]})
+
+
 def test_a_sequence_for_each_layer_does_not_go_through_lfst() -> None:
     ears = EARS | {"a": TINY_ENCODER | {"encoder_layers": "per_llm_layer"}}
     with pytest.raises(PalError, match=r"streams\[0\]: .*per_llm_layer.*of 'a', but connector 'lfst' reads one of each encoder"):

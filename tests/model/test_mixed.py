@@ -8,12 +8,14 @@ import torch
 
 from pal_audio.integration.memory import AudioMemory
 from pal_audio.model import PalForConditionalGeneration, PalProcessor, load
+from pal_audio.model.decoding import greedy
 from pal_audio.model.presets import ENCODERS_OF
-from tests.encoders.cases import CASES
+from tests.model.test_encoder_matrix import ENCODERS
 from tests.model.test_invariants import CONVERSATIONS, check_generation, check_live_path, check_reference, valid_logits
 from tests.model.test_packing import check_packed
 from tests.model.test_streams import BF16_TOLERANCE
-from tests.tiny import RATE_HZ, TINY_ENCODERS, batch, message, noise, tiny_mix, tiny_model
+from tests.model.test_turns import check_sixteen_clips, check_turns
+from tests.tiny import TINY_ENCODERS, batch, message, noise, tiny_mix, tiny_model
 
 MLP = {"type": "mlp", "stride": 4}
 LFST = {"type": "lfst", "queries": 5, "num_heads": 2}
@@ -67,7 +69,7 @@ def test_presets_equal_the_reference(arm: str) -> None:
     check_reference(*tiny_model("llama", arm))
 
 
-MEMBERS = {"speech": CASES["whisper"], "sound": CASES["sslam"], "language": CASES["clap"]}
+MEMBERS = {"speech": ENCODERS["whisper"], "sound": ENCODERS["sslam"], "language": ENCODERS["clap"]}
 
 
 @pytest.mark.parametrize("arm", ["pal-multi", "lfst"])
@@ -108,6 +110,14 @@ def test_generation_cached_equals_recomputed(name: str) -> None:
 
 
 @every_mix
+def test_the_static_decoder_gives_the_tokens_of_generate(name: str) -> None:
+    model, processor = mixed(name)
+    inputs = batch(processor, [conversation for conversation, _ in CONVERSATIONS])
+    expected = model.generate(**inputs, max_new_tokens=8, do_sample=False)
+    assert torch.equal(greedy(model, **inputs, max_new_tokens=8), expected)
+
+
+@every_mix
 def test_the_live_path_equals_the_memory_and_trains_every_part(name: str) -> None:
     check_live_path(*mixed(name))
 
@@ -132,19 +142,14 @@ def test_a_memory_comes_back_from_disk_to_a_model_that_came_back_too(name: str, 
 
 
 @pytest.mark.parametrize("positions", ["span", "zero"])
-@pytest.mark.parametrize("name", [name for name in MIXES if "flamingo" not in name])
-@torch.no_grad()
-def test_new_clips_behind_a_kept_cache_equal_recomputation(name: str, positions: str) -> None:
-    model, processor = mixed(name, positions=positions)
-    first, later = [noise(1.3, 2)], [noise(0.4, 1), noise(0.7, 3)]
-    begun = batch(processor, [message(*first)])
-    new = processor("and <|audio|> or <|audio|>?", later, sampling_rate=RATE_HZ, add_special_tokens=False)
-    ids = torch.cat([begun["input_ids"], new["input_ids"]], 1)
-    whole = model(ids, **processor.collate_clips([processor.clip(clip, RATE_HZ) for clip in first + later])).logits
-    cache = model(**begun, use_cache=True).past_key_values
-    sound = {key: new[key] for key in ("input_features", "audio_num_samples")}
-    behind = model(new["input_ids"], past_key_values=cache, **sound).logits
-    torch.testing.assert_close(behind, whole[:, begun["input_ids"].shape[1] :], rtol=1e-5, atol=2e-5)
+@every_mix
+def test_new_clips_in_later_turns_equal_recomputation(name: str, positions: str) -> None:
+    check_turns(*mixed(name, positions=positions))
+
+
+@pytest.mark.parametrize("name", ["speech by plits, lfst by lal", "plits, lal, flamingo"])
+def test_sixteen_clips_in_a_message_equal_the_reference(name: str) -> None:
+    check_sixteen_clips(*mixed(name))
 
 
 def test_the_longest_stream_sets_the_span_and_queries_count_as_they_are() -> None:

@@ -24,6 +24,7 @@ from pal_audio.encoders.base import Frames
 from pal_audio.integration import cost
 from pal_audio.integration.memory import AudioMemory, ClipTokens
 from pal_audio.model import PalForConditionalGeneration
+from pal_audio.model.decoder import Decoder
 
 COMPARED_VALUES = ["first_token_s", "ready_first_token_s", "token_s", "rest_bytes", "resident_rest_bytes", "kv_bytes"]
 Text = dict[str, Tensor]
@@ -45,7 +46,8 @@ def measure_case(case: Case, device: torch.device, repeats: int, warmup: int, ra
         mode = None if case.setup.compile_mode == "default" else case.setup.compile_mode
         model.get_decoder().compile(mode=mode)
     inputs = models.make_batch(case, model, extra["clips"] or case.batch).inputs
-    text: Text = {name: inputs.pop(name).to(device) for name in ("input_ids", "attention_mask")}
+    # On the CPU, as a processor gives it: clips are placed there, and the model moves all of it itself.
+    text: Text = {name: inputs.pop(name) for name in ("input_ids", "attention_mask")}
     encode = partial(make_memory, case, model, inputs, extra["chunk_tokens"])
     decode = DECODERS[extra["decode"]]
     with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=case.setup.precision == "autocast"):
@@ -133,23 +135,8 @@ def joined(parts: list[AudioMemory]) -> AudioMemory:
 
 
 def shared(memory: AudioMemory | None, rows: int) -> AudioMemory | None:
-    """A memory of one clip for every row: views of the same bytes. One of many clips is left as it is."""
-    if memory is None or memory.num_clips == rows:
-        return memory
-
-    def view(tensor: Tensor) -> Tensor:
-        return tensor.expand(rows, *tensor.shape[1:])
-
-    clips = memory.clips
-    clips = ClipTokens(
-        None if clips.slots_CAD is None else view(clips.slots_CAD),
-        view(clips.num_slots_C),
-        clips.num_keys_SC.expand(-1, rows),
-        view(clips.spans_C),
-    )
-    keys = [{layer: view(tensor) for layer, tensor in stream.items()} for stream in memory.keys]
-    values = [{layer: view(tensor) for layer, tensor in stream.items()} for stream in memory.values]
-    return replace(memory, clips=clips, keys=keys, values=values)
+    """A memory of one clip for every row, held once. One of many clips is left as it is."""
+    return memory if memory is None or memory.num_clips == rows else memory.share(rows)
 
 
 def first_token(model: PalForConditionalGeneration, text: Text, memory: AudioMemory | None) -> Any:
@@ -172,6 +159,8 @@ def decode_by_generate(
     None where the clock's noise is larger than that.
     """
 
+    text = {name: item.to(device) for name, item in text.items()}
+
     def generate(num: int) -> None:
         model.generate(**text, audio_memory=memory, max_new_tokens=num, min_new_tokens=num, do_sample=False, pad_token_id=0)
 
@@ -190,7 +179,7 @@ def decode_by_loop(
     repeats: int,
 ) -> float:
     """Seconds for one token of every row in a bare greedy loop behind one prefill: the median of its steps."""
-    attached = None
+    attached, text = None, {name: item.to(device) for name, item in text.items()}
     if memory is not None:
         attached = replace(model.attach(memory, text["input_ids"], text["attention_mask"]), trusted=True)
     outputs = model(**text, audio_memory=attached, use_cache=True, logits_to_keep=1)
@@ -211,7 +200,28 @@ def decode_by_loop(
     return measure.timed(step, new_tokens, device).median_s
 
 
-DECODERS: dict[str, Callable[..., float | None]] = {"generate": decode_by_generate, "loop": decode_by_loop}
+def decode_by_graph(
+    model: PalForConditionalGeneration,
+    text: Text,
+    memory: AudioMemory | None,
+    new_tokens: int,
+    device: torch.device,
+    repeats: int,
+    kernel: bool | None = None,
+) -> float:
+    """Seconds for one token of every row in the loop of `model.decoding`, captured before: the median of its steps."""
+    decoder = Decoder(model, kernel=kernel)
+    decoder.start(text["input_ids"], text["attention_mask"], 2 + new_tokens, [], 0, audio_memory=memory)
+    decoder.run()
+    return measure.timed(decoder.run, new_tokens, device).median_s
+
+
+DECODERS: dict[str, Callable[..., float | None]] = {
+    "generate": decode_by_generate,
+    "loop": decode_by_loop,
+    "compiled": decode_by_graph,
+    "compiled-matmul": partial(decode_by_graph, kernel=False),
+}
 """Ways to decode: (model, text, memory, new_tokens, device, repeats) -> seconds a token, or None."""
 
 

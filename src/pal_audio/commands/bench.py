@@ -93,7 +93,7 @@ def infer(
     new_tokens: Annotated[int, typer.Option(min=1, help="Tokens decoded after the first.")] = 32,
     one_clip: Annotated[bool, typer.Option("--one-clip", help="All rows ask about one clip.")] = False,
     chunk_tokens: Annotated[int, typer.Option(min=0, help="Encode clips in chunks of so many audio tokens; 0: at once.")] = 0,
-    decode: Annotated[str, typer.Option(help="Way to decode: generate, or a bare loop (loop).")] = "generate",
+    decode: Annotated[str, typer.Option(help="Way to decode: generate, a bare loop (loop) or a compiled one.")] = "generate",
     repeats: Annotated[int, typer.Option(min=1, help="Measured calls of each kind.")] = 5,
     warmup: Annotated[int, typer.Option(min=1, help="Calls before them.")] = 2,
     device: DeviceOption = None,

@@ -23,8 +23,10 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from pal_audio.errors import PalError
+from pal_audio.integration.decode_attention import DecodingStep
 from pal_audio.integration.key_values import UnsupportedLlmError
 from pal_audio.integration.packing import Packing
+from pal_audio.integration.shared_attention import shared_attention
 
 # The user's name of an inner kernel -> ours in transformers' registry. Names containing "sdpa", "flash" or
 # "flex_attention" make transformers check or load other things.
@@ -50,15 +52,19 @@ class AudioContext(Protocol):
         ...
 
     def keys_values(self, layer: int) -> tuple[Tensor, Tensor]:
-        """Rotated keys and values (B, K, A, d) of one LAL layer."""
+        """Rotated keys and values (B, K, A, d) of one LAL layer; (1, K, A, d) where all rows share them."""
         ...
 
     def visible(self, layer: int) -> Tensor:
         """(B, 1, L, A) bool: which text token of this call sees which key."""
         ...
 
+    def once(self, layer: int, text_mask: Tensor | None, make: Callable[[], Tensor]) -> Tensor:
+        """What `make` gives, made once in a forward for all layers that see the same audio under the same text mask."""
+        ...
 
-def check_consumed(context: AudioContext) -> None:
+
+def check_consumed(context: AudioContext | DecodingStep) -> None:
     """The guard against lost audio: every LAL layer must have attended to audio in this forward.
 
     Raises:
@@ -82,8 +88,11 @@ def _attend(
     attention_mask: Tensor | None,
     pal_audio: AudioContext | None = None,
     pal_packing: Packing | None = None,
+    pal_decoding: DecodingStep | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
+    if pal_decoding is not None:
+        return pal_decoding.attend(module, query, key, value, **kwargs)
     if pal_packing is not None:
         pal_packing.num_calls += 1
         query, key, value = (pal_packing.unpack_heads(heads) for heads in (query, key, value))
@@ -115,11 +124,22 @@ def _hear(
 ) -> tuple[Tensor, Tensor | None]:
     """Attention of one LAL layer over [audio; text]."""
     audio_keys, audio_values = pal_audio.keys_values(layer)
-    key, value, text_mask = _explicit_mask(query, key, value, attention_mask)
-    visible = pal_audio.visible(layer)
-    if text_mask.dtype != torch.bool:  # an additive mask of the caller's own
-        visible = _additive(visible, text_mask.dtype)
-    mask = torch.cat([visible, text_mask], dim=-1)
+    key, value = _filled(query, key, value, attention_mask)
+    if audio_keys.shape[0] != query.shape[0]:  # held once for all rows
+        text_mask = _text_mask(query, key, attention_mask)
+        if inner_with_audio is _folded_inner and text_mask.dtype == torch.bool:
+            parts = (key, value, text_mask), (audio_keys, audio_values, pal_audio.visible(layer))
+            return shared_attention(query, *parts, kwargs.get("scaling")).transpose(1, 2).contiguous(), None
+        audio_keys, audio_values = (side.expand(query.shape[0], -1, -1, -1) for side in (audio_keys, audio_values))
+
+    def joint_mask() -> Tensor:
+        text_mask, visible = _text_mask(query, key, attention_mask), pal_audio.visible(layer)
+        if text_mask.dtype != torch.bool:  # an additive mask of the caller's own
+            visible = _additive(visible, text_mask.dtype)
+        mask = torch.cat([visible, text_mask], dim=-1)
+        return _folded_mask(mask, query.shape[1] // key.shape[1], value.dtype) if inner_with_audio is _folded_inner else mask
+
+    mask = pal_audio.once(layer, attention_mask, joint_mask)
     keys = torch.cat([audio_keys.to(key.dtype), key], dim=2)
     values = torch.cat([audio_values.to(value.dtype), value], dim=2)
     # The window is in the text's mask already; audio keys are exempt from it.
@@ -148,7 +168,7 @@ def folded_sdpa(
     Args:
         query: (B, H, L, d).
         key, value: (B, K, T, d).
-        mask: (B, 1, L, T) bool or additive.
+        mask: (B, 1, L, T) bool or additive, or (B, 1, H/K * L, T), folded already.
         dropout: of the weights.
         scale: of the scores; 1 / sqrt(d) if None.
 
@@ -160,10 +180,16 @@ def folded_sdpa(
     if query.dtype != value.dtype or key.dtype != value.dtype:  # under autocast, rotation has promoted queries and keys
         query, key = query.to(value.dtype), key.to(value.dtype)
     folded = query.reshape(rows, heads // groups, groups * num_tokens, size)
-    if groups > 1:
-        mask = mask[:, :, None].expand(-1, -1, groups, -1, -1).flatten(2, 3)
+    if mask.shape[2] == num_tokens:
+        mask = _folded_mask(mask, groups, value.dtype)
     output = nn.functional.scaled_dot_product_attention(folded, key, value, attn_mask=mask, dropout_p=dropout, scale=scale)
     return output.reshape(rows, heads, num_tokens, size)
+
+
+def _folded_mask(mask: Tensor, groups: int, dtype: torch.dtype) -> Tensor:
+    """(B, 1, L, T) -> (B, 1, groups * L, T), additive: what SDPA would make of a bool mask in every layer."""
+    mask = _additive(mask, dtype) if mask.dtype == torch.bool else mask.to(dtype)
+    return mask[:, :, None].expand(-1, -1, groups, -1, -1).flatten(2, 3)
 
 
 def _eager_inner(
@@ -171,21 +197,28 @@ def _eager_inner(
 ) -> tuple[Tensor, Tensor | None]:
     """The family's own eager attention, which knows its soft-cap and sinks; it wants an additive mask."""
     eager = sys.modules[type(module).__module__].eager_attention_forward
-    key, value, attention_mask = _explicit_mask(query, key, value, attention_mask)
+    key, value = _filled(query, key, value, attention_mask)
+    attention_mask = _text_mask(query, key, attention_mask)
     if attention_mask.dtype == torch.bool:
         attention_mask = _additive(attention_mask, query.dtype)
     return eager(module, query, key, value, attention_mask, **kwargs)
 
 
-def _explicit_mask(query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Keys, values and a (B, 1, L, T) mask where `sdpa_mask` left it out: causal in a prefill, everything for one token."""
+def _filled(query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Keys and values without what an empty static cache has not filled yet, in a prefill."""
+    num_queries = query.shape[2]
+    if attention_mask is None and 1 < num_queries < key.shape[2]:
+        return key[:, :, :num_queries], value[:, :, :num_queries]
+    return key, value
+
+
+def _text_mask(query: Tensor, key: Tensor, attention_mask: Tensor | None) -> Tensor:
+    """The (B, 1, L, T) mask, also where `sdpa_mask` left it out: causal in a prefill, everything for one token."""
     if attention_mask is not None:
-        return key, value, attention_mask.expand(query.shape[0], -1, -1, -1)
+        return attention_mask.expand(query.shape[0], -1, -1, -1)
     num_queries, num_keys = query.shape[2], key.shape[2]
-    if num_queries > 1 and num_keys > num_queries:  # prefill into an empty static cache: the rest is not filled yet
-        key, value, num_keys = key[:, :, :num_queries], value[:, :, :num_queries], num_queries
     causal = torch.ones(num_queries, num_keys, dtype=torch.bool, device=query.device).tril(num_keys - num_queries)
-    return key, value, causal.expand(query.shape[0], 1, -1, -1)
+    return causal.expand(query.shape[0], 1, -1, -1)
 
 
 def _additive(visible: Tensor, dtype: torch.dtype) -> Tensor:

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from pal_audio.errors import PalError
+from pal_audio.integration.attached import AttachedAudio, attach, check_context
 from pal_audio.integration.flamingo import streams_of_the_last_clip
 from pal_audio.integration.joining import concatenate_clips
-from pal_audio.integration.memory import AttachedAudio, AudioMemory, attach, check_context
+from pal_audio.integration.memory import AudioMemory
 from pal_audio.integration.positions import NOWHERE, UNKNOWN_TOKEN, KeyLayout, Placement, place
 
 
@@ -82,6 +83,9 @@ def extend(
     """
     if known.live is not None:
         raise PalError("this text cache was made while gradients were on; make it under torch.no_grad() to go on with a new clip")
+    if memory.order is not None:
+        raise PalError("a shared memory does not go behind a kept text cache; name its clip for every row with `select` instead")
+    known.remember_all()
     old = known.placement.to(torch.device("cpu"))
     old_per_row = (old.clips_BR >= 0).sum(1)
     per_row = (whole_BM == known.audio_ids[0]).sum(1)
@@ -116,7 +120,8 @@ def extend(
     def joined(old: tuple[Tensor, Tensor], more: tuple[Tensor, Tensor], streams: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         widths = [[part.layouts[stream].after_BA.shape[1] for stream in streams] for part in (known, new)]
         keys, values = (
-            _interleave(one.split(widths[0], dim=2), other.split(widths[1], dim=2)) for one, other in zip(old, more, strict=True)
+            _interleave(one.expand(len(whole_BM), -1, -1, -1).split(widths[0], dim=2), other.split(widths[1], dim=2))
+            for one, other in zip(old, more, strict=True)
         )
         return keys, values
 
@@ -127,7 +132,7 @@ def extend(
     block_memory = {key: joined(known.block_memory[key], new.block_memory[key], key[:1]) for key in known.blocks}
     return replace(
         known, clips=clips, placement=placement.to(device), layouts=layouts, remembered=remembered, block_memory=block_memory,
-        prompt_BL=whole_BM.to(device), consumed=set(), entered=set(), _visible={}, _rotary={},
+        prompt_BL=whole_BM.to(device), consumed=set(), entered=set(), _visible={}, _made={}, _rotary={},
     )  # fmt: skip
 
 

@@ -34,7 +34,18 @@ def fingerprint(modules: Iterable[nn.Module], config: Any) -> str:
             sample = flat[:: max(1, flat.numel() // _SAMPLES)][:_SAMPLES]
             if not sample.is_floating_point():  # quantised: float32 holds a byte exactly, but not an int32
                 sample = sample.contiguous().view(torch.uint8)
-            samples.setdefault(parameter.device, []).append(sample.float())
+            samples.setdefault(parameter.device, []).append(sample)
     for tensors in samples.values():
-        digest.update(torch.cat(tensors).cpu().numpy().tobytes())
+        digest.update(_as_float32(tensors).numpy().tobytes())
     return digest.hexdigest()[:32]
+
+
+def _as_float32(tensors: list[Tensor]) -> Tensor:
+    """Tensors of one device, one after another, on the CPU; gathered there by dtype, with one kernel and one copy for each."""
+    floats: list[Tensor] = [torch.empty(0)] * len(tensors)
+    for dtype in {tensor.dtype for tensor in tensors}:
+        places = [place for place, tensor in enumerate(tensors) if tensor.dtype == dtype]
+        gathered = torch.cat([tensors[place] for place in places]).cpu().float()
+        for place, part in zip(places, gathered.split([len(tensors[place]) for place in places]), strict=True):
+            floats[place] = part
+    return torch.cat(floats)

@@ -33,10 +33,12 @@ def concatenate(memories: Sequence["AudioMemory"]) -> "AudioMemory":
     """The clips of all memories in one, in this order.
 
     Raises:
-        PalError: there is none, or two are of different models or devices.
+        PalError: there is none, two are of different models or devices, or one is shared already.
     """
     if not memories:
         raise PalError("concatenate: no memory was given")
+    if len(memories) > 1 and any(memory.order is not None for memory in memories):
+        raise PalError("concatenate: a memory is shared already; concatenate first, then share")
     first = memories[0]
     for number, memory in enumerate(memories[1:], 1):
         check_same_model(first, memory, f"concatenate: memory {number}")

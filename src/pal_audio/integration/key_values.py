@@ -10,6 +10,7 @@ Shapes: B rows, A audio tokens, D the LLM's width, K key/value heads, d head wid
 
 import sys
 from collections.abc import Callable, Iterable
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -132,6 +133,20 @@ class LayerKeyValues:
         assert self.rotary_emb is not None
         extra = () if self.rope_layer_type is None else (self.rope_layer_type,)
         return self.rotary_emb(like, positions_BA, *extra)
+
+    @cached_property
+    def turns_halves(self) -> bool:
+        """Whether `rotate` turns the two halves of a head against each other over its whole width, as a kernel can do itself."""
+        positions = torch.tensor([[1.0, 2.0]])
+        device = next(self.attention.parameters()).device
+        tables = self.rotary_tables(torch.empty(0, device=device), positions.to(device))
+        if tables is None or tables[0].shape[-1] != self.head_dim:
+            return False
+        keys = torch.arange(2.0 * self.head_dim, device=device).view(1, 1, 2, -1) / self.head_dim
+        one, two = keys.chunk(2, dim=-1)
+        cos, sin = (table[:, None, :, : self.head_dim // 2] for table in tables)
+        expected = torch.cat([one * cos - two * sin, two * cos + one * sin], dim=-1)
+        return torch.allclose(self.rotate(keys, tables), expected, atol=1e-5)
 
     def rotate(self, keys_BKAd: Tensor, tables: tuple[Tensor, Tensor] | None) -> Tensor:
         """Rotate keys with the family's own function (half, interleaved or partial; never ours)."""

@@ -1,14 +1,13 @@
-"""Audio as a value: what a model made of some clips, before and after it is attached to a prompt.
+"""Audio as a value: what a model made of some clips, before it is attached to a prompt (`attached`).
 
     AudioMemory      keys and values per LAL layer, *un-rotated*, and per Flamingo block, and PLITS tokens: independent of
                      any prompt
-    AttachedAudio    the same placed in a prompt: rows, rotary positions, visibility. It is the attention's context
     LiveAudio        the source of keys and values in training: tokens and projectors, computed inside each layer's
                      attention call, so that checkpointing recomputes them; `AudioMemory` computes them once
 
 A *key stream* is one that gives keys: by LAL or to Flamingo blocks.
 
-Shapes: B rows, C clips, A audio tokens, K key/value heads, d head width, L text tokens, D width.
+Shapes: C clips, A audio tokens, K key/value heads, d head width, D width.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,9 +19,8 @@ from torch import Tensor
 
 from pal_audio.errors import PalError
 from pal_audio.integration import joining, memory_file
-from pal_audio.integration.flamingo import BlockKey, FlamingoBlock, streams_of_the_last_clip
-from pal_audio.integration.key_values import LayerKeyValues, compute_dtype
-from pal_audio.integration.positions import UNKNOWN_TOKEN, KeyLayout, Placement, lay_out, place, text_positions
+from pal_audio.integration.flamingo import BlockKey, FlamingoBlock
+from pal_audio.integration.key_values import LayerKeyValues
 
 
 @dataclass
@@ -83,6 +81,7 @@ class AudioMemory:
         widths: A of each key stream.
         fingerprint: of the model that made it; another model refuses it.
         samples: by encoder name, samples of each clip (C,) at that encoder's rate: where a clip that goes on is.
+        order: clip of each marker that the memory serves, in reading order; None: each clip serves one. See `share`.
 
     Source: our choice.
     """
@@ -93,10 +92,28 @@ class AudioMemory:
     widths: list[int]
     fingerprint: str
     samples: dict[str, Tensor] = field(default_factory=dict)
+    order: Tensor | None = None
 
     @property
     def num_clips(self) -> int:
         return self.clips.num_clips
+
+    @property
+    def num_markers(self) -> int:
+        """Markers that the memory serves."""
+        return self.num_clips if self.order is None else len(self.order)
+
+    def share(self, times: int) -> "AudioMemory":
+        """The same memory for several prompts over its clips: no tensor is repeated.
+
+        Where the prompts are alike up to the last marker (or positions are `zero`), attaching does not repeat them either;
+        elsewhere each row gets rotated keys of its own. Share last: a shared memory is not concatenated, and a file of it
+        holds the clips alone.
+
+        Args:
+            times: number of prompts; each holds all clips in this order.
+        """
+        return replace(self, order=torch.arange(self.num_clips).repeat(times))
 
     @property
     def num_bytes(self) -> int:
@@ -211,275 +228,4 @@ class AudioMemory:
             chosen(self.clips.spans_C),
         )
         samples = {name: chosen(samples_C) for name, samples_C in self.samples.items()}
-        return replace(self, clips=clips, keys=sides(self.keys), values=sides(self.values), samples=samples)
-
-
-@dataclass
-class AttachedAudio:
-    """Audio placed in a prompt; the context that `attention.pal_attention` and the hooks of Flamingo blocks read.
-
-    Made by `attach`; valid for every forward over that prompt (`prompt_BL`) and its continuation. `trusted` says that the
-    caller is our own `generate`, whose texts and positions need no check in every step.
-    """
-
-    clips: ClipTokens
-    placement: Placement
-    audio_ids: tuple[int, int]
-    layouts: list[KeyLayout]
-    streams_of_layer: dict[int, tuple[int, ...]]
-    rules: dict[int, LayerKeyValues]
-    blocks: dict[BlockKey, FlamingoBlock]
-    live: LiveAudio | None
-    prompt_BL: Tensor
-    trusted: bool = False
-    remembered: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    block_memory: dict[BlockKey, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    consumed: set[int] = field(default_factory=set)
-    entered: set[BlockKey] = field(default_factory=set)
-    _visible: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
-    _rotary: dict[tuple[int, bool, str | None], tuple[Tensor, Tensor] | None] = field(default_factory=dict)
-
-    @property
-    def expected(self) -> frozenset[int]:
-        return frozenset(self.streams_of_layer)
-
-    @property
-    def recompute(self) -> bool:
-        return self.live is not None and self.live.recompute
-
-    def position_ids(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Position ids (B, L) of `input_ids`: a stretch of the prompt, or what follows it.
-
-        The mask says which: it is as wide as everything up to the end of `input_ids`.
-        """
-        end, num_tokens = attention_mask.shape[1], input_ids.shape[1]
-        if end <= self.prompt_BL.shape[1]:
-            return self.placement.position_ids_BL[:, end - num_tokens : end]
-        num_clips = (self.placement.clips_BR >= 0).sum(1)
-        return text_positions(input_ids, attention_mask, self.audio_ids, self.placement.shifts_BR, num_clips)
-
-    def check(self, input_ids: Tensor, end: int, new_clips: bool = False) -> None:
-        """That `input_ids`, the tokens before column `end`, belong to the prompt that the clips were placed in.
-
-        Raises:
-            PalError: they are another prompt's, or hold a new clip behind it and `new_clips` are not looked for.
-        """
-        start, width = end - input_ids.shape[1], self.prompt_BL.shape[1]
-        common = max(0, min(end, width) - start)
-        known = self.prompt_BL[:, start : start + common]
-        given = input_ids[:, :common].to(known.device)
-        is_known = start >= 0 and known.shape == given.shape
-        if is_known:
-            is_known = torch.equal(known, given) or bool(((known == given) | (known == UNKNOWN_TOKEN)).all())
-        if not is_known:
-            raise PalError("this audio was attached to another prompt; attach its memory to this one")
-        behind = input_ids[:, common:]
-        if not new_clips and bool(((behind == self.audio_ids[0]) | (behind == self.audio_ids[1])).any()):
-            raise PalError(
-                "the text holds a new clip behind the prompt; give its sound beside the kept cache, "
-                "or attach a memory of all clips to the whole text"
-            )
-
-    def begin(self, position_ids: Tensor) -> None:
-        """Start one forward over text at `position_ids` (B, L)."""
-        self.consumed, self.entered = set(), set()
-        per_stream = [layout.visible(position_ids) for layout in self.layouts]
-        if self.live is not None and self.live.hidden:
-            per_stream = [torch.zeros_like(mask) for mask in per_stream]
-        # Made here and not on demand: a layer recomputed under checkpointing must find the same tensors.
-        if self.live is not None:
-            for layer, streams in self.streams_of_layer.items():
-                for stream in streams:
-                    self._tables(self.rules[layer], stream)
-        groups = {*self.streams_of_layer.values(), *((stream,) for stream, _ in self.blocks)}
-        self._visible = {
-            group: torch.cat([per_stream[stream] for stream in group], dim=-1) if len(group) > 1 else per_stream[group[0]]
-            for group in groups
-        }
-
-    def visible(self, layer: int) -> Tensor:
-        return self._visible[self.streams_of_layer[layer]]
-
-    def block_visible(self, key: BlockKey) -> Tensor:
-        return self._visible[key[:1]]
-
-    def block_keys_values(self, key: BlockKey) -> tuple[Tensor, Tensor]:
-        if key in self.block_memory:
-            return self.block_memory[key]
-        assert self.live is not None
-        return self._arranged(key[0], *self.live.keys_values(self.blocks[key], key[0]))
-
-    def keys_values(self, layer: int) -> tuple[Tensor, Tensor]:
-        if layer in self.remembered:
-            return self.remembered[layer]
-        assert self.live is not None
-        rule = self.rules[layer]
-        pairs = []
-        for stream in self.streams_of_layer[layer]:
-            keys, values = self.live.keys_values(rule, stream)
-            pairs.append(self._placed(rule, stream, keys, values))
-        return _join(pairs)
-
-    def remember(self, memory: AudioMemory) -> None:
-        """Rotate and arrange a memory's keys and values for this prompt, once for all steps."""
-        for layer, streams in self.streams_of_layer.items():
-            rule = self.rules[layer]
-            pairs = [self._placed(rule, stream, memory.keys[stream][layer], memory.values[stream][layer]) for stream in streams]
-            self.remembered[layer] = _join(pairs)
-        for stream, layer in self.blocks:
-            pair = memory.keys[stream][layer], memory.values[stream][layer]
-            self.block_memory[stream, layer] = self._arranged(stream, *pair)
-
-    def _arranged(self, stream: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        return self.layouts[stream].arrange(keys), self.layouts[stream].arrange(values)
-
-    def _placed(self, rule: LayerKeyValues, stream: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        keys, values = self._arranged(stream, keys, values)
-        return rule.rotate(keys, self._tables(rule, stream)), values
-
-    def _tables(self, rule: LayerKeyValues, stream: int) -> tuple[Tensor, Tensor] | None:
-        """cos and sin of a stream's keys, made once for all layers that rotate alike."""
-        key = stream, rule.uses_rotary, rule.rope_layer_type
-        if key not in self._rotary:
-            like = self.placement.position_ids_BL.new_empty(0, dtype=compute_dtype(rule.layer))
-            self._rotary[key] = rule.rotary_tables(like, self.layouts[stream].positions_BA)
-        return self._rotary[key]
-
-    def embed(self, input_ids: Tensor, position_ids: Tensor, embeddings_BLD: Tensor, marker_D: Tensor) -> Tensor:
-        """Put the marker's vector and the clips' PLITS tokens into the embedded text.
-
-        A slot finds its clip and its number within the clip by its position id alone.
-        """
-        marker_id, slot_id = self.audio_ids
-        dtype = embeddings_BLD.dtype
-        embeddings_BLD = torch.where((input_ids == marker_id)[..., None], marker_D.to(dtype), embeddings_BLD)
-        slots_CAD = self.clips.slots_CAD
-        if slots_CAD is None:
-            return embeddings_BLD
-        if self.live is not None and self.live.hidden:
-            return embeddings_BLD + 0.0 * slots_CAD.sum().to(dtype)
-        markers_BR = self.placement.markers_BR
-        which = ((markers_BR[:, None, :] < position_ids[:, :, None]).sum(-1) - 1).clamp(min=0)
-        clips = self.placement.clips_BR.gather(1, which).clamp(min=0)
-        number = (position_ids - markers_BR.gather(1, which) - 1).clamp(0, slots_CAD.shape[1] - 1)
-        tokens_BLD = slots_CAD[clips, number].to(dtype)
-        return torch.where((input_ids == slot_id)[..., None], tokens_BLD, embeddings_BLD)
-
-    def expand(self, times: int) -> "AttachedAudio":
-        """Repeat every row for beams or several returns. Beams only permute within a prompt, so nothing is ever reordered."""
-        return self.select(torch.arange(self.prompt_BL.shape[0], device=self.prompt_BL.device).repeat_interleave(times))
-
-    def select(self, rows_N: Tensor) -> "AttachedAudio":
-        """The given rows, in this order and as often as they are named: several continuations of one prompt share its audio."""
-
-        def rows(tensor: Tensor) -> Tensor:
-            return tensor.index_select(0, rows_N.to(tensor.device))  # the prompt may lie elsewhere than what was placed in it
-
-        placement = Placement(*(rows(tensor) for tensor in vars(self.placement).values()))
-        layouts = [layout.rows(rows_N) for layout in self.layouts]
-        remembered = {layer: (rows(keys), rows(values)) for layer, (keys, values) in self.remembered.items()}
-        block_memory = {key: (rows(keys), rows(values)) for key, (keys, values) in self.block_memory.items()}
-        return replace(
-            self,
-            placement=placement,
-            layouts=layouts,
-            remembered=remembered,
-            block_memory=block_memory,
-            prompt_BL=rows(self.prompt_BL),
-            consumed=set(),
-            entered=set(),
-            _visible={},
-            _rotary={},
-        )
-
-
-def attach(
-    audio: AudioMemory | LiveAudio,
-    input_ids: Tensor,
-    attention_mask: Tensor,
-    audio_ids: tuple[int, int],
-    rules: dict[int, LayerKeyValues],
-    blocks: dict[BlockKey, FlamingoBlock],
-    layers: list[frozenset[int]],
-    mode: str,
-    device: torch.device,
-    summary_sees_audio: bool = True,
-    max_positions: int | None = None,
-    placement: Placement | None = None,
-) -> AttachedAudio:
-    """Place clips in a full prompt. All is worked out on the CPU and moved to the model's device once.
-
-    Args:
-        audio: clips in reading order of the batch's markers.
-        input_ids, attention_mask: (B, L) the full prompt; where they are on the CPU, nothing waits for the accelerator.
-        audio_ids: marker id and slot id.
-        rules: key/value path of each LAL layer.
-        blocks: Flamingo blocks by key stream and layer.
-        layers: layers of each key stream.
-        mode: "span" or "zero".
-        device: the model's.
-        summary_sees_audio: False hides a clip's keys from its own slots.
-        max_positions: that audio and text may take, or None if nothing bounds them.
-        placement: where the clips stand, if it is known already (`extension`).
-
-    Raises:
-        PalError: markers, slots and clips do not match, or positions run past the LLM's context.
-    """
-    clips = audio.clips
-    prompt_BL, input_ids, attention_mask = input_ids, input_ids.cpu(), attention_mask.cpu()
-    hidden = isinstance(audio, LiveAudio) and audio.hidden
-    if hidden:  # no text refers to the dummy clip: it stands in row 0 behind everything
-        placement = place(input_ids, attention_mask, audio_ids, clips.num_slots_C[:0], clips.spans_C[:0], mode)
-        rows = input_ids.shape[0]
-        clips_BR = torch.zeros(rows, 1, dtype=torch.int64, device=input_ids.device)
-        placement = replace(placement, clips_BR=clips_BR, markers_BR=clips_BR, shifts_BR=clips_BR)
-    elif placement is None:
-        placement = place(input_ids, attention_mask, audio_ids, clips.num_slots_C, clips.spans_C, mode)
-    check_context(placement, clips, mode, max_positions)
-    only_last = streams_of_the_last_clip(blocks)
-    of_clips = clips.num_slots_C, clips.spans_C
-    layouts = [
-        lay_out(placement, lengths, *of_clips, width, mode, summary_sees_audio, stream in only_last).to(device)
-        for stream, (lengths, width) in enumerate(zip(clips.num_keys_SC, audio.widths, strict=True))
-    ]
-    by_lal = [(layer, stream) for stream, chosen in enumerate(layers) for layer in chosen if (stream, layer) not in blocks]
-    streams_of_layer = {layer: tuple(s for other, s in by_lal if other == layer) for layer in sorted({n for n, _ in by_lal})}
-    live = audio if isinstance(audio, LiveAudio) else None
-    placed = placement.to(device)
-    prompt_BL = prompt_BL.to(device, non_blocking=True)
-    attached = AttachedAudio(clips, placed, audio_ids, layouts, streams_of_layer, rules, blocks, live, prompt_BL)
-    if isinstance(audio, AudioMemory):
-        attached.remember(audio)
-    return attached
-
-
-def check_context(placement: Placement, clips: ClipTokens, mode: str, max_positions: int | None) -> None:
-    """That no position runs past the LLM's context.
-
-    Raises:
-        PalError: one does.
-    """
-    if max_positions is None or not placement.markers_BR.numel():
-        return
-    last_text = placement.position_ids_BL.max()
-    if mode == "zero":
-        if int(last_text) >= max_positions:
-            raise PalError(
-                f"positions: audio slots and text take {int(last_text) + 1} positions but the LLM has {max_positions}; "
-                "use shorter text or, with PLITS, a connector with fewer tokens"
-            )
-        return
-    spans_BR = clips.spans_C[placement.clips_BR.clamp(min=0)].masked_fill(placement.clips_BR < 0, 0)
-    markers_BR = placement.markers_BR.masked_fill(placement.clips_BR < 0, 0)
-    needed = int(torch.maximum(last_text, (markers_BR + spans_BR).max())) + 1
-    if needed > max_positions:
-        raise PalError(
-            f"positions: audio and text span {needed} positions but the LLM was trained on {max_positions}; "
-            "use `positions: zero`, a connector with fewer tokens, or shorter clips"
-        )
-
-
-def _join(pairs: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    if len(pairs) == 1:
-        return pairs[0]
-    return torch.cat([keys for keys, _ in pairs], dim=2), torch.cat([values for _, values in pairs], dim=2)
+        return replace(self, clips=clips, keys=sides(self.keys), values=sides(self.values), samples=samples, order=None)

@@ -50,7 +50,7 @@ class Packing:
             raise PalError("packed: the batch must be padded on the right, as the processor does with return_labels=True")
         flat_T = mask_BL.flatten().nonzero()[:, 0]
         index_BL = (mask_BL.flatten().cumsum(0) - 1).view(mask_BL.shape).masked_fill(~mask_BL, 0)
-        return cls(mask_BL, flat_T, index_BL, _windows(text_config), flat_T.numel() == mask_BL.numel())
+        return cls(mask_BL, flat_T, index_BL, text_windows(text_config, "packing"), flat_T.numel() == mask_BL.numel())
 
     def to(self, device: torch.device) -> "Packing":
         """The same on another device."""
@@ -143,8 +143,16 @@ def _spread(packed: Tensor, rows_T: Tensor, num_rows: int) -> Tensor:
     return packed.new_zeros(num_rows, *packed.shape[1:]).index_copy(0, rows_T, packed)
 
 
-def _windows(text_config: Any) -> tuple[int | None, ...]:
-    """Window of each layer as transformers reads it from a configuration when it makes masks."""
+def text_windows(text_config: Any, what: str) -> tuple[int | None, ...]:
+    """Window of each layer's text, as transformers reads it from a configuration when it makes masks; None = all of it.
+
+    Args:
+        text_config: of the LLM.
+        what: asks for it, for the message.
+
+    Raises:
+        PalError: a layer attends in a way that is not known here.
+    """
     num_layers = text_config.num_hidden_layers
     window = getattr(text_config, "sliding_window", None)
     kinds = (
@@ -152,5 +160,5 @@ def _windows(text_config: Any) -> tuple[int | None, ...]:
     )
     other = sorted(set(kinds) - {"full_attention", "sliding_attention"})
     if other:
-        raise PalError(f"packed: layers of kind {other[0]!r} ({text_config.model_type}) are not known to packing; turn it off")
+        raise PalError(f"{what}: layers of kind {other[0]!r} ({text_config.model_type}) are not known to {what}; turn it off")
     return tuple(window if kind == "sliding_attention" else None for kind in kinds)

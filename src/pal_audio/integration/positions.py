@@ -153,6 +153,13 @@ def spread(lengths_C: Tensor, spans_C: Tensor, num_tokens: int) -> Tensor:
     return (index[None, :] + 0.5) * ratio[:, None] - 0.5
 
 
+def same_in_every_row(placement: Placement, mode: str) -> bool:
+    """Whether several rows hold the same clips at the same rotary positions, so that one copy of the keys serves them all."""
+    same_clips = bool((placement.clips_BR == placement.clips_BR[:1]).all())
+    same_places = mode == "zero" or bool((placement.markers_BR == placement.markers_BR[:1]).all())
+    return len(placement.clips_BR) > 1 and placement.clips_BR.numel() > 0 and same_clips and same_places
+
+
 @dataclass
 class KeyLayout:
     """One LAL stream's keys laid out in the rows of a batch.
@@ -163,6 +170,7 @@ class KeyLayout:
         after_BA: a key is seen by text at positions greater than this; NOWHERE at padding.
         is_identity: every row has exactly one clip, so that rows are clips and nothing moves.
         until_BA: a key is seen by text at positions up to this one; None: by all that follows.
+        is_shared: every row has the same keys at the same positions, so that they are held once.
     """
 
     source_BA: Tensor
@@ -170,6 +178,7 @@ class KeyLayout:
     after_BA: Tensor
     is_identity: bool
     until_BA: Tensor | None = None
+    is_shared: bool = False
 
     def to(self, device: torch.device) -> "KeyLayout":
         """The same on another device."""
@@ -177,7 +186,7 @@ class KeyLayout:
             item.to(device, non_blocking=True) for item in (self.source_BA, self.positions_BA, self.after_BA)
         )
         until = None if self.until_BA is None else self.until_BA.to(device, non_blocking=True)
-        return KeyLayout(source, positions, after, self.is_identity, until)
+        return KeyLayout(source, positions, after, self.is_identity, until, self.is_shared)
 
     def rows(self, rows_N: Tensor) -> "KeyLayout":
         """The given rows, in this order and as often as they are named."""
@@ -186,15 +195,20 @@ class KeyLayout:
             return tensor.index_select(0, rows_N.to(tensor.device))
 
         until = None if self.until_BA is None else chosen(self.until_BA)
-        return KeyLayout(chosen(self.source_BA), chosen(self.positions_BA), chosen(self.after_BA), False, until)
+        return KeyLayout(chosen(self.source_BA), chosen(self.positions_BA), chosen(self.after_BA), False, until, self.is_shared)
 
     def arrange(self, per_clip: Tensor) -> Tensor:
-        """(C, K, A, d) keys or values of clips -> (B, K, A', d) of rows."""
+        """(C, K, A, d) keys or values of clips -> (B, K, A', d) of rows, (1, K, A', d) where all rows share them."""
         if self.is_identity:
             return per_clip
         num_clips, heads, num_tokens, size = per_clip.shape
         flat = per_clip.transpose(1, 2).reshape(num_clips * num_tokens, heads, size)
-        return flat[self.source_BA].transpose(1, 2)
+        return flat[self.source_BA[:1] if self.is_shared else self.source_BA].transpose(1, 2)
+
+    @property
+    def held_positions(self) -> Tensor:
+        """Rotary positions of the keys that `arrange` gives."""
+        return self.positions_BA[:1] if self.is_shared else self.positions_BA
 
     def visible(self, position_ids_BL: Tensor) -> Tensor:
         """(B, 1, L, A) bool: which text position sees which key."""
@@ -213,6 +227,7 @@ def lay_out(
     mode: str,
     summary_sees_audio: bool,
     only_last: bool = False,
+    is_shared: bool = False,
 ) -> KeyLayout:
     """Lay one stream's keys out in rows: clips of a row one after another, padded to the longest row.
 
@@ -224,12 +239,13 @@ def lay_out(
         mode: "span" or "zero".
         summary_sees_audio: False hides a clip's keys from its own slots.
         only_last: a clip's keys are seen up to the next clip's marker; else by all text behind it.
+        is_shared: see `same_in_every_row`.
     """
     clips_BR = placement.clips_BR
     rows, columns = clips_BR.shape
     device = lengths_C.device
     until = None
-    one_each = columns == 1 and rows == lengths_C.shape[0] and bool((clips_BR >= 0).all())
+    one_each = clips_BR.shape == (lengths_C.shape[0], 1) and torch.equal(clips_BR[:, 0], torch.arange(rows, device=device))
     if one_each:  # the common case: rows are clips and nothing moves
         source = torch.arange(rows * num_tokens, device=device).view(rows, num_tokens)
         clip_BA = clips_BR.expand(rows, num_tokens)
@@ -259,4 +275,6 @@ def lay_out(
         positions = positions.masked_fill(~valid, 0.0)
     else:
         positions = torch.zeros(valid.shape, device=device)
-    return KeyLayout(source, positions, after.masked_fill(~valid, NOWHERE), one_each, until)
+    # One clip for all rows: its keys are those of every row already.
+    is_identity = one_each or (is_shared and torch.equal(source[0], torch.arange(len(lengths_C) * num_tokens, device=device)))
+    return KeyLayout(source, positions, after.masked_fill(~valid, NOWHERE), is_identity, until, is_shared)

@@ -12,7 +12,7 @@ Source: our choice.
 """
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
@@ -52,6 +52,9 @@ class _ProofAudio:
 
     def keys_values(self, layer: int) -> tuple[Tensor, Tensor]:
         return self.pair
+
+    def once(self, layer: int, text_mask: Tensor | None, make: Callable[[], Tensor]) -> Tensor:
+        return make()
 
     def visible(self, layer: int) -> Tensor:
         return torch.ones(1, 1, _NUM_TEXT, _NUM_AUDIO, dtype=torch.bool, device=self.pair[0].device)

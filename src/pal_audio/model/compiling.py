@@ -18,7 +18,11 @@ def enable(model: Any, mode: str | None = None) -> None:
         model: a `PalForConditionalGeneration`, or what has an LLM alone.
         mode: of `torch.compile`.
     """
-    model.get_decoder().compile(mode=mode)
+    decoder = model.get_decoder()
+    decoder.compile(mode=mode)
+    rotary = getattr(decoder, "rotary_emb", None)
+    if rotary is not None:  # outside, so that tables are made once and not anew, sine by sine, in the kernels of every layer
+        rotary.forward = torch.compiler.disable(rotary.forward)
     for part in _connector_parts(model):
         part.compile(mode=mode)
     llm = model.language_model
@@ -27,8 +31,11 @@ def enable(model: Any, mode: str | None = None) -> None:
 
 def disable(model: Any) -> None:
     """Undo `enable`."""
-    for part in (model.get_decoder(), *_connector_parts(model)):
+    decoder = model.get_decoder()
+    for part in (decoder, *_connector_parts(model)):
         part._compiled_call_impl = None
+    if getattr(decoder, "rotary_emb", None) is not None:
+        vars(decoder.rotary_emb).pop("forward", None)
     llm = model.language_model
     if isinstance(llm.loss_function, _Loss):
         llm.loss_function = llm.loss_function.plain

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from typing import Any, Literal
 
 from pydantic import Field, SerializeAsAny, TypeAdapter, field_validator, model_validator
+from torch import nn
 from transformers import AutoConfig, PretrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -80,6 +81,9 @@ class AudioConfig(StrictConfig):
     def _parse_encoders(cls, value: Any) -> dict[str, EncoderConfig]:
         if not isinstance(value, dict):
             raise PalError("encoders: must be a mapping from a name of yours to an encoder's options")
+        for name in value:
+            if not isinstance(name, str) or not name or "." in name or hasattr(nn.ModuleDict, name):
+                raise PalError(f"encoders: {name!r} cannot name a part of a model; take another word, without a dot")
         return {name: item if isinstance(item, EncoderConfig) else encoders.parse(item) for name, item in value.items()}
 
     @model_validator(mode="after")

@@ -11,8 +11,10 @@ from torch import Tensor
 
 from pal_audio.errors import PalError
 from pal_audio.integration.memory import AudioMemory
+from pal_audio.model.clips import ClipFeatures
 from pal_audio.model.modeling import PalForConditionalGeneration
-from pal_audio.model.processing import ClipFeatures, PalProcessor
+from pal_audio.model.processing import PalProcessor
+from pal_audio.model.text_rows import tokenise
 
 
 class Conversation:
@@ -111,7 +113,7 @@ def prompt_ids(processor: PalProcessor, messages: list[dict[str, Any]]) -> list[
     text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     clips = [part["audio"] for message in messages if isinstance(message["content"], list) for part in message["content"]
              if part["type"] == "audio"]  # fmt: skip
-    return processor._tokenise(text, iter([processor.num_slots(clip) for clip in clips]), [], False)[0]
+    return tokenise(processor.tokenizer, text, iter([processor.num_slots(clip) for clip in clips]), [], False)[0]
 
 
 def answer_about(

@@ -11,7 +11,8 @@ from torch import Tensor
 from transformers import GenerationMixin, LogitsProcessorList
 
 from pal_audio.errors import PalError
-from pal_audio.integration.memory import AttachedAudio, AudioMemory
+from pal_audio.integration.attached import AttachedAudio
+from pal_audio.integration.memory import AudioMemory
 from pal_audio.model.logits import VocabularyOnly
 from pal_audio.model.placing import audio_of, context_of
 from pal_audio.model.sound import Features, Lengths

@@ -17,11 +17,12 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from pal_audio import encoders
 from pal_audio.errors import PalError
+from pal_audio.integration.attached import AttachedAudio, attach
 from pal_audio.integration.attention import check_consumed, has_sdpa, install
 from pal_audio.integration.config import LalConfig
 from pal_audio.integration.flamingo import check_entered, hang
 from pal_audio.integration.key_values import LayerKeyValues, embedding_rms, find_layers, has_input_norm, max_positions
-from pal_audio.integration.memory import AttachedAudio, AudioMemory, LiveAudio, attach
+from pal_audio.integration.memory import AudioMemory, LiveAudio
 from pal_audio.integration.proof import prove
 from pal_audio.model import layer_checkpointing
 from pal_audio.model.adapters import add_adapter, merge_adapter
@@ -162,7 +163,8 @@ class PalForConditionalGeneration(SoundMixin, PreTrainedModel, PalGenerationMixi
         """Hook the LLM's attention where a stream enters by LAL or a batch was packed; else it keeps its stock attention."""
         install(self.language_model, inner, self._hooked)
 
-    def _let_packing_in(self) -> None:
+    def hook_attention(self) -> None:
+        """Let packing and decoding into an LLM's attention that was left as it is; without them nothing changes."""
         if not self._hooked:
             self._hooked = True
             self._install_attention(self.language_model.config._attn_implementation)
@@ -180,12 +182,15 @@ class PalForConditionalGeneration(SoundMixin, PreTrainedModel, PalGenerationMixi
 
     # ---- clips in text ----------------------------------------------------------------------------------------------
 
-    def attach(self, audio: AudioMemory | LiveAudio, input_ids: Tensor, attention_mask: Tensor | None = None) -> AttachedAudio:
+    def attach(
+        self, audio: AudioMemory | LiveAudio, input_ids: Tensor, attention_mask: Tensor | None = None, remember: bool = True
+    ) -> AttachedAudio:
         """Place clips in a full prompt.
 
         Args:
             audio: clips in the order of the batch's markers.
             input_ids, attention_mask: (B, L).
+            remember: see `integration.memory.attach`.
 
         Raises:
             PalError: another model's memory; markers, slots and clips that do not match; a span beyond the LLM's context.
@@ -205,6 +210,7 @@ class PalForConditionalGeneration(SoundMixin, PreTrainedModel, PalGenerationMixi
             self.marker.device,
             self._audio.summary_sees_audio,
             max_positions(self.language_model, self._audio.positions),
+            remember=remember,
         )
 
     # ---- one forward ----------------------------------------------------------------------------------------------
@@ -270,7 +276,7 @@ class PalForConditionalGeneration(SoundMixin, PreTrainedModel, PalGenerationMixi
             if context.expected or context.blocks:
                 kwargs["pal_audio"] = context
         if packing is not None:
-            self._let_packing_in()
+            self.hook_attention()
             outputs = run_packed(self.language_model, packing, inputs_embeds, position_ids, supervised, **kwargs)
         else:
             outputs = self.language_model(

@@ -17,8 +17,8 @@ from pal_audio.errors import PalError
 from pal_audio.model import layer_checkpointing
 from pal_audio.model.adapters import AdapterConfig, add_adapter
 from pal_audio.model.building import ModelSpec, fresh_llm, outline_config
+from pal_audio.model.clips import ClipFeatures
 from pal_audio.model.pretrained import llm_weights, llm_without_weights
-from pal_audio.model.processing import ClipFeatures
 
 
 class Parts(nn.Module):

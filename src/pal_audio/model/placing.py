@@ -14,9 +14,10 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
 from pal_audio.errors import PalError
+from pal_audio.integration.attached import AttachedAudio
 from pal_audio.integration.extension import check_same_positions, extend, whole_text
 from pal_audio.integration.key_values import max_positions
-from pal_audio.integration.memory import AttachedAudio, AudioMemory, LiveAudio
+from pal_audio.integration.memory import AudioMemory, LiveAudio
 from pal_audio.model.configuration import PalConfig
 from pal_audio.model.sound import Features, Lengths
 
@@ -46,11 +47,13 @@ def context_of(
     audio_num_samples: Lengths | None,
     audio: AudioMemory | AttachedAudio | LiveAudio | None,
     past_key_values: Any = None,
+    remember: bool = True,
 ) -> AttachedAudio | None:
     """The clips of one call, placed in its text; None where there is nothing to hear.
 
     Args:
         model, ...: as in `PalForConditionalGeneration.forward`.
+        remember: see `integration.memory.attach`.
 
     Raises:
         PalError: markers and clips do not match, or audio is missing, given twice or another prompt's.
@@ -82,7 +85,7 @@ def context_of(
         audio = model._dummy()
     if past_key_values is not None and (past_key_values.get_seq_length() or audio_of(past_key_values) is not None):
         return attach_behind(model, audio, input_ids, attention_mask, past_key_values)
-    return model.attach(audio, input_ids, attention_mask)
+    return model.attach(audio, input_ids, attention_mask, remember)
 
 
 def attach_behind(
@@ -101,7 +104,7 @@ def attach_behind(
     if mask.ndim != 2:
         raise PalError("new sound beside a kept text cache needs a 2D attention mask")
     whole = whole_text(known, input_ids, mask)
-    if known is None or memory.num_clips == int((whole == model.config.audio_ids[0]).sum()):
+    if known is None or memory.num_markers == int((whole == model.config.audio_ids[0]).sum()):
         attached = model.attach(memory, whole, mask)
         if known is not None:
             check_same_positions(known, attached.placement)

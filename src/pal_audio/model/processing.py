@@ -7,33 +7,21 @@ Shapes: B rows, L text tokens, C clips, W encoder windows.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from numbers import Real
+from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 from transformers import BatchFeature, PreTrainedTokenizerBase
 from transformers.processing_utils import ProcessorMixin
 
 from pal_audio.audio import load_audio
-from pal_audio.encoders.base import Frames, join_frames
+from pal_audio.encoders.base import Frames
 from pal_audio.errors import PalError
-from pal_audio.model.configuration import MARKER_TOKEN, SLOT_TOKEN, AudioConfig, check_every_encoder
-
-Message = dict[str, Any]
-Conversation = list[Message]
-
-
-@dataclass
-class ClipFeatures:
-    """One clip as the encoders want it: by encoder name, windows (W, ...) and samples at that encoder's rate.
-
-    Where a frozen encoder's frames are known already, they stand in the place of the windows."""
-
-    features: Mapping[str, Tensor | Frames]
-    num_samples: dict[str, int]
+from pal_audio.model.clips import ClipFeatures, check_clip, collate, sources_of
+from pal_audio.model.configuration import MARKER_TOKEN, SLOT_TOKEN, AudioConfig
+from pal_audio.model.messages import Conversation, assistant_spans, flatten
+from pal_audio.model.text_rows import pad, tokenise
 
 
 class PalProcessor(ProcessorMixin):
@@ -88,7 +76,7 @@ class PalProcessor(ProcessorMixin):
             AudioError: the sound cannot be read.
         """
         if isinstance(source, ClipFeatures):
-            self._check_clip(source)
+            check_clip(source, self.front_ends)
             return source
         known = {"array", "bytes", "path"}
         if isinstance(source, Mapping) and source.keys() & self.front_ends.keys() and not source.keys() & known:
@@ -117,10 +105,6 @@ class PalProcessor(ProcessorMixin):
         """Rates of the encoders, without repetition."""
         return sorted({config.sampling_rate_hz for config in self._audio.encoders.values()})
 
-    def _check_clip(self, clip: ClipFeatures) -> None:
-        for given in (clip.features, clip.num_samples):
-            check_every_encoder(given, self.front_ends, "this clip has features for")
-
     def num_slots(self, clip: ClipFeatures) -> int:
         """PLITS tokens that a clip takes in the text."""
         return self._audio.num_slots(clip.num_samples)
@@ -131,14 +115,7 @@ class PalProcessor(ProcessorMixin):
         Raises:
             PalError: a clip lacks an encoder, or some clips hold frames and others features.
         """
-        for clip in clips:
-            self._check_clip(clip)
-        features = {name: _join_clips([clip.features[name] for clip in clips]) for name in self.front_ends}
-        samples = {name: torch.tensor([clip.num_samples[name] for clip in clips]) for name in self.front_ends}
-        if len(self.front_ends) == 1:
-            name = next(iter(self.front_ends))
-            return {"input_features": features[name], "audio_num_samples": samples[name]}
-        return {"input_features": features, "audio_num_samples": samples}
+        return collate(clips, self.front_ends)
 
     # ---- text -----------------------------------------------------------------------------------------------------
 
@@ -174,7 +151,7 @@ class PalProcessor(ProcessorMixin):
         texts = [text] if isinstance(text, str) else list(text)
         if not texts:
             raise PalError("no text was given")
-        clips = [self.clip(item, sampling_rate) for item in _as_list(audio)]
+        clips = [self.clip(item, sampling_rate) for item in sources_of(audio)]
         counts = [item.count(MARKER_TOKEN) for item in texts]
         if sum(counts) != len(clips):
             where = f" (per text: {counts})" if len(texts) > 1 else ""
@@ -182,12 +159,12 @@ class PalProcessor(ProcessorMixin):
         rows, slots = [], iter([self.num_slots(clip) for clip in clips])
         for number, item in enumerate(texts):
             spans = supervised_spans[number] if supervised_spans is not None else []
-            rows.append(self._tokenise(item, slots, spans, add_special_tokens))
+            rows.append(tokenise(self.tokenizer, item, slots, spans, add_special_tokens))
         longest = max(len(ids) for ids, _ in rows)
         if max_length is not None and longest > max_length:
             row = next(number for number, (ids, _) in enumerate(rows) if len(ids) > max_length)
             raise PalError(f"text {row} has {len(rows[row][0])} tokens, slots included, over max_length {max_length}; shorten it")
-        data: dict[str, Any] = _pad(rows, longest, padding_side, self._pad_id)
+        data: dict[str, Any] = pad(rows, longest, padding_side, self._pad_id)
         if supervised_spans is None:
             del data["labels"]
         if clips:
@@ -236,7 +213,7 @@ class PalProcessor(ProcessorMixin):
         template = {"chat_template": chat_template or self.chat_template, **template_kwargs}
         texts, spans, clips = [], [], []
         for messages in conversations:
-            flat, sources = _flatten(messages)
+            flat, sources = flatten(messages)
             texts.append(self._render(flat, add_generation_prompt, template))
             if texts[-1].count(MARKER_TOKEN) != len(sources):
                 raise PalError(
@@ -246,7 +223,7 @@ class PalProcessor(ProcessorMixin):
             if tokenize:
                 clips += [self.clip(source, sampling_rate, allow_url=allow_url, **cut) for source, cut in sources]
             if return_labels:
-                spans.append(self._assistant_spans(flat, texts[-1], template))
+                spans.append(assistant_spans(flat, texts[-1], partial(self._render, template=template)))
         if not tokenize:
             return texts[0] if single else texts
         side = padding_side or ("right" if return_labels else "left")
@@ -267,100 +244,10 @@ class PalProcessor(ProcessorMixin):
             messages, tokenize=False, add_generation_prompt=add_generation_prompt, **template
         )
 
-    def _assistant_spans(self, messages: Conversation, text: str, template: dict[str, Any]) -> list[tuple[int, int]]:
-        """Character ranges of the assistant's turns, their end-of-turn token included.
-
-        A turn begins where the generation prompt before it ends, and ends with what the template puts behind its content.
-        What stands between may differ from turn to turn: some families keep a think block in the last one only.
-        """
-        spans = []
-        for number, message in enumerate(messages):
-            if message["role"] != "assistant":
-                continue
-            if number == 0:
-                raise PalError("a conversation that the assistant begins cannot be supervised; put the user's message first")
-            before = self._render(messages[:number], True, template)
-            through = self._render(messages[: number + 1], False, template)
-            content = message["content"].strip()
-            tail = through[through.rfind(content) + len(content) :].rstrip()
-            at = text.find(content + tail, len(before))
-            if not content or content not in through or not text.startswith(before) or at < 0:
-                raise PalError(
-                    f"message {number}: the chat template does not show where this answer begins and ends (or it is empty), "
-                    "so it cannot be supervised"
-                )
-            spans.append((len(before), at + len(content + tail)))
-        return spans
-
-    def _tokenise(
-        self, text: str, slots: Any, spans: list[tuple[int, int]], add_special_tokens: bool
-    ) -> tuple[list[int], list[int]]:
-        """Token ids of one text with its slots written in, and labels by character spans of the text before that."""
-        pieces = text.split(MARKER_TOKEN)
-        expanded, moved = pieces[0], list(spans)
-        for piece in pieces[1:]:
-            written = MARKER_TOKEN + SLOT_TOKEN * next(slots)
-            extra, at = len(written) - len(MARKER_TOKEN), len(expanded)
-            moved = [(start + extra * (start > at), end + extra * (end > at)) for start, end in moved]
-            expanded += written + piece
-        encoded = self.tokenizer(expanded, add_special_tokens=add_special_tokens, return_offsets_mapping=bool(spans))
-        ids: list[int] = encoded["input_ids"]
-        if not spans:
-            return ids, [-100] * len(ids)
-        inside = [
-            any(start <= first and last <= end and first < last for start, end in moved)
-            for first, last in encoded["offset_mapping"]
-        ]
-        return ids, [token if keep else -100 for token, keep in zip(ids, inside, strict=True)]
-
     @property
     def _pad_id(self) -> int:
         ids = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
         return next(token for token in ids if token is not None)
-
-
-def escape(text: str) -> str:
-    """User text in which a literal marker stands for itself and not for a clip."""
-    for token in (MARKER_TOKEN, SLOT_TOKEN):
-        text = text.replace(token, f"< {token[1:]}")
-    return text
-
-
-def _flatten(messages: Any) -> tuple[Conversation, list[tuple[Any, dict[str, float]]]]:
-    """Messages whose content is plain text with markers, and the sources of their clips with `start_s`, `end_s`."""
-    if not isinstance(messages, list) or not messages:
-        raise PalError("a conversation is a list of messages with `role` and `content`, at least one")
-    flat: Conversation = []
-    sources: list[tuple[Any, dict[str, float]]] = []
-    for number, message in enumerate(messages):
-        if not isinstance(message, dict) or "role" not in message or "content" not in message:
-            raise PalError(f"message {number}: needs `role` and `content`")
-        content = message["content"]
-        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
-        if not isinstance(parts, list):
-            raise PalError(f"message {number}: content is text or a list of parts, not {type(content).__name__}")
-        stretches = [""]  # of text between clips; joined before they are escaped, lest two parts make up a marker
-        for part in parts:
-            if not isinstance(part, dict):
-                raise PalError(f"message {number}: a part is a dict with `type`, not {type(part).__name__}")
-            kind = part.get("type")
-            if kind == "text":
-                if not isinstance(part.get("text"), str):
-                    raise PalError(f"message {number}: a text part needs `text`")
-                stretches[-1] += part["text"]
-            elif kind in ("audio", "audio_url", "input_audio"):
-                stray = [key for key in ("encoder", "encoders") if part.get(key) is not None]
-                if stray:
-                    raise PalError(f"message {number}: an audio part has no key {stray[0]!r}: every encoder hears every clip")
-                source = next((part[key] for key in ("path", "audio", "url", "audio_url") if part.get(key) is not None), None)
-                if source is None:
-                    raise PalError(f"message {number}: an audio part needs `path`, `audio` or `url`")
-                sources.append((source, {key: part[key] for key in ("start_s", "end_s") if part.get(key) is not None}))
-                stretches.append("")
-            else:
-                raise PalError(f"message {number}: part type {kind!r} is not understood; there are `text` and `audio`")
-        flat.append({**message, "content": MARKER_TOKEN.join(escape(text) for text in stretches)})
-    return flat, sources
 
 
 def _refuse_unknown(kwargs: dict[str, Any]) -> None:
@@ -371,31 +258,3 @@ def _refuse_unknown(kwargs: dict[str, Any]) -> None:
             raise PalError(f"PalProcessor has no option {key!r}")
         if value != allowed[key]:
             raise PalError(f"PalProcessor: {key}={value!r} is not supported, only {allowed[key]!r}")
-
-
-def _as_list(audio: Any) -> list[Any]:
-    if audio is None:
-        return []
-    # A (array, rate) pair is one clip, as in `load_audio`.
-    is_pair = isinstance(audio, tuple) and len(audio) == 2 and isinstance(audio[0], np.ndarray) and isinstance(audio[1], Real)
-    return list(audio) if isinstance(audio, list | tuple) and not is_pair else [audio]
-
-
-def _join_clips(clips: list[Tensor | Frames]) -> Tensor | Frames:
-    """Windows of all clips one after another, padded with zeros to the longest window; or the frames of all clips."""
-    ready = [clip for clip in clips if isinstance(clip, Frames)]
-    windows = [window for clip in clips if isinstance(clip, Tensor) for window in clip]
-    if ready and windows:
-        raise PalError("some clips of this batch hold frames and others features; give all of them in one form")
-    return join_frames(ready) if ready else torch.nn.utils.rnn.pad_sequence(windows, batch_first=True)
-
-
-def _pad(rows: list[tuple[list[int], list[int]]], longest: int, side: str, pad_id: int) -> dict[str, Any]:
-    if side not in ("left", "right"):
-        raise PalError(f"padding_side is 'left' or 'right', not {side!r}")
-    columns: dict[str, list[list[int]]] = {"input_ids": [], "attention_mask": [], "labels": []}
-    for ids, labels in rows:
-        missing = longest - len(ids)
-        for name, values, filler in (("input_ids", ids, pad_id), ("attention_mask", [1] * len(ids), 0), ("labels", labels, -100)):
-            columns[name].append([filler] * missing + values if side == "left" else values + [filler] * missing)
-    return {name: torch.tensor(values, dtype=torch.int64) for name, values in columns.items()}

@@ -93,13 +93,18 @@ class Stream(nn.Module):
         """
         if self.projectors is None:
             return lambda layer: tokens[-1]
-        return partial(self._project, self.projectors, tokens, [self.projectors.common(each) for each in tokens])
+        # As rows of a matrix, so that the gradients of layers are products added in place, not held until the last one.
+        flat = [each.flatten(0, 1) for each in tokens]
+        common = [self.projectors.common(each) for each in flat]
+        return partial(self._project, self.projectors, flat, common, tokens[0].shape[:2])
 
-    def _project(self, projectors: LayerProjectors, tokens: list[Tensor], common: list[Tensor | None], layer: int) -> Tensor:
+    def _project(
+        self, projectors: LayerProjectors, flat: list[Tensor], common: list[Tensor | None], shape: torch.Size, layer: int
+    ) -> Tensor:
         depth = layer / max(1, self.num_llm_layers - 1)
-        source = round(depth * (len(tokens) - 1))
-        inputs: Tensor = projectors(layer, tokens[source], common[source])
-        return inputs
+        source = round(depth * (len(flat) - 1))
+        inputs: Tensor = projectors(layer, flat[source], common[source])
+        return inputs.unflatten(0, shape)
 
 
 def by_encoder(value: Any, names: Sequence[str]) -> dict[str, Any]:

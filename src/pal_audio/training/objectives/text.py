@@ -19,8 +19,8 @@ from pal_audio.data.manifest import Example
 from pal_audio.data.texts import Document
 from pal_audio.errors import PalError
 from pal_audio.model import PalForConditionalGeneration
+from pal_audio.model.messages import escape
 from pal_audio.model.parts import Parts
-from pal_audio.model.processing import escape
 from pal_audio.training.batches import Size
 from pal_audio.training.objectives.llm import LlmObjective
 from pal_audio.training.recipe import Stage

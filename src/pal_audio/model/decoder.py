@@ -1,0 +1,278 @@
+"""A decoding loop in tensors of fixed size, compiled and captured in a CUDA graph: the tokens of `generate`, without its cost.
+
+    prompt ──► ordinary forward into a static text cache ──► first token ──► step ──► step ──► ...
+                                                                             └ one graph: embed, LLM, argmax, end of text
+
+A step reads nothing from the host: token, position, slot and which rows have ended are tensors that it updates itself. The
+host looks every few steps whether all rows have ended, and never waits for the step just started.
+
+Audio keys and values stay where `attach` put them; see `integration.decode_attention`. Source: our choice.
+
+Shapes: B rows, L tokens of the prompt, T slots of text, A audio keys.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from pal_audio.integration.attached import AttachedAudio
+from pal_audio.integration.attention import check_consumed
+from pal_audio.integration.decode_attention import DecodingStep, Keys, one_query_attention, text_cache
+from pal_audio.integration.flamingo import check_entered
+from pal_audio.integration.key_values import find_layers
+from pal_audio.integration.memory import AudioMemory
+from pal_audio.integration.packing import text_windows
+from pal_audio.model.placing import context_of
+from pal_audio.model.sound import Features, Lengths
+
+if TYPE_CHECKING:
+    from pal_audio.model.modeling import PalForConditionalGeneration
+
+CHECK_EVERY = 8  # steps between looks at whether all rows have ended
+MAX_SHAPES = 64  # compiled steps that a process keeps; more are an error of torch
+SLOTS_AT_ONCE = 64  # text slots are made in multiples: answers of nearby lengths share compiled code
+
+
+def has_kernel(model: "PalForConditionalGeneration") -> bool:
+    """Whether the attention kernel of a step serves this model: on a GPU, heads of 32, 64, 128 or 256."""
+    attention = getattr(find_layers(model.language_model)[0], "self_attn", None)
+    return model.marker.is_cuda and getattr(attention, "head_dim", None) in (32, 64, 128, 256)
+
+
+class Decoder:
+    """Keeps the compiled step, its tensors and its graph from one answer to the next of equal shapes.
+
+    Args:
+        model: in eval mode, of a kind that `decoding.why_plain` has nothing against.
+        compile: see `decoding.greedy`.
+        kernel: attend by `integration.decode_kernel`; else by matrix products. None: on a GPU, for heads of its kind.
+    """
+
+    def __init__(self, model: "PalForConditionalGeneration", compile: bool | None = None, kernel: bool | None = None) -> None:
+        self.model = model
+        wanted = model.marker.is_cuda and model.language_model._can_compile_fullgraph
+        self.compile = wanted if compile is None else compile
+        self.kernel = has_kernel(model) if kernel is None else kernel
+        self.attention: Any = one_query_attention
+        if self.kernel:
+            from pal_audio.integration import decode_kernel  # Triton comes with torch's CUDA builds alone
+
+            self.attention = decode_kernel.one_query_attention
+        self._shape: tuple[Any, ...] | None = None
+        self._bound: tuple[Any, ...] | None = None
+        self._small: list[Tensor] = []
+        self.run: Callable[[], None] = self.step  # a step, as compiled and captured
+        self._compiled: Callable[[], None] | None = None
+
+    @torch.no_grad()
+    def decode(
+        self, input_ids: Tensor, attention_mask: Tensor, max_new_tokens: int, ends: list[int], pad: int, **audio: Any
+    ) -> Tensor:
+        """See `decoding.greedy`."""
+        self.start(input_ids, attention_mask, max_new_tokens, ends, pad, **audio)
+        self.run_until_end(max_new_tokens - 1, bool(ends))
+        return self.answer(input_ids, max_new_tokens, ends)
+
+    @torch.no_grad()
+    def start(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        max_new_tokens: int,
+        ends: list[int],
+        pad: int,
+        input_features: Features | None = None,
+        audio_num_samples: Lengths | None = None,
+        audio_memory: AudioMemory | AttachedAudio | None = None,
+    ) -> None:
+        """Prefill, the first token, and a step that is ready to run."""
+        model = self.model
+        device = model.marker.device
+        attached = context_of(
+            model, input_ids, attention_mask, input_features, audio_num_samples, audio_memory, remember=not self.kernel
+        )
+        attached = None if attached is None else replace(attached, trusted=True)
+        ids, mask = input_ids.to(device), attention_mask.to(device)
+        self._allocate(len(ids), ids.shape[1] + max_new_tokens, ends, pad, device)
+        for layer in self.cache.layers:
+            layer.prefilling = True
+        self.cache.pal_audio = None  # of the answer before
+        logits = self._prefill(ids, mask, attached)
+        for layer in self.cache.layers:
+            layer.prefilling = False
+        longer = torch.nn.functional.pad(mask, (0, 1), value=1)
+        first = self.choose(logits)
+        positions = mask.sum(1, keepdim=True) if attached is None else attached.position_ids(first, longer)
+        if max_new_tokens > 1:
+            self._bind(attached, positions)
+        self.ids_BT.fill_(pad)
+        self.ids_BT[:, : ids.shape[1]] = ids
+        self.ids_BT[:, ids.shape[1] : ids.shape[1] + 1] = first
+        self.token_B1.copy_(first)
+        self.position_B1.copy_(positions)
+        self.column_1.fill_(ids.shape[1])
+        self.ended_B.copy_((first == self.ends_E).any(1))
+        self.plan.seen_BT.zero_()
+        self.plan.seen_BT[:, : ids.shape[1]] = mask.bool()
+
+    def _allocate(self, rows: int, length: int, ends: list[int], pad: int, device: torch.device) -> None:
+        """Tensors of a size, kept while the size stays."""
+        length = -(-length // SLOTS_AT_ONCE) * SLOTS_AT_ONCE
+        shape = rows, length, tuple(ends), pad, device
+        if shape == self._shape:
+            return
+        config = self.model.language_model.config.get_text_config()
+        self.column_1 = torch.zeros(1, dtype=torch.int64, device=device)
+        self.token_B1, self.position_B1 = (torch.zeros(rows, 1, dtype=torch.int64, device=device) for _ in range(2))
+        self.ids_BT = torch.zeros(rows, length, dtype=torch.int64, device=device)
+        self.ended_B = torch.zeros(rows, dtype=torch.bool, device=device)
+        self.ends_E = torch.tensor(ends, dtype=torch.int64, device=device)
+        audio_ids = () if self.model.config.audio_token_id is None else self.model.config.audio_ids
+        inside = [token for token in audio_ids if token < config.vocab_size]
+        self.never_N = torch.tensor(inside, dtype=torch.int64, device=device)
+        self.pad = pad
+        self.cache = text_cache(config.num_hidden_layers, length, self.column_1)
+        self.plan = DecodingStep(
+            text_windows(config, "decoding"),
+            self.column_1,
+            torch.zeros(rows, length, dtype=torch.bool, device=device),
+            self.attention,
+        )
+        self._shape, self._bound, self._compiled = shape, None, None
+
+    def _prefill(self, ids: Tensor, mask: Tensor, attached: AttachedAudio | None) -> Tensor:
+        """Logits (B, V) behind the prompt; its keys and values go to the static cache."""
+        positions = (mask.cumsum(1) - 1).clamp(min=0) if attached is None else None
+        outputs = self.model(
+            input_ids=ids, attention_mask=mask, position_ids=positions, audio_memory=attached,
+            past_key_values=self.cache, use_cache=True, logits_to_keep=1,
+        )  # fmt: skip
+        return outputs.logits[:, -1]  # type: ignore[no-any-return]
+
+    def _bind(self, attached: AttachedAudio | None, positions: Tensor) -> None:
+        """Let the step read this prompt's audio where it lies; what was captured for other tensors is captured anew."""
+        plan, audio, block_audio, block_hears = self.plan, {}, {}, {}
+        if attached is not None:
+            attached.begin(positions)
+            masks = {id(mask): mask[:, 0, 0].contiguous() for mask in map(attached.visible, attached.expected)}
+            for layer in sorted(attached.expected):
+                keys, values, tables = attached.as_kept(layer)
+                audio[layer] = Keys(keys, values, masks[id(attached.visible(layer))], tables)
+            block_audio = {key: attached.block_keys_values(key) for key in attached.blocks}
+            block_hears = {key: attached.block_visible(key) for key in attached.blocks}
+        large = [
+            *(t for part in audio.values() for t in (part.keys, part.values)),
+            *(t for pair in block_audio.values() for t in pair),
+        ]
+        small = [*(t for part in audio.values() for t in (part.seen_BT, *(part.tables or ()))), *block_hears.values()]
+        small = list({id(tensor): tensor for tensor in small}.values())
+        bound = (*(_place(tensor) for tensor in large), *(_place(tensor)[1:] for tensor in small))
+        if bound == self._bound and self._compiled is not None:  # another question about the same memory
+            for tensor, new in zip(self._small, small, strict=True):
+                tensor.copy_(new)
+            return
+        plan.audio, plan.block_audio, plan.block_hears = audio, block_audio, block_hears
+        plan.blocks = {} if attached is None else attached.blocks
+        self.model.hook_attention()
+        self._prepare()
+        self._bound, self._small = bound, small
+
+    def _prepare(self) -> None:
+        """Compile and capture the step; the first run of it is checked."""
+        if self._compiled is None:
+            self._compiled = torch.compile(self.step, fullgraph=True, dynamic=False) if self.compile else self.step
+        compiled = self._compiled
+        spare = self.ids_BT.shape[1] - 2  # behind the prompt, as at least two tokens follow it
+        self.column_1.fill_(spare)
+        with torch._dynamo.config.patch(recompile_limit=MAX_SHAPES):
+            self._warm_up(compiled, spare)
+        self._check()
+
+    def _warm_up(self, compiled: Callable[[], None], spare: int) -> None:
+        if not (self.compile and self.token_B1.is_cuda):
+            compiled()
+            self.run = compiled
+        else:
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                for _ in range(2):
+                    compiled()
+                    self.column_1.fill_(spare)
+            torch.cuda.current_stream().wait_stream(stream)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                compiled()
+            self.run = graph.replay
+
+    def _check(self) -> None:
+        lost = len(self.cache.layers) - len(self.plan.called)
+        if lost:
+            raise RuntimeError(f"decoding: {lost} of {len(self.cache.layers)} layers did not attend through PAL; use generate")
+        check_consumed(self.plan)
+        check_entered(self.plan)
+
+    def step(self) -> None:
+        """One token of every row, from this object's tensors into them."""
+        model, plan = self.model, self.plan
+        plan.begin()
+        plan.seen_BT.index_fill_(1, self.column_1, True)
+        embeddings = model.get_input_embeddings()(self.token_B1)
+        audio = {"pal_audio": plan} if plan.blocks else {}
+        # A 4D mask goes through transformers as it is; our attention has its own.
+        outputs = model.language_model(
+            inputs_embeds=embeddings, attention_mask=plan.seen_BT[:, None, None], position_ids=self.position_B1,
+            past_key_values=self.cache, use_cache=True, pal_decoding=plan, **audio,
+        )  # fmt: skip
+        chosen = self.choose(outputs.logits[:, -1])
+        chosen = torch.where(self.ended_B[:, None], self.pad, chosen)
+        self.ended_B.logical_or_((chosen == self.ends_E).any(1))
+        self.column_1.add_(1)
+        self.position_B1.add_(1)
+        self.ids_BT.index_copy_(1, self.column_1, chosen)
+        self.token_B1.copy_(chosen)
+
+    def choose(self, logits_BV: Tensor) -> Tensor:
+        """The likeliest token (B, 1) that is not an audio one."""
+        if len(self.never_N):
+            logits_BV = logits_BV.index_fill(-1, self.never_N, -torch.inf)
+        return logits_BV.argmax(-1, keepdim=True)
+
+    @torch.no_grad()
+    def run_until_end(self, num_steps: int, may_end: bool) -> None:
+        """Run steps until all rows have ended, or so many. The host is at most two looks ahead of the device."""
+        looks: list[tuple[Tensor, Any]] = []
+        for number in range(num_steps):
+            if may_end and number % CHECK_EVERY == 0:
+                if self.ended_B.is_cuda:
+                    flag = torch.empty((), dtype=torch.bool, pin_memory=True)
+                    flag.copy_(self.ended_B.all(), non_blocking=True)
+                    event = torch.cuda.Event()
+                    event.record()
+                else:
+                    flag, event = self.ended_B.all(), None
+                looks.append((flag, event))
+                if len(looks) > 1 or event is None:
+                    flag, event = looks.pop(0)
+                    if event is not None:
+                        event.synchronize()
+                    if bool(flag):
+                        return
+            self.run()
+
+    def answer(self, input_ids: Tensor, max_new_tokens: int, ends: list[int]) -> Tensor:
+        """Prompts and what follows them, up to where the last row ended."""
+        width = input_ids.shape[1]
+        whole = self.ids_BT[:, : width + max_new_tokens].clone()
+        if ends:
+            is_end = (whole[:, width:, None] == self.ends_E).any(-1)
+            until = torch.where(is_end.any(1), is_end.int().argmax(1) + 1, max_new_tokens)
+            whole = whole[:, : width + int(until.max())]
+        return whole.to(input_ids.device)
+
+
+def _place(tensor: Tensor) -> tuple[Any, ...]:
+    return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
