@@ -17,16 +17,19 @@ from benchmarks.lab import robustness
 from benchmarks.lab.__main__ import main
 from benchmarks.lab.analysis import Grid, paired, read_grid
 from benchmarks.lab.collecting import FORMAT
-from benchmarks.lab.flow import Flow
+from benchmarks.lab.flow import Flow, flow_in
 from benchmarks.lab.grid import grid_steps
 from benchmarks.lab.packing import pack
+from benchmarks.lab.questions import write_tests
 from benchmarks.lab.recipes import Shelf
 from benchmarks.lab.report import BEGIN, END, write_report
 from benchmarks.lab.steps import Runner, Step
 
 from pal_audio.audio import load_audio
+from pal_audio.data import build
 from pal_audio.errors import PalError
 from pal_audio.model import load
+from pal_audio.training.recipe import load_data
 from tests.data.mixing.sets import make_all
 from tests.lab_recipes import make_recipes
 
@@ -128,6 +131,8 @@ def test_what_is_packed_is_small_and_read_as_the_whole(done: tuple[Path, dict[st
     assert (tmp_path / "back" / "runs" / "lab-lm" / "llm" / "config.json").is_file()
     assert list((tmp_path / "back" / "runs" / "lab-encoder-unified" / "encoders").rglob("*.safetensors"))
     assert not list((tmp_path / "back").rglob("*.flac"))
+    steps = {step.name: step.done for step in grid_steps(flow_in(tmp_path / "back"))}
+    assert {name for name, is_done in steps.items() if not is_done} == {"world", "tests", "frames-unified", "conditions"}
     assert write_report(tmp_path / "back").read_text() == write_report(out).read_text()
 
 
@@ -185,6 +190,8 @@ def test_other_settings_and_foreign_folders_are_refused(tmp_path: Path, capsys: 
     recipes, out = make_recipes(tmp_path / "recipes"), tmp_path / "out"
     words = ["--root", str(tmp_path), "--out", str(out), "--recipes", str(recipes), "--tiny", "--minutes", "0"]
     assert main(words) == 3
+    assert main([*words, "--steps", "5"]) == 2
+    assert "was begun with other settings (steps)" in capsys.readouterr().err
     assert main([*words, "--factors", "1,2,3"]) == 2
     assert "was begun with other settings (factors)" in capsys.readouterr().err
     assert main([*words[:2], "--out", str(recipes), *words[4:]]) == 2
@@ -218,6 +225,18 @@ def test_the_rate_of_most_right_answers_is_taken_and_of_equal_ones_that_of_the_l
     assert [row["factor"] for row in steps["rate-lal"].finish()["tried"]] == [0.5, 1, 2]
     steps["lal-x2"].mark.unlink()
     assert steps["rate-lal"].finish()["factor"] == 1, "a rate that diverged is no reason to stop"
+
+
+def test_no_more_questions_of_a_task_than_asked_for(tmp_path: Path) -> None:
+    recipe = load_data(make_recipes(tmp_path / "recipes") / "world.yaml", [f"data.root={make_all(tmp_path / 'data')}"])
+    build(recipe, tmp_path / "world", workers=1)
+    whole = write_tests(tmp_path / "world", tmp_path / "all", [tmp_path], 600)["tasks"]
+    few = write_tests(tmp_path / "world", tmp_path / "few", [tmp_path], 2)["tasks"]
+    assert [len(task["ids"]) for name, task in few.items() if "clips" not in name] == [2, 2, 2, 2]
+    assert few["digits"]["ids"] == whole["digits"]["ids"][:2]
+    assert few["sound clips"] == whole["sound clips"]
+    assert len(whole["sound clips"]["ids"]) == 10
+    assert whole["digits"]["slices"]["background 2.5 to 7.5 dB below"] == list(range(len(whole["digits"]["ids"])))
 
 
 def test_degraded_sound_is_what_its_name_says(tmp_path: Path) -> None:

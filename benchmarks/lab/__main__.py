@@ -106,9 +106,10 @@ def _flow(options: argparse.Namespace) -> Flow:
     seeds = tuple(range(options.seeds)) if options.seeds else SEEDS[:1] if tiny else SEEDS
     tried = [float(word) for word in options.factors.split(",")] if options.factors else FACTORS[1:] if tiny else FACTORS
     device = "cpu" if tiny and options.device == "auto" else options.device
+    shelf = Shelf(options.recipes, tiny, options.steps)
     return Flow(
-        options.root, options.out.absolute(), Shelf(options.recipes, tiny), arms, seeds, tuple(tried), options.jobs, device,
-        "float32" if tiny else "bfloat16", 16 if tiny else 64, 1 if tiny else cores(), options.pace,
+        options.root, options.out.absolute(), shelf, arms, seeds, tuple(tried), options.jobs, device,
+        "float32" if tiny else "bfloat16", 16 if tiny else 128, 1 if tiny else cores(), options.questions, options.pace,
     )  # fmt: skip
 
 
@@ -124,6 +125,8 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--arms", help="names with commas; without it all, and the ablations")
     run.add_argument("--seeds", type=int, help=f"of each arm, from 0 ({len(SEEDS)})")
     run.add_argument("--factors", help=f"of learning rates, with commas ({','.join(f'{factor:g}' for factor in FACTORS)})")
+    run.add_argument("--steps", type=int, help="of each stage of an arm; otherwise the recipe's own number")
+    run.add_argument("--questions", type=int, default=600, help="at most so many of a task are asked (600)")
     run.add_argument("--device", default="auto", help="auto, cpu, cuda")
     run.add_argument("--jobs", type=int, default=1, help="steps at once; on CUDA they share one GPU")
     run.add_argument("--minutes", type=float, help="then save and stop; the same command goes on")

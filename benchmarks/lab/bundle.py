@@ -82,7 +82,7 @@ def write_recipe(flow: Flow, best: LabRecipe) -> LabRecipe:
         stage["train"] = {part: float(rate) * factor for part, rate in stage["train"].items()}
     path = flow.out / "bundle.yaml"
     write_text(path, json.dumps(content, indent=1) + "\n")
-    return LabRecipe(best.name, path, best.tiny)
+    return LabRecipe(best.name, path, best.tiny, best.steps)
 
 
 def write_model(flow: Flow, grid: Grid, best: LabRecipe, target: Path) -> int:

@@ -38,6 +38,7 @@ class Flow:
         dtype: of cached frames.
         batch_size: questions asked together.
         workers: processes that compose scenes.
+        most_questions: of a task of the tests.
         pace_steps: of a run of each arm that has the machine to itself, so that its time can be told; 0 = no such runs.
     """
 
@@ -50,8 +51,9 @@ class Flow:
     jobs: int = 1
     device: str = "auto"
     dtype: str = "bfloat16"
-    batch_size: int = 64
+    batch_size: int = 128
     workers: int = 2
+    most_questions: int = 600
     pace_steps: int = 0
 
     @cached_property
@@ -81,7 +83,8 @@ class Flow:
             raise PalError(f"{self.shelf.folder / 'arms'}: no recipes there")
         if self.out.exists() and not self.out.is_dir():
             raise PalError(f"--out {self.out} is a file; give a folder")
-        fixed = {"tiny": self.shelf.tiny, "factors": list(self.factors)}
+        fixed = {"tiny": self.shelf.tiny, "steps": self.shelf.steps, "factors": list(self.factors)}
+        fixed["most_questions"] = self.most_questions
         file = self.out / SETTINGS
         if file.is_file():
             there = read_json(file)["fixed"]
@@ -173,9 +176,9 @@ def flow_in(out: Path) -> Flow:
     """
     told = read_json(out / SETTINGS)
     fixed, last = told["fixed"], dict(told["last"])
-    shelf = Shelf(Path(last.pop("recipes")), fixed["tiny"])
-    root, seeds = Path(last.pop("root")), tuple(last.pop("seeds"))
-    return Flow(root, out, shelf, seeds=seeds, factors=tuple(fixed["factors"]), **last)
+    shelf = Shelf(Path(last.pop("recipes")), fixed["tiny"], fixed["steps"])
+    root, seeds, factors = Path(last.pop("root")), tuple(last.pop("seeds")), tuple(fixed["factors"])
+    return Flow(root, out, shelf, seeds=seeds, factors=factors, most_questions=fixed["most_questions"], **last)
 
 
 def cores() -> int:

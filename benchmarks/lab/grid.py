@@ -35,7 +35,7 @@ def grid_steps(flow: Flow) -> list[Step]:
 
 def _tests(flow: Flow) -> Step:
     def finish() -> dict[str, Any]:
-        index = questions.write_tests(flow.out / "world", flow.out / "tests", [flow.root.resolve()])
+        index = questions.write_tests(flow.out / "world", flow.out / "tests", flow.roots, flow.most_questions)
         (flow.out / "results").mkdir(exist_ok=True)
         write_text(flow.out / "results" / "index.json", json.dumps(index) + "\n")
         return {"hash": index["hash"]}

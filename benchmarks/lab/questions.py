@@ -12,7 +12,7 @@ Which question goes where is told by its id alone. Source: our choice.
 import hashlib
 import json
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -36,13 +36,14 @@ _MAX_CURVE = 400
 _NEAR_DB = 2.5
 
 
-def write_tests(world: Path, out: Path, roots: Sequence[Path] = ()) -> dict[str, Any]:
+def write_tests(world: Path, out: Path, roots: Sequence[Path], most: int) -> dict[str, Any]:
     """Part the world's held-out scenes into what is asked.
 
     Args:
         world: a finished folder of `pal data mix`.
         out: OUT/tests.
         roots: folders that sound may lie in beside the world.
+        most: questions of a task; its first ones, among which answers are as balanced as among all.
 
     Returns:
         The index.
@@ -52,7 +53,13 @@ def write_tests(world: Path, out: Path, roots: Sequence[Path] = ()) -> dict[str,
         raise PalError(f"{world} is no `type: mix`; the lab's world is made by recipes/lab/world.yaml")
     tasks = config.model_dump(mode="json")["tasks"]
     examples = read_manifest(world / "test.jsonl", roots)
-    curve, asked = _parted(examples)
+    curve, rest = _parted(examples)
+    num_of: Counter[str] = Counter()
+    asked = []
+    for example in rest:
+        num_of[example.task] += 1
+        if num_of[example.task] <= most:
+            asked.append(example)
     clips = _single_clips(config, examples)
     tasks |= {example.task: CLIP_TASK for example in clips}
     asked += clips

@@ -23,6 +23,7 @@ FACTORS = (0.33, 1.0, 3.0)
 _MADE = re.compile(r"(?:^|/)runs/(lab-[\w-]+)/(?:llm|encoders/[\w-]+)$")
 _ENCODER = "lab-encoder-"
 _CURVE_POINTS = 5
+_TINY_STEPS = 8
 _CURVE_EXAMPLES, _CURVE_ANSWERS = 256, 96
 
 TINY_LLM = {
@@ -43,11 +44,13 @@ class LabRecipe:
         name: of the file.
         path: of the file.
         tiny: shrink it so that it runs within seconds on a CPU.
+        steps: of each stage of an arm, where it is not the recipe's own number.
     """
 
     name: str
     path: Path
     tiny: bool = False
+    steps: int | None = None
 
     @cached_property
     def content(self) -> dict[str, Any]:
@@ -89,7 +92,12 @@ class LabRecipe:
         changes: dict[str, Any] = {"trackers": []}
         for number, stage in enumerate(self.content["stages"]) if self.tiny else ():
             place = f"stages.{number}"
-            changes |= {f"{place}.epochs": None, f"{place}.steps": 8, f"{place}.batch_size": 4, f"{place}.warmup_steps": 0}
+            changes |= {
+                f"{place}.epochs": None,
+                f"{place}.steps": _TINY_STEPS,
+                f"{place}.batch_size": 4,
+                f"{place}.warmup_steps": 0,
+            }
             dropped = [key for key in ("batch_audio_s", "batch_text_tokens", "compile", "keep") if key in stage]
             changes |= {f"{place}.{key}": _PLAIN[key] for key in dropped}
         if self.tiny:
@@ -105,7 +113,9 @@ class LabRecipe:
         for number, stage in enumerate(self.content["stages"]):
             place = f"stages.{number}"
             changes[f"{place}.train"] = {part: float(rate) * factor for part, rate in stage["train"].items()}
-            steps = 8 if self.tiny else stage.get("steps")
+            steps = _TINY_STEPS if self.tiny else self.steps or stage.get("steps")
+            if self.steps and not self.tiny:
+                changes |= {f"{place}.epochs": None, f"{place}.steps": self.steps}
             if steps is not None:
                 changes[f"{place}.eval_every"] = max(1, -(-steps // _CURVE_POINTS))
                 changes |= {f"{place}.eval_examples": _CURVE_EXAMPLES, f"{place}.eval_samples": _CURVE_ANSWERS}
@@ -121,6 +131,7 @@ class Shelf:
 
     folder: Path
     tiny: bool = False
+    steps: int | None = None
 
     def recipe(self, name: str) -> LabRecipe:
         """A recipe by its place in the folder, without ending.
@@ -131,7 +142,7 @@ class Shelf:
         path = self.folder / f"{name}.yaml"
         if not path.is_file():
             raise PalError(f"no recipe {path}; --recipes names the folder of the lab's recipes")
-        return LabRecipe(Path(name).name, path.resolve(), self.tiny)
+        return LabRecipe(Path(name).name, path.resolve(), self.tiny, self.steps)
 
     def arms(self, names: list[str] | None = None) -> list[LabRecipe]:
         """Arms in the order of `ARMS`, those that are named or all that are there."""
