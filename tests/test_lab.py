@@ -165,6 +165,7 @@ def test_a_failed_step_is_named_with_its_log_and_stops_only_those_that_need_it(t
     steps = [
         bad,
         step("lost", tmp_path, needs=("bad",)),
+        step("odd", tmp_path, finish=lambda: {}["x"]),
         step("other", tmp_path),
         step("last", tmp_path, follows=("lost", "other")),
     ]
@@ -175,6 +176,8 @@ def test_a_failed_step_is_named_with_its_log_and_stops_only_those_that_need_it(t
     assert "failed: bad: `pal train no-such-recipe ...` ended with status 2" in text
     assert "pretrain-lm, quickstart" in text, "the end of its log, which names the recipes that there are"
     assert "not begun: lost, which needs bad" in text
+    assert "failed: odd: KeyError: 'x'" in text, "a fault of ours stops no other step either"
+    assert "Traceback" in (tmp_path / "logs" / "odd.log").read_text()
 
 
 def test_products_that_are_gone_are_made_again(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
@@ -89,7 +90,7 @@ class Runner:
     failed: dict[str, str] = field(default_factory=dict)
     _children: set[subprocess.Popen[bytes]] = field(default_factory=set)
     _stopping: threading.Event = field(default_factory=threading.Event)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _lock: threading.RLock = field(default_factory=threading.RLock)  # a signal may come while it is held
 
     def run(self) -> bool:
         """Do what is to do.
@@ -162,8 +163,7 @@ class Runner:
         return seconds
 
     def _call(self, step: Step, arguments: list[str]) -> None:
-        log = self.out / "logs" / f"{step.name}.log"
-        log.parent.mkdir(exist_ok=True)
+        log = self._log(step)
         command = [sys.executable, "-m", "pal_audio", *arguments]
         with open(log, "ab") as file:
             with self._lock:
@@ -183,6 +183,11 @@ class Runner:
             lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-_TAIL_LINES:]
             tail = "\n".join(f"    {line}" for line in lines)
             raise PalError(f"`pal {' '.join(arguments[:2])} ...` ended with status {status}; the end of {log}:\n{tail}")
+
+    def _log(self, step: Step) -> Path:
+        folder = self.out / "logs"
+        folder.mkdir(exist_ok=True)
+        return folder / f"{step.name}.log"
 
     def _environment(self) -> dict[str, str]:
         package = str(Path(pal_audio.__file__).parents[1])
@@ -204,9 +209,12 @@ class Runner:
             self.failed[step.name] = str(error)
             self.say(f"failed: {step.name}: {error}")
             return
-        except Exception as error:
-            self.failed[step.name] = f"{type(error).__name__}: {error}"
-            raise
+        except Exception as error:  # ours: the other steps go on, and the log has the traceback
+            with open(self._log(step), "a", encoding="utf-8") as file:
+                traceback.print_exception(error, file=file)
+            self.failed[step.name] = f"{type(error).__name__}: {error}; see {self._log(step)}"
+            self.say(f"failed: {step.name}: {self.failed[step.name]}")
+            return
         num_done = sum(step.done for step in self.steps)
         left = time_left(self.steps, self.jobs)
         self.say(f"[{num_done}/{len(self.steps)}] {step.name}: {duration_text(seconds)}; {num_running} running; {left}")
