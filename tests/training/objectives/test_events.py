@@ -27,7 +27,7 @@ def scene(folder: Path, name: str, letters: str, seed: int = 0, words: bool = Fa
             "label": letter,
             "category": kinds[letter],
             "onset_s": 0.1 + 0.3 * n,
-            "offset_s": 0.3 + 0.3 * n,
+            "offset_s": 0.29 + 0.3 * n,
             **pitches.get(letter, {}),
         }
         for n, letter in enumerate(letters)
@@ -47,7 +47,13 @@ def test_a_frame_that_an_event_touches_has_its_label(tmp_path: Path) -> None:
     assert lengths == [18, 10, 10]
     targets = inputs["targets"].numpy()
     assert targets.shape == (3, 18, 4)
-    for row, label, onset_s, offset_s in ((0, 0, 0.1, 0.3), (0, 2, 0.4, 0.6), (0, 3, 0.4, 0.6), (1, 0, 0.1, 0.3), (1, 1, 0, 0.4)):
+    for row, label, onset_s, offset_s in (
+        (0, 0, 0.1, 0.29),
+        (0, 2, 0.4, 0.59),
+        (0, 3, 0.4, 0.59),
+        (1, 0, 0.1, 0.29),
+        (1, 1, 0, 0.4),
+    ):
         begins, ends = np.arange(18) * FRAME_S, np.arange(1, 19) * FRAME_S
         expected = (begins < offset_s - 1e-9) & (ends > onset_s + 1e-9)
         assert targets[row, : lengths[row], label].astype(bool).tolist() == expected[: lengths[row]].tolist(), (row, label)
