@@ -81,8 +81,11 @@ class FakeProcessor:
 
 
 class FakeModel:
+    """It gives each of its three tokens a probability of one half."""
+
     def __init__(self, seen: dict[str, Any]) -> None:
         self.seen = seen
+        self.config = SimpleNamespace(calibration=seen.get("calibration"))
 
     def generate(self, input_ids: Any, streamer: Any = None, **options: Any) -> Any:
         import torch
@@ -93,12 +96,15 @@ class FakeModel:
             for tokens in (input_ids, *new[0].split(1)):  # the prompt comes first and is skipped
                 streamer.put(tokens)
             streamer.end()
-        return torch.cat([input_ids, new], dim=1)
+        logits = [torch.full((1, 3), -torch.inf).index_fill(1, torch.tensor([token, (token + 1) % 3]), 0.0) for token in range(3)]
+        return SimpleNamespace(sequences=torch.cat([input_ids, new], dim=1), logits=tuple(logits))
 
 
 @pytest.fixture
 def fake_model(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """`pal_audio.model` with `load` and `describe` faked; what they saw comes back."""
+    from pal_audio.model import confidence
+
     seen: dict[str, Any] = {}
 
     def load(path: str, device: str) -> tuple[FakeModel, FakeProcessor]:
@@ -107,6 +113,7 @@ def fake_model(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
     module = SimpleNamespace(load=load, describe=lambda model: {"streams": [{"encoder": "ear"}], "parameters": {"total": 7}})
     monkeypatch.setitem(sys.modules, "pal_audio.model", module)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "pal_audio.model.confidence", confidence)
     return seen
 
 
@@ -361,14 +368,16 @@ def test_ask(tone: str, fake_model: dict[str, Any], capsys: pytest.CaptureFixtur
     (message,) = fake_model["messages"]
     assert message == {"role": "user", "content": [{"type": "audio", "path": tone}, {"type": "text", "text": "What is it?"}]}
     assert fake_model["options"] == {"add_generation_prompt": True, "return_dict": True, "return_tensors": "pt"}
-    assert fake_model["generate"] == {"max_new_tokens": 5, "do_sample": False}
+    expected = {"max_new_tokens": 5, "do_sample": False, "return_dict_in_generate": True, "output_logits": True}
+    assert fake_model["generate"] == expected
 
 
 def test_ask_json_prints_nothing_else(tone: str, fake_model: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     final = make_run("first", 1)
     assert cli.main(["ask", tone, tone, "Wäs?", "--json"]) == 0
     answer = json.loads(capsys.readouterr().out)
-    assert set(answer) == {"answer", "model", "audio", "question", "seconds"}
+    assert set(answer) == {"answer", "probability", "model", "audio", "question", "seconds", "warning"}
+    assert (answer["probability"], answer["warning"]) == (0.125, None)
     assert (answer["answer"], answer["model"], answer["audio"], answer["question"]) == (
         "a dog barks",
         str(final),
@@ -376,6 +385,23 @@ def test_ask_json_prints_nothing_else(tone: str, fake_model: dict[str, Any], cap
         "Wäs?",
     )
     assert answer["seconds"] >= 0
+
+
+@pytest.mark.parametrize(("threshold", "warns"), [(0.12, False), (0.2, True)])
+def test_ask_warns_below_the_calibrated_probability(
+    tone: str, fake_model: dict[str, Any], capsys: pytest.CaptureFixture[str], threshold: float, warns: bool
+) -> None:
+    make_run("first", 1)
+    fake_model["calibration"] = {"threshold": threshold, "right_below": 0.4, "num_answers": 50, "measured_on": "two tests"}
+    assert cli.main(["ask", tone, "What is it?", "--json"]) == 0
+    out, err = capsys.readouterr()
+    message = "the model is not sure of this answer (probability 0.12): of those below 0.20, 40% were right on two tests"
+    assert (message in err) is warns
+    assert json.loads(out)["warning"] == (message if warns else None)
+    assert cli.main(["ask", tone, "What is it?"]) == 0
+    out, err = capsys.readouterr()
+    assert out == "a dog barks\n"
+    assert (message in err) is warns
 
 
 def test_ask_streams(tone: str, fake_model: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
@@ -439,7 +465,22 @@ def test_the_order_of_models(monkeypatch: pytest.MonkeyPatch) -> None:
     assert models.choose("runs/new/final") == (str(new), "--model")
 
 
-def test_no_model_says_how_to_make_one(tone: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_any_other_model_the_bundled_one_is_taken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    bundled = tmp_path / "bundled"
+    monkeypatch.setattr(models, "BUNDLED", bundled)
+    with pytest.raises(PalError, match="there is no model"):
+        models.choose(None)
+    bundled.mkdir()
+    (bundled / "config.json").write_text("{}")
+    assert models.choose(None) == (str(bundled), "the bundled one")
+    run = make_run("new", 1)
+    assert models.choose(None) == (str(run), "the last finished run")
+
+
+def test_no_model_says_how_to_make_one(
+    tone: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(models, "BUNDLED", tmp_path / "nowhere")
     assert cli.main(["ask", tone, "What is it?"]) == 2
     err = capsys.readouterr().err
     assert err.count("\n") == 1

@@ -146,7 +146,7 @@ def test_pal_ask_answers_offline_from_an_empty_folder(installed: Path, sounds: P
     command = [installed / "pal", "ask", sounds / name, "What do you hear?", "--model", sounds / "model", "--max-new-tokens", "4"]
     done = run([*command, "--json"], tmp_path)
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout).keys() == {"answer", "model", "audio", "question", "seconds"}
+    assert json.loads(done.stdout).keys() == {"answer", "probability", "model", "audio", "question", "seconds", "warning"}
     warned = GOOD[name]
     assert warned is None or warned in done.stderr
     assert list(tmp_path.iterdir()) == []

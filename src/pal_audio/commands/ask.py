@@ -34,7 +34,7 @@ def ask(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest answer, in tokens.")] = 256,
     stream: Annotated[bool, typer.Option("--stream", help="Print the answer as it is made.")] = False,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object: answer, model, audio, question, seconds.")
+        bool, typer.Option("--json", help="Print one JSON object: answer, probability, seconds, model, audio, question, warning.")
     ] = False,
 ) -> None:
     """Asks a question about one or more sound files."""
@@ -47,15 +47,14 @@ def ask(
     stdout = sys.stdout
     with contextlib.redirect_stdout(sys.stderr):  # what a library prints must not mix with the answer
         messages = [{"role": "user", "content": [*sounds, {"type": "text", "text": question}]}]
-        answer, seconds = _answer(choice.model, device, messages, max_new_tokens, stdout if stream else None)
+        record = _answer(choice.model, device, messages, max_new_tokens, stdout if stream else None)
+    warning = record.pop("warning")
+    if warning is not None:
+        print(f"pal: warning: {warning}", file=sys.stderr)
     if as_json:
-        print(
-            json.dumps(
-                {"answer": answer, "model": choice.model, "audio": paths, "question": question, "seconds": round(seconds, 3)}
-            )
-        )
+        print(json.dumps({**record, "model": choice.model, "audio": paths, "question": question, "warning": warning}))
     elif not stream:
-        print(answer)
+        print(record["answer"])
 
 
 def split_words(words: list[str]) -> tuple[list[str], str]:
@@ -109,14 +108,16 @@ def checked_part(path: str) -> dict[str, Any]:
 
 def _answer(
     name: str, device: str, messages: list[dict[str, Any]], max_new_tokens: int, stream_to: TextIO | None
-) -> tuple[str, float]:
-    """The greedy answer, and the seconds that it took with the model already loaded."""
+) -> dict[str, Any]:
+    """The greedy answer, its probability, a warning if there is one, and the seconds it took with the model already loaded."""
     device = models.pick_device(device)
     import torch
 
     from pal_audio.audio import SilentAudioWarning, TruncatedAudioWarning
+    from pal_audio.model.confidence import calibration_of, probability_of, warning_about
 
     model, processor = models.load(name, device)
+    calibration = calibration_of(model.config)
     start = time.perf_counter()
     with warnings.catch_warnings():  # these were shown when the sounds were checked
         warnings.simplefilter("ignore", SilentAudioWarning)
@@ -125,10 +126,18 @@ def _answer(
     inputs = inputs.to(device)
     streamer = None if stream_to is None else text_streamer(processor.tokenizer, stream_to)
     with torch.inference_mode():
-        output = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, streamer=streamer)
-    new_tokens = output[0, inputs["input_ids"].shape[1] :]
-    answer = processor.tokenizer.decode(new_tokens, skip_special_tokens=True).strip()
-    return answer, time.perf_counter() - start
+        output = model.generate(
+            **inputs, max_new_tokens=max_new_tokens, do_sample=False, streamer=streamer,
+            return_dict_in_generate=True, output_logits=True,
+        )  # fmt: skip
+    new_tokens = output.sequences[0, inputs["input_ids"].shape[1] :]
+    probability = probability_of(output)
+    return {
+        "answer": processor.tokenizer.decode(new_tokens, skip_special_tokens=True).strip(),
+        "probability": round(probability, 4),
+        "warning": warning_about(probability, calibration),
+        "seconds": round(time.perf_counter() - start, 3),
+    }
 
 
 def text_streamer(tokenizer: Any, stream_to: TextIO) -> Any:

@@ -27,7 +27,11 @@ def chat(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
     max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest answer, in tokens.")] = 256,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object a line: answer, question, audio, turn, kept_tokens, seconds.")
+        bool,
+        typer.Option(
+            "--json",
+            help="Print one JSON object a line: answer, probability, question, audio, turn, kept_tokens, seconds, warning.",
+        ),
     ] = False,
 ) -> None:
     """Answers questions about sound, one a line, from the terminal or a pipe; `/add FILE` gives another sound."""
@@ -111,10 +115,16 @@ def _add(talk: Any, path: str) -> None:
 
 def _answer(talk: Any, question: str, max_new_tokens: int, stdout: TextIO, record: dict[str, Any] | None) -> None:
     """Streams the answer to stdout, or prints it with its record as one line of JSON."""
+    from pal_audio.model.confidence import calibration_of, warning_about
+
     start = time.perf_counter()
     streamer = text_streamer(talk.processor.tokenizer, stdout) if record is None else None
     answer = talk.ask(question, max_new_tokens, streamer)
+    warning = warning_about(talk.probability, calibration_of(talk.model.config))
+    if warning is not None:
+        print(f"pal: warning: {warning}", file=sys.stderr)
     if record is not None:
         seconds = round(time.perf_counter() - start, 3)
-        line = {"answer": answer, "question": question, **record, "kept_tokens": talk.num_kept, "seconds": seconds}
+        line = {"answer": answer, "probability": round(talk.probability, 4), "question": question, **record,
+                "kept_tokens": talk.num_kept, "seconds": seconds, "warning": warning}  # fmt: skip
         print(json.dumps(line), file=stdout, flush=True)

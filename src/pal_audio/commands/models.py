@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 from pal_audio.errors import PalError
 
 RUNS = Path("runs")
+BUNDLED = Path(__file__).parents[1] / "bundled"
+"""The model that comes with the package."""
 
 
 class Choice(NamedTuple):
@@ -18,10 +20,10 @@ class Choice(NamedTuple):
 
 
 def choose(option: str | None) -> Choice:
-    """The model of a command: `--model`, else $PAL_MODEL, else the last finished run under ./runs.
+    """The model of a command: `--model`, else $PAL_MODEL, else the last finished run under ./runs, else the bundled one.
 
     Raises:
-        PalError: a model was named that is not there, or none was named and no run has finished.
+        PalError: a model was named that is not there, or none was named, no run has finished and the package has none.
     """
     if option is not None:
         return Choice(resolve(option, "--model"), "--model")
@@ -29,6 +31,8 @@ def choose(option: str | None) -> Choice:
         return Choice(resolve(named, "$PAL_MODEL"), "$PAL_MODEL")
     if (run := last_finished_run(RUNS)) is not None:
         return Choice(str(run / "final"), "the last finished run")
+    if (BUNDLED / "config.json").is_file():
+        return Choice(str(BUNDLED), "the bundled one")
     raise PalError(
         f"there is no model: no --model, no $PAL_MODEL and no finished run under {RUNS}/. "
         "Make one with `pal train quickstart` (a few minutes on two cores)"

@@ -176,6 +176,7 @@ class PalConfig(PretrainedConfig):
         provenance: where the LLM and the encoders came from (`llm`, `encoders`), if anywhere.
         adapter: an `AdapterConfig` or its dict, of the adapter on the LLM; stored as a dict. None: no adapter.
         bases: of a folder that holds trained parts only, where the rest comes from (`model.trained`); None of a whole one.
+        calibration: what the probability of its answers is worth (`model.confidence`), as a dict; None: not known.
     """
 
     model_type = "pal"
@@ -190,6 +191,7 @@ class PalConfig(PretrainedConfig):
         provenance: dict[str, Any] | None = None,
         adapter: AdapterConfig | dict[str, Any] | None = None,
         bases: dict[str, Any] | None = None,
+        calibration: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         if isinstance(text_config, dict):
@@ -203,6 +205,7 @@ class PalConfig(PretrainedConfig):
         self.audio_slot_token_id = audio_slot_token_id
         self.provenance = provenance
         self.bases = bases
+        self.calibration = calibration
         self.adapter = None if adapter is None else parse_config(_adapter_type, adapter, "adapter").model_dump(mode="json")
         # The constructor sets the kernel of experts in sub-configurations; a ready LLM keeps the one that it chose.
         kwargs.setdefault("experts_implementation", {"text_config": getattr(text_config, "_experts_implementation", None)})

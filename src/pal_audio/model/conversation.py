@@ -12,6 +12,7 @@ from torch import Tensor
 from pal_audio.errors import PalError
 from pal_audio.integration.memory import AudioMemory
 from pal_audio.model.clips import ClipFeatures
+from pal_audio.model.confidence import probability_of
 from pal_audio.model.modeling import PalForConditionalGeneration
 from pal_audio.model.processing import PalProcessor
 from pal_audio.model.text_rows import tokenise
@@ -29,6 +30,7 @@ class Conversation:
         messages: the conversation so far, in chat form; an audio part holds its clip's length alone.
         memory: of all clips heard so far, those of the next turn included; None before the first.
         num_kept: tokens of the last question's text that came from the cache.
+        probability: of the last answer; see `model.confidence`.
     """
 
     def __init__(self, model: PalForConditionalGeneration, processor: PalProcessor, system: str | None = None) -> None:
@@ -36,6 +38,7 @@ class Conversation:
         self.messages: list[dict[str, Any]] = [] if system is None else [{"role": "system", "content": system}]
         self.memory: AudioMemory | None = None
         self.num_kept = 0
+        self.probability = 0.0
         self._new: list[AudioMemory] = []
         self._cache: Any = None
         self._cached_ids: list[int] = []
@@ -71,8 +74,9 @@ class Conversation:
         output = self.model.generate(
             torch.tensor([ids], device=self.model.device), attention_mask=torch.ones(1, len(ids), dtype=torch.int64,
             device=self.model.device), audio_memory=audio, past_key_values=cache, max_new_tokens=max_new_tokens,
-            do_sample=False, streamer=streamer, return_dict_in_generate=True,
+            do_sample=False, streamer=streamer, return_dict_in_generate=True, output_logits=True,
         )  # fmt: skip
+        self.probability = probability_of(output)
         sequence = output.sequences[0].tolist()
         answer = str(self.processor.tokenizer.decode(sequence[len(ids) :], skip_special_tokens=True))
         self._cache = output.past_key_values
