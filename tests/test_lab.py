@@ -29,6 +29,7 @@ from pal_audio.audio import load_audio
 from pal_audio.data import build
 from pal_audio.errors import PalError
 from pal_audio.model import load
+from pal_audio.model.confidence import calibration_of
 from pal_audio.training.recipe import load_data
 from tests.data.mixing.sets import make_all
 from tests.lab_recipes import make_recipes
@@ -142,6 +143,10 @@ def test_the_bundled_model_is_whole_and_has_its_papers(done: tuple[Path, dict[st
     assert main(["bundle", str(out), str(target)]) == 0
     model, _ = load(target)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    worth = calibration_of(model.config)
+    assert worth is not None
+    assert worth.num_answers == min(300, len((out / "tests" / "exact.jsonl").read_text().splitlines()))
+    assert worth.threshold == 1.0, "a model that knows nothing is never sure"
     text = (target / "ATTRIBUTION.md").read_text()
     assert text.count("https://freesound.org/s/") == 10, "five classes, two recordings"
     card = (target / "README.md").read_text()
@@ -199,6 +204,12 @@ def test_other_settings_and_foreign_folders_are_refused(tmp_path: Path, capsys: 
     assert "was begun with other settings (factors)" in capsys.readouterr().err
     assert main([*words[:2], "--out", str(recipes), *words[4:]]) == 2
     assert "holds no lab" in capsys.readouterr().err
+    (out / "lab.json").write_text('{"fixed": {}, "last": {}}')
+    assert main(["status", str(out)]) == 2
+    assert "of another version of the lab" in capsys.readouterr().err
+    (out / "lab.json").unlink()
+    for path in out.iterdir():
+        path.rmdir() if path.is_dir() else path.unlink()
     assert main([*words, "--arms", "plits,nothing"]) == 2
     assert "no recipe" in capsys.readouterr().err
 

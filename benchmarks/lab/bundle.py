@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from benchmarks.lab.analysis import Grid, read_grid
+from benchmarks.lab.calibrating import calibration
 from benchmarks.lab.flow import Flow
 from benchmarks.lab.recipes import LabRecipe, written
 from benchmarks.lab.steps import Step
@@ -92,6 +93,7 @@ def write_model(flow: Flow, grid: Grid, best: LabRecipe, target: Path) -> int:
         PalError: it is larger than `MAX_BYTES`.
     """
     model, processor = load(flow.out / "runs" / "bundle-arm" / "final")
+    model.config.calibration = calibration(flow)
     save_folder(model.to(torch.bfloat16), processor, target)
     write_text(target / "README.md", card(flow, grid, best))
     write_text(target / "ATTRIBUTION.md", attribution(flow))

@@ -175,10 +175,15 @@ def flow_in(out: Path) -> Flow:
         PalError: there is none.
     """
     told = read_json(out / SETTINGS)
-    fixed, last = told["fixed"], dict(told["last"])
-    shelf = Shelf(Path(last.pop("recipes")), fixed["tiny"], fixed["steps"])
-    root, seeds, factors = Path(last.pop("root")), tuple(last.pop("seeds")), tuple(fixed["factors"])
-    return Flow(root, out, shelf, seeds=seeds, factors=factors, most_questions=fixed["most_questions"], **last)
+    try:
+        fixed, last = told["fixed"], dict(told["last"])
+        shelf = Shelf(Path(last.pop("recipes")), fixed["tiny"], fixed["steps"])
+        root, seeds, factors = Path(last.pop("root")), tuple(last.pop("seeds")), tuple(fixed["factors"])
+        return Flow(root, out, shelf, seeds=seeds, factors=factors, most_questions=fixed["most_questions"], **last)
+    except (KeyError, TypeError) as error:
+        raise PalError(
+            f"{out / SETTINGS}: of another version of the lab; give the `run` command once more, it writes it"
+        ) from error
 
 
 def cores() -> int:
