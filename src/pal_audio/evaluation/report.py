@@ -12,6 +12,7 @@ from pal_audio.data.manifest import write_text
 from pal_audio.errors import PalError
 from pal_audio.evaluation.plots import draw
 from pal_audio.evaluation.scoring import DEAF, LISTENS, SCORES
+from pal_audio.training.report import cell, table
 
 SUMMARY = ("task", "answered by", "n", "score", "", "95% interval", "best guess", "listens?")
 REPORT, EXTERNAL = "report.md", "external.json"
@@ -34,12 +35,12 @@ def write_report(folder: Path) -> Path:
     external = json.loads((folder / EXTERNAL).read_text(encoding="utf-8")) if (folder / EXTERNAL).is_file() else {}
     pictures = draw(scores, folder)
     blocks = [
-        f"# Evaluation of {_cell(scores['model'])}",
+        f"# Evaluation of {cell(scores['model'])}",
         f"Model fingerprint `{scores['fingerprint']}`, on {scores['device']}, batches of {scores['batch_size']}, "
         f"pal {scores['pal_version']}. Answers: `answers.jsonl`; items with their truths: `items.jsonl`.",
         "Intervals are 95% bootstrap intervals over source clips. An item without an answer counts as wrong. "
         "A model *listens* if the interval of its score with the real sound minus that with another item's sound lies above 0.",
-        _table(SUMMARY, summary(scores)),
+        table(SUMMARY, summary(scores)),
     ]
     if scores["left_out"]:
         blocks += ["## Tasks left out", _list([f"{name}: {reason}" for name, reason in scores["left_out"].items()])]
@@ -131,14 +132,14 @@ def _method(method: str, found: dict[str, Any], rendered: str) -> list[str]:
         difference = shown(by, other["difference"]) + ("" if by == headline else f" ({by})")
         interval = _interval(by, other["interval"])
         rows.append((condition, shown(headline, other["score"]), "", difference, interval, f"{other['p_value']:.4f}"))
-    blocks += [_list(facts), _table(("heard", headline, "95% interval", "real is better by", "95% interval", "p"), rows)]
+    blocks += [_list(facts), table(("heard", headline, "95% interval", "real is better by", "95% interval", "p"), rows)]
     blocks.append(f"**{_sentence(found)}**")
     for key, groups in found["breakdown"].items():
         lines = [
             (name, str(group["num"]), shown(headline, group["score"]), _interval(headline, group["interval"]))
             for name, group in groups.items()
         ]
-        blocks.append(_table((key, "n", headline, "95% interval"), lines))
+        blocks.append(table((key, "n", headline, "95% interval"), lines))
     return blocks
 
 
@@ -167,13 +168,3 @@ def _code(text: str) -> str:
     line = " ".join(text.split())
     fence = "`" * (1 + max((len(run) for run in re.findall("`+", line)), default=0))
     return f"{fence}{line}{fence}" if len(fence) == 1 else f"{fence} {line} {fence}"
-
-
-def _table(names: tuple[str, ...], rows: Sequence[Sequence[str]]) -> str:
-    lines = [names, ("---",) * len(names), *rows]
-    return "\n".join(f"| {' | '.join(_cell(cell) for cell in line)} |" for line in lines)
-
-
-def _cell(text: str) -> str:
-    """On one line, and never the end of a table's cell."""
-    return " ".join(text.split()).replace("|", "\\|")

@@ -24,9 +24,9 @@ def write_report(folder: Path, plan: Sequence[str]) -> Path:
     records = _rows(folder / "log.jsonl")
     picture = f"![loss, learning rate and gradient norm]({_CURVES})" if draw_curves(records, folder / _CURVES) else _NOT_DRAWN
     blocks = [
-        f"# {_cell(described['recipe']['name'])}",
+        f"# {cell(described['recipe']['name'])}",
         "## Plan",
-        "\n".join(f"- {_cell(line)}" for line in plan),
+        "\n".join(f"- {cell(line)}" for line in plan),
         "## Scores",
         *_scores_of_stages(scores),
         *_scores_of_answers(scores),
@@ -34,7 +34,7 @@ def write_report(folder: Path, plan: Sequence[str]) -> Path:
         picture,
         *(_answers(_rows(folder / "answers.jsonl")) if "accuracy" in scores else []),
         "## Versions",
-        _table(("package", "version"), list(described["versions"].items())),
+        table(("package", "version"), list(described["versions"].items())),
     ]
     write_text(folder / "report.md", "\n\n".join(blocks) + "\n")
     return folder / "report.md"
@@ -86,7 +86,7 @@ def _scores_of_stages(scores: dict[str, Any]) -> list[str]:
         for item in scores.get("stages", [])
         for name, value in item["scores"].items()
     ]
-    return ["Held out, at the end of its stage:", _table(("stage", "objective", "score", "value"), rows)] if rows else []
+    return ["Held out, at the end of its stage:", table(("stage", "objective", "score", "value"), rows)] if rows else []
 
 
 def _scores_of_answers(scores: dict[str, Any]) -> list[str]:
@@ -94,7 +94,7 @@ def _scores_of_answers(scores: dict[str, Any]) -> list[str]:
         return []
     return [
         f"Of {scores['num']} held-out questions. Muted: silence instead of sound. Best guess: without listening.",
-        _table(("task", "right", "muted", "best guess"), [_score_row(task, scores) for task in scores["accuracy"]]),
+        table(("task", "right", "muted", "best guess"), [_score_row(task, scores) for task in scores["accuracy"]]),
     ]
 
 
@@ -103,7 +103,7 @@ def _answers(answers: list[dict[str, Any]]) -> list[str]:
     shown = [answers[number * len(answers) // num_shown] for number in range(num_shown)]
     rows = [(row["question"], row["truth"], row["answer"], "yes" if row["right"] else "no") for row in shown]
     head = [f"## {len(shown)} answers", "Evenly spaced over the held-out questions."]
-    return [*head, _table(("question", "truth", "answer", "right"), rows)]
+    return [*head, table(("question", "truth", "answer", "right"), rows)]
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
@@ -115,11 +115,12 @@ def _score_row(task: str, scores: dict[str, Any]) -> tuple[str, ...]:
     return (task, *(f"{share:.1%}" for share in (scores["accuracy"][task], scores["muted"][task], guess)))
 
 
-def _table(names: tuple[str, ...], rows: Sequence[Sequence[str]]) -> str:
+def table(names: tuple[str, ...], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
     lines = [names, ("---",) * len(names), *rows]
-    return "\n".join(f"| {' | '.join(_cell(cell) for cell in line)} |" for line in lines)
+    return "\n".join(f"| {' | '.join(cell(text) for text in line)} |" for line in lines)
 
 
-def _cell(text: str) -> str:
+def cell(text: str) -> str:
     """On one line, and never the end of a table's cell."""
     return " ".join(text.split()).replace("|", "\\|")

@@ -1,6 +1,7 @@
 """`pal train`: recipe -> data -> model -> stages -> a finished folder with its scores.
 
 OUT/recipe.json     the resolved recipe, provenance     OUT/log.jsonl        one line a step
+OUT/plan.json       parameters, steps and memory of each stage, as `--plan --json` prints them
 OUT/data/           composed sound and manifests        OUT/scores.json      held-out accuracy, with sound and muted
 OUT/checkpoints-K/  of stage K                          OUT/answers.jsonl    every held-out answer beside the truth
 OUT/final/          model and processor                 OUT/report.md        plan, scores, curves.png, ten answers
@@ -113,6 +114,7 @@ def train(
                 check_data(folder, recipe, data, ready)
                 plan = make_plan(folder, recipe, model, processor, data, stages, device)
                 plan.show(console)
+                write_text(folder / "plan.json", json.dumps(plan.as_dict(), indent=2) + "\n")
                 check_context(model, processor, stages, collator, data.test)
                 check_disk(folder, plan)
         stage_scores: list[dict[str, Any]] = []

@@ -9,7 +9,13 @@ from hypothesis import strategies as st
 from scipy.stats import bootstrap, permutation_test
 
 from pal_audio.errors import PalError
-from pal_audio.evaluation.metrics.statistics import Interval, bootstrap_interval, paired_difference, ratio_of_sums
+from pal_audio.evaluation.metrics.statistics import (
+    Interval,
+    bootstrap_interval,
+    difference_over_seeds,
+    paired_difference,
+    ratio_of_sums,
+)
 
 RIGHT = np.array([1, 1, 0, 1, 0, 1, 1, 0, 1, 1], dtype=bool)
 OWN = [str(index) for index in range(10)]
@@ -142,3 +148,34 @@ def test_what_cannot_be_resampled(values: np.ndarray, clusters: list[str], optio
 def test_a_paired_test_needs_the_same_items() -> None:
     with pytest.raises(PalError, match=r"\(2,\) and \(3,\)"):
         paired_difference(np.ones(2), np.ones(3), ["x", "y"])
+
+
+def test_runs_differ_by_the_mean_of_their_differences() -> None:
+    a, b = np.array([[1, 1, 0, 0], [1, 1, 1, 0]]), np.array([[0, 1, 0, 0], [0, 0, 1, 0]])
+    difference, interval = difference_over_seeds(a, b, list("wxyz"))
+    assert difference == pytest.approx((1 / 4 + 2 / 4) / 2)
+    assert difference in interval
+    errors = np.array([[[1, 4], [0, 2]]]), np.array([[[3, 4], [0, 2]]])
+    assert difference_over_seeds(*errors, ["x", "y"], ratio_of_sums)[0] == pytest.approx(1 / 6 - 3 / 6)
+
+
+def test_a_single_run_has_the_interval_of_its_items() -> None:
+    other = np.roll(RIGHT, 3)
+    _, interval = difference_over_seeds(RIGHT[None], other[None], OWN, num=500)
+    assert interval == paired_difference(RIGHT, other, OWN, num=500).interval
+
+
+def test_the_interval_over_runs_covers_the_truth_when_runs_differ() -> None:
+    generator = np.random.default_rng(0)
+    covered, names = 0, [str(index) for index in range(60)]
+    for trial in range(150):
+        of_items, of_runs = generator.normal(0, 1, 60), generator.normal(0, 0.2, (3, 1))
+        values = of_items + of_runs + generator.normal(0, 0.1, (3, 60))
+        covered += 0.0 in difference_over_seeds(values, np.zeros_like(values), names, num=200, seed=trial)[1]
+    assert covered / 150 >= 0.93, "drawing three runs without a stretch covers about 0.85"
+
+
+@pytest.mark.parametrize("shape", [(2, 5), (10,), (0, 10)])
+def test_runs_that_do_not_belong_together_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(PalError, match="pair by pair"):
+        difference_over_seeds(np.zeros((2, 10)) if len(shape) == 2 and shape[0] else np.zeros(shape), np.zeros(shape), OWN)

@@ -1,0 +1,156 @@
+"""`python -m benchmarks.lab`: see the package's docstring."""
+
+import argparse
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import benchmarks.lab
+from benchmarks.lab.bundle import bundle
+from benchmarks.lab.flow import SEEDS, TINY_ARMS, Flow, cores, flow_in
+from benchmarks.lab.grid import grid_steps
+from benchmarks.lab.packing import pack
+from benchmarks.lab.recipes import FACTORS, Shelf
+from benchmarks.lab.report import write_report
+from benchmarks.lab.steps import Runner, Step, time_left
+
+from pal_audio.data.folder import locked
+from pal_audio.errors import PalError
+
+RECIPES = Path(__file__).parents[2] / "recipes" / "lab"
+FAILED, TIME_IS_UP = 1, 3
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; `run` where none is named.
+
+    Returns:
+        0: all is done. 1: a step failed. 2: the input is wrong. 3: the time is up or a signal came; the same command goes on.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words and words[0].startswith("--") and words[0] not in ("--help", "-h"):
+        words.insert(0, "run")
+    options = _parser().parse_args(words)
+    try:
+        return int(options.command(options))
+    except PalError as error:
+        print(f"lab: error: {error}", file=sys.stderr)
+        return 2
+
+
+def _run(options: argparse.Namespace) -> int:
+    started = time.monotonic()
+    flow = _flow(options)
+    flow.check()
+    with locked(flow.out):
+        deadline = None if options.minutes is None else started + 60 * options.minutes
+        return run_steps(grid_steps(flow), flow, deadline)
+
+
+def run_steps(steps: list[Step], flow: Flow, deadline: float | None) -> int:
+    """Run steps until they are done or the time is up; SIGINT and SIGTERM end it as the time does. Returns the exit status."""
+    runner = Runner(steps, flow.out, flow.jobs, deadline, flow.device == "cpu", lambda line: print(line, flush=True))
+    before = {name: signal.signal(name, lambda *_: runner.stop()) for name in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        if runner.run():
+            print("all steps are done")
+            return 0
+    finally:
+        for name, handler in before.items():
+            signal.signal(name, handler)
+    show(steps, flow.jobs)
+    return FAILED if runner.failed else TIME_IS_UP
+
+
+def show(steps: Sequence[Step], jobs: int) -> None:
+    """Print what is done and what is left, by kinds of steps."""
+    kinds: dict[str, list[Step]] = {}
+    for step in steps:
+        kinds.setdefault(step.kind, []).append(step)
+    for kind, members in kinds.items():
+        left = [step.name for step in members if not step.done]
+        print(f"{kind:24s} {len(members) - len(left)} of {len(members)} done" + (f"; left: {', '.join(left)}" if left else ""))
+    print(time_left(steps, jobs))
+
+
+def _status(options: argparse.Namespace) -> int:
+    flow = flow_in(options.out.absolute())
+    show(grid_steps(flow), flow.jobs)
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    print(write_report(options.out, options.page))
+    return 0
+
+
+def _pack(options: argparse.Namespace) -> int:
+    for line in pack(options.out.absolute(), options.folder):
+        print(line)
+    return 0
+
+
+def _bundle(options: argparse.Namespace) -> int:
+    flow = flow_in(options.out.absolute())
+    with locked(flow.out):
+        steps = bundle(flow, options.model.absolute())
+        deadline = None if options.minutes is None else time.monotonic() + 60 * options.minutes
+        return run_steps(steps, flow, deadline)
+
+
+def _flow(options: argparse.Namespace) -> Flow:
+    tiny = options.tiny
+    arms = options.arms.split(",") if options.arms else TINY_ARMS if tiny else None
+    seeds = tuple(range(options.seeds)) if options.seeds else SEEDS[:1] if tiny else SEEDS
+    tried = [float(word) for word in options.factors.split(",")] if options.factors else FACTORS[1:] if tiny else FACTORS
+    device = "cpu" if tiny and options.device == "auto" else options.device
+    shelf = Shelf(options.recipes, tiny, options.steps)
+    return Flow(
+        options.root, options.out.absolute(), shelf, arms, seeds, tuple(tried), options.jobs, device,
+        "float32" if tiny else "bfloat16", 16 if tiny else 128, 1 if tiny else cores(), options.questions, options.pace,
+    )  # fmt: skip
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.lab", description=benchmarks.lab.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    run = commands.add_parser("run", help="do what is not done yet")
+    run.add_argument("--root", type=Path, required=True, help="folder with the recordings (esc10, fsdd, gm_notes)")
+    run.add_argument("--out", type=Path, required=True, help="a new folder, or one to go on in")
+    run.add_argument("--recipes", type=Path, default=RECIPES, help="folder of the lab's recipes")
+    run.add_argument("--arms", help="names with commas; without it all, and the ablations")
+    run.add_argument("--seeds", type=int, help=f"of each arm, from 0 ({len(SEEDS)})")
+    run.add_argument("--factors", help=f"of learning rates, with commas ({','.join(f'{factor:g}' for factor in FACTORS)})")
+    run.add_argument("--steps", type=int, help="of each stage of an arm; otherwise the recipe's own number")
+    run.add_argument("--questions", type=int, default=600, help="at most so many of a task are asked (600)")
+    run.add_argument("--device", default="auto", help="auto, cpu, cuda")
+    run.add_argument("--jobs", type=int, default=1, help="steps at once; on CUDA they share one GPU")
+    run.add_argument("--minutes", type=float, help="then save and stop; the same command goes on")
+    run.add_argument("--pace", type=int, default=0, metavar="STEPS", help="also a run of each arm alone, of so many steps")
+    run.add_argument("--tiny", action="store_true", help="two arms of tiny models, in about a minute on two cores")
+    run.set_defaults(command=_run)
+    for name, command, text in (
+        ("status", _status, "what is done and what is left"),
+        ("report", _report, "tables and pictures"),
+        ("pack", _pack, "copy what is small into a folder"),
+        ("bundle", _bundle, "train the best arm again on all development data and write the model"),
+    ):
+        parts = commands.add_parser(name, help=text)
+        parts.add_argument("out", type=Path)
+        parts.set_defaults(command=command)
+        if name == "report":
+            parts.add_argument("--page", type=Path, help="a page with the markers, which the report is put between")
+        if name == "pack":
+            parts.add_argument("folder", type=Path)
+        if name == "bundle":
+            parts.add_argument("model", type=Path)
+            parts.add_argument("--minutes", type=float)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,181 @@
+"""The best arm again, on all development data: its encoders too; and the model as a folder of bfloat16 with its papers.
+
+OUT/world-dev/          scenes of the recordings that the tests stand on (recipes/lab/world-dev.yaml)
+OUT/runs/bundle-*       the encoders and the arm, trained on both worlds; the language model, which hears nothing, is kept
+MODEL/                  model and processor, README.md (the card), ATTRIBUTION.md
+"""
+
+import csv
+import json
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import torch
+from benchmarks.lab.analysis import Grid, read_grid
+from benchmarks.lab.calibrating import calibration
+from benchmarks.lab.flow import Flow
+from benchmarks.lab.recipes import LabRecipe, written
+from benchmarks.lab.steps import Step
+
+from pal_audio.data import MixConfig
+from pal_audio.data.manifest import write_text
+from pal_audio.data.mix import read_mix
+from pal_audio.errors import PalError
+from pal_audio.model import load
+from pal_audio.model.export import save_folder
+from pal_audio.training.report import table
+
+MAX_BYTES = 20 * 10**6
+_OLD, _NEW = "runs/lab-encoder-", "runs/bundle-encoder-"
+
+
+def bundle(flow: Flow, model: Path) -> list[Step]:
+    """The steps from a finished grid to the folder of the model.
+
+    Args:
+        flow: of the grid.
+        model: new or empty folder.
+
+    Raises:
+        PalError: the best arm is not known, or the folder is not empty.
+    """
+    best = flow.best()
+    grid = read_grid(flow.out)
+    unfinished = (model / "config.json").is_file() and not (model / "README.md").is_file()
+    if model.exists() and not unfinished and (not model.is_dir() or any(model.iterdir())):
+        raise PalError(f"{model} is not empty; choose another folder")
+    recipe = write_recipe(flow, best)
+    sources = [{"path": str(flow.out / world / "train.jsonl"), "name": world} for world in ("world", "world-dev")]
+    both = written({"data.train": sources, "data.roots": [str(root) for root in flow.roots]})
+
+    def train(name: str, of: LabRecipe, settings: list[str], needs: tuple[str, ...], made: str) -> Step:
+        folder = flow.out / "runs" / name
+        command = ["train", str(of.path), *of.settings(), *settings, *both, "--out", str(folder), "--resume"]
+        return Step(name, name, flow.mark(name), needs, products=(folder / made,), commands=lambda: [command])
+
+    steps = [flow.mixed("world-dev")]
+    for name in best.encoders:
+        steps.append(train(f"bundle-encoder-{name}", flow.shelf.recipe(f"encoder-{name}"), [], ("world-dev",), "encoders"))
+    frames, held_out = flow.out / "frames" / "bundle", flow.out / "tests" / "curve.jsonl"
+    if best.encoders:
+        manifests = [*(Path(source["path"]) for source in sources), held_out]
+        needs = tuple(step.name for step in steps)
+        steps.append(flow.encoding("bundle-frames", recipe.path, manifests, frames, needs))
+    cached = frames if best.encoders else None
+    settings = recipe.arm_settings(flow.seeds[0], 1.0, cached, flow.roots, held_out)
+    steps.append(train("bundle-arm", recipe, settings, (steps[-1].name,), "final"))
+
+    def finish() -> dict[str, Any]:
+        return {"bytes": write_model(flow, grid, best, model)}
+
+    return [
+        *steps,
+        Step("bundle", "bundle", flow.mark("bundle"), ("bundle-arm",), products=(model / "README.md",), finish=finish),
+    ]
+
+
+def write_recipe(flow: Flow, best: LabRecipe) -> LabRecipe:
+    """The best arm's recipe with its chosen rates and the encoders of the bundle; stands alone as OUT/bundle.yaml."""
+    content = json.loads(json.dumps(best.content).replace(_OLD, _NEW))
+    factor = flow.factor_of(best)
+    for stage in content["stages"]:
+        stage["train"] = {part: float(rate) * factor for part, rate in stage["train"].items()}
+    path = flow.out / "bundle.yaml"
+    write_text(path, json.dumps(content, indent=1) + "\n")
+    return LabRecipe(best.name, path, best.tiny, best.steps)
+
+
+def write_model(flow: Flow, grid: Grid, best: LabRecipe, target: Path) -> int:
+    """Write the model's folder; returns its bytes.
+
+    Raises:
+        PalError: it is larger than `MAX_BYTES`.
+    """
+    model, processor = load(flow.out / "runs" / "bundle-arm" / "final")
+    model.config.calibration = calibration(flow)
+    save_folder(model.to(torch.bfloat16), processor, target)
+    write_text(target / "README.md", card(flow, grid, best))
+    write_text(target / "ATTRIBUTION.md", attribution(flow))
+    num_bytes = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
+    if num_bytes > MAX_BYTES:
+        (target / "README.md").unlink()  # the step is not done
+        raise PalError(f"{target}: the model has {num_bytes} bytes, over the limit of {MAX_BYTES}; take a smaller LM or encoder")
+    return num_bytes
+
+
+def card(flow: Flow, grid: Grid, best: LabRecipe) -> str:
+    """The model card; its scores are of the same recipe trained without the development recordings."""
+    told = [grid.results[best.name, seed] for seed in grid.seeds(best.name)]
+    rows = []
+    for name, task in grid.index["tasks"].items():
+        scores = [item["tasks"][name]["score"] for item in told]
+        what = "errors over words" if task["metric"] == "errors" else "right"
+        spread = (f"{100 * value:.1f}%" for value in (mean(scores), min(scores), max(scores)))
+        rows.append((name, what, str(len(task["ids"])), *spread))
+    labels = ", ".join(sorted({clip.label for clips in flow.catalogue().clips.values() for clip in clips}))
+    scored = table(("task", "score", "n", "mean", "lowest", "highest"), rows)
+    num_parameters, hashes = f"{told[0]['parameters']['total']:,}", (told[0]["recipe_hash"], told[0]["data_hash"])
+    return f"""---
+license: cc-by-sa-4.0
+library_name: pal-audio
+tags: [audio, audio-question-answering]
+---
+# PAL, the lab's model
+
+A small audio-LLM of {num_parameters} parameters in bfloat16, made by `python -m benchmarks.lab bundle` of pal-audio: the arm
+`{best.name}` of the lab, with everything that hears trained from scratch on the recordings below and scenes composed of them.
+
+## Scores
+
+Of the identical recipe trained without the development recordings, asked about them; seeds: {len(told)}. These weights were
+trained on those recordings too, so they have no score of their own.
+
+{scored}
+
+## Data
+
+- ESC-10 (K. J. Piczak, 2015), folds 1 to 4: CC BY 3.0 as a set; the authors of the clips are behind the ids in ATTRIBUTION.md.
+- Free Spoken Digit Dataset (Z. Jackson and contributors), recordings 5 to 49: CC BY-SA 4.0.
+- Notes rendered from the FluidR3 General MIDI soundfont: MIT.
+
+## Licence
+
+The weights: CC BY-SA 4.0, because of the spoken digits. ATTRIBUTION.md belongs to them.
+
+## Limits
+
+It knows a closed world and answers within it whatever it hears: {labels}.
+English questions in the wordings of the lab's tasks, scenes of up to about ten seconds, digits of six speakers. It does not know
+when it does not know. Recipe `{hashes[0]}`, data `{hashes[1]}`.
+"""
+
+
+def attribution(flow: Flow) -> str:
+    """Who recorded what: the Freesound ids of the ESC-10 clips that were trained on."""
+    config = read_mix(flow.out / "world").config
+    assert isinstance(config, MixConfig)
+    used = {Path(clip.path).name for clips in flow.catalogue().clips.values() for clip in clips}
+    lines = []
+    for source in config.resolved().sources:
+        table_of = Path(str(getattr(source, "root", ""))) / "meta" / "esc50.csv"
+        if source.type not in ("esc10", "esc50") or not table_of.is_file():
+            continue
+        with open(table_of, encoding="utf-8", newline="") as file:
+            found = sorted({(row["category"], int(row["src_file"])) for row in csv.DictReader(file) if row["filename"] in used})
+        lines += [f"- {category}: https://freesound.org/s/{number}/" for category, number in found]
+    if not lines:
+        raise PalError("no ESC-10 recordings are among the world's sources, so there is nothing to attribute them by")
+    return "\n".join([
+        "# Attribution",
+        "",
+        "ESC-10 (K. J. Piczak, \"ESC: Dataset for Environmental Sound Classification\", 2015), CC BY 3.0 as a set. Its clips",
+        "were cut from these recordings of Freesound; the author and licence (CC0, CC BY or CC Sampling+) of each stand there:",
+        "",
+        *lines,
+        "",
+        "Free Spoken Digit Dataset (Zohar Jackson and contributors), CC BY-SA 4.0, https://github.com/Jakobovski/free-spoken-digit-dataset",
+        "",
+        "FluidR3 General MIDI soundfont (Frank Wen and contributors), MIT.",
+        "",
+    ])  # fmt: skip

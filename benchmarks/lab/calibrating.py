@@ -1,0 +1,46 @@
+"""What the probability of an answer is worth: the best arm's first run is asked about recordings that it has never heard."""
+
+from typing import Any
+
+import torch
+from benchmarks.lab.flow import Flow
+
+from pal_audio.data.collation import Collator
+from pal_audio.data.manifest import read_manifest
+from pal_audio.errors import PalError
+from pal_audio.model import load
+from pal_audio.model.confidence import calibrate, probability_of
+from pal_audio.training.scores import normalise
+
+MOST = 300
+_MAX_NEW_TOKENS = 32
+
+
+def calibration(flow: Flow) -> dict[str, Any]:
+    """The calibration that the bundled model is shipped with, as its configuration holds it.
+
+    Questions with an exact answer, evenly spaced over the tests, one at a time. It is that of the same recipe trained without the
+    development recordings.
+
+    Raises:
+        PalError: that run is not there any more, or there are too few questions.
+    """
+    best = flow.best()
+    run = flow.run_folder(best.name, flow.factor_of(best), flow.seeds[0]) / "final"
+    if not run.is_dir():
+        raise PalError(f"{run}: no such folder; the run of {best.name} that gives the calibration is gone, delete its result")
+    model, processor = load(run)
+    questions = read_manifest(flow.out / "tests" / "exact.jsonl", flow.roots)
+    num = min(MOST, len(questions))
+    collator = Collator(processor)
+    probabilities, right = [], []
+    for example in (questions[number * len(questions) // num] for number in range(num)):
+        inputs: dict[str, Any] = collator.prompt_batch([example])
+        options: dict[str, Any] = {"max_new_tokens": _MAX_NEW_TOKENS, "do_sample": False}
+        options |= {"return_dict_in_generate": True, "output_logits": True}
+        with torch.inference_mode():
+            output = model.generate(**inputs, **options)
+        text = processor.decode(output.sequences[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        probabilities.append(probability_of(output))
+        right.append(normalise(text) == normalise(example.answer or ""))
+    return calibrate(probabilities, right, "the lab's held-out questions").model_dump()

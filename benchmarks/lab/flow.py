@@ -1,0 +1,190 @@
+"""What a lab is: where it lies, its recipes, and the commands of `pal` that its steps are made of."""
+
+import json
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from benchmarks.lab.questions import options_of, read_json
+from benchmarks.lab.recipes import FACTORS, LabRecipe, Shelf, written
+from benchmarks.lab.steps import Step
+
+from pal_audio.data import MixConfig, read_catalogue, read_mix
+from pal_audio.data.manifest import write_text
+from pal_audio.data.mixing.catalogue import Catalogue
+from pal_audio.errors import PalError
+
+SEEDS = (0, 1, 2)
+TINY_ARMS = ["plits", "lal"]
+SETTINGS = "lab.json"
+_TINY_WORLD = {"num_train": 40, "num_test": 64}
+
+
+@dataclass(frozen=True)
+class Flow:
+    """A lab.
+
+    Attributes:
+        root: folder with the recordings.
+        out: where all goes.
+        shelf: the recipes.
+        arms: names, or all.
+        seeds: of each arm.
+        factors: of the recipes' learning rates, tried with the first seed.
+        jobs: steps at once, noted beside each run's time.
+        device: of `pal encode` and `pal eval`; training takes the accelerator where there is one.
+        dtype: of cached frames.
+        batch_size: questions asked together.
+        workers: processes that compose scenes.
+        most_questions: of a task of the tests.
+        pace_steps: of a run of each arm that has the machine to itself, so that its time can be told; 0 = no such runs.
+    """
+
+    root: Path
+    out: Path
+    shelf: Shelf
+    arms: list[str] | None = None
+    seeds: tuple[int, ...] = SEEDS
+    factors: tuple[float, ...] = FACTORS
+    jobs: int = 1
+    device: str = "auto"
+    dtype: str = "bfloat16"
+    batch_size: int = 128
+    workers: int = 2
+    most_questions: int = 600
+    pace_steps: int = 0
+
+    @cached_property
+    def chosen(self) -> list[LabRecipe]:
+        return self.shelf.arms(self.arms)
+
+    @cached_property
+    def others(self) -> list[LabRecipe]:
+        """Ablations, of one seed; a choice of arms leaves them out."""
+        return self.shelf.ablations() if self.arms is None else []
+
+    @property
+    def roots(self) -> list[Path]:
+        """Folders that sound lies in."""
+        return [self.out.resolve(), self.root.resolve()]
+
+    def check(self) -> None:
+        """Refuse what cannot work before anything is begun, and an OUT that was begun with other settings.
+
+        Raises:
+            PalError: as said.
+        """
+        if not self.root.is_dir():
+            raise PalError(f"--root {self.root}: no such folder; it holds the recordings that the world's recipe names")
+        self.shelf.recipe("world")
+        if not self.chosen:
+            raise PalError(f"{self.shelf.folder / 'arms'}: no recipes there")
+        if self.out.exists() and not self.out.is_dir():
+            raise PalError(f"--out {self.out} is a file; give a folder")
+        fixed = {"tiny": self.shelf.tiny, "steps": self.shelf.steps, "factors": list(self.factors)}
+        fixed["most_questions"] = self.most_questions
+        file = self.out / SETTINGS
+        if file.is_file():
+            there = read_json(file)["fixed"]
+            if there != fixed:
+                keys = ", ".join(key for key in fixed if there.get(key) != fixed[key])
+                raise PalError(f"{self.out} was begun with other settings ({keys}); choose another folder, or the same settings")
+        elif self.out.is_dir() and any(self.out.iterdir()):
+            raise PalError(f"{self.out} is not empty and holds no lab ({SETTINGS} is missing); choose another folder")
+        self.out.mkdir(parents=True, exist_ok=True)
+        last = {
+            "root": str(self.root.resolve()), "recipes": str(self.shelf.folder.resolve()), "arms": self.arms,
+            "seeds": list(self.seeds), "jobs": self.jobs, "device": self.device, "dtype": self.dtype,
+            "batch_size": self.batch_size, "workers": self.workers, "pace_steps": self.pace_steps,
+        }  # fmt: skip
+        write_text(file, json.dumps({"fixed": fixed, "last": last}) + "\n")
+
+    def mark(self, name: str) -> Path:
+        return self.out / "marks" / f"{name}.json"
+
+    def run_folder(self, name: str, factor: float, seed: int) -> Path:
+        return self.out / "runs" / f"{name}-x{factor:g}-{seed}"
+
+    def frames(self, recipe: LabRecipe) -> Path:
+        """Cached frames of all encoders that a recipe hears by."""
+        return self.out / "frames" / "+".join(recipe.encoders)
+
+    def catalogue(self) -> Catalogue:
+        """The recordings of the world."""
+        config = read_mix(self.out / "world").config
+        assert isinstance(config, MixConfig)
+        return read_catalogue(config)
+
+    def factor_of(self, recipe: LabRecipe) -> float:
+        """The chosen factor of an arm's learning rates."""
+        return float(read_json(self.out / "rates" / f"{recipe.family}.json")["factor"])
+
+    def best(self) -> LabRecipe:
+        """The recipe of the best arm.
+
+        Raises:
+            PalError: it is not known yet.
+        """
+        if not self.mark("best").is_file():
+            raise PalError(f"{self.out}: the best arm is not known yet; end the grid by `python -m benchmarks.lab run`")
+        return self.shelf.recipe(f"arms/{read_json(self.mark('best'))['arm']}")
+
+    def mixed(self, name: str) -> Step:
+        """Scenes composed by the recipe of that name."""
+        changes: dict[str, Any] = {"data.root": str(self.root.resolve())}
+        if self.shelf.tiny:
+            changes |= {f"data.{key}": value for key, value in _TINY_WORLD.items()}
+        options = ["--workers", str(self.workers), *written(changes)]
+        command = ["data", "mix", str(self.shelf.recipe(name).path), str(self.out / name), *options]
+        made = (self.out / name / "mix.json",)
+        return Step(name, "world", self.mark(name), products=made, commands=lambda: [command])
+
+    def encoding(self, name: str, recipe: Path, manifests: list[Path], folder: Path, needs: tuple[str, ...]) -> Step:
+        """Frames of a recipe's encoders."""
+        roots = [word for root in self.roots for word in ("--root", str(root))]
+        options = ["--recipe", str(recipe), *roots, "--dtype", self.dtype, "--device", self.device]
+        command = ["encode", *map(str, manifests), str(folder), *options]
+        return Step(name, "frames", self.mark(name), needs, products=(folder / "cache.json",), commands=lambda: [command])
+
+    def training(self, recipe: LabRecipe, factor: float, seed: int) -> list[list[str]]:
+        """The command that trains an arm; none where that is done."""
+        folder = self.run_folder(recipe.name, factor, seed)
+        if (folder / "finished.json").is_file():
+            return []
+        return [["train", str(recipe.path), *self.arm_settings(recipe, factor, seed), "--out", str(folder), "--resume"]]
+
+    def arm_settings(self, recipe: LabRecipe, factor: float, seed: int) -> list[str]:
+        """What is changed in an arm's recipe."""
+        frames = self.frames(recipe) if recipe.encoders else None
+        return recipe.arm_settings(seed, factor, frames, self.roots, self.out / "tests" / "curve.jsonl")
+
+    def evaluating(self, run: Path, out: Path, tests: Path, frames: Path | None) -> list[str]:
+        """The command that asks a run's model all that lies in a folder of tests."""
+        roots = [word for root in self.roots for word in ("--root", str(root))]
+        options = [*roots, "--device", self.device, "--batch-size", str(self.batch_size), "--resume"]
+        cached = [] if frames is None else ["--frame-cache", str(frames)]
+        return ["eval", str(run), str(out), *options_of(tests), *options, *cached]
+
+
+def flow_in(out: Path) -> Flow:
+    """The lab that was last run in a folder.
+
+    Raises:
+        PalError: there is none.
+    """
+    told = read_json(out / SETTINGS)
+    try:
+        fixed, last = told["fixed"], dict(told["last"])
+        shelf = Shelf(Path(last.pop("recipes")), fixed["tiny"], fixed["steps"])
+        root, seeds, factors = Path(last.pop("root")), tuple(last.pop("seeds")), tuple(fixed["factors"])
+        return Flow(root, out, shelf, seeds=seeds, factors=factors, most_questions=fixed["most_questions"], **last)
+    except (KeyError, TypeError) as error:
+        raise PalError(
+            f"{out / SETTINGS}: of another version of the lab; give the `run` command once more, it writes it"
+        ) from error
+
+
+def cores() -> int:
+    return os.cpu_count() or 1

@@ -1,0 +1,192 @@
+"""The steps of the lab in order: world, tests, language model, encoders, frames, learning rates, arms, the best one elsewhere."""
+
+import json
+import shutil
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from benchmarks.lab import collecting, questions, robustness
+from benchmarks.lab.flow import Flow
+from benchmarks.lab.questions import read_json
+from benchmarks.lab.recipes import LabRecipe, written
+from benchmarks.lab.steps import Step
+
+from pal_audio.data.manifest import write_text
+from pal_audio.errors import PalError
+
+
+def grid_steps(flow: Flow) -> list[Step]:
+    """All steps, each behind what it needs."""
+    steps = [flow.mixed("world"), _tests(flow)]
+    recipes = [*flow.chosen, *flow.others]
+    steps += [_base(flow, name) for name in dict.fromkeys(name for recipe in recipes for name in recipe.bases)]
+    hearing = {flow.frames(recipe): recipe for recipe in reversed(recipes) if recipe.encoders}
+    steps += [_frames(flow, recipe) for _, recipe in sorted(hearing.items())]
+    for family in dict.fromkeys(recipe.family for recipe in recipes):
+        tried = [_tried(flow, family, factor) for factor in flow.factors]
+        steps += [*tried, _rate(flow, family, tried)]
+    scored = [_arm(flow, recipe, seed) for seed in flow.seeds for recipe in flow.chosen]
+    steps += [*scored, _best(flow, scored), _conditions(flow), *(_robust(flow, seed) for seed in flow.seeds)]
+    steps += [_pace(flow, recipe) for recipe in flow.chosen if flow.pace_steps]
+    return steps + [_arm(flow, recipe, flow.seeds[0], ablation=True) for recipe in flow.others]
+
+
+def _tests(flow: Flow) -> Step:
+    def finish() -> dict[str, Any]:
+        index = questions.write_tests(flow.out / "world", flow.out / "tests", flow.roots, flow.most_questions)
+        (flow.out / "results").mkdir(exist_ok=True)
+        write_text(flow.out / "results" / "index.json", json.dumps(index) + "\n")
+        return {"hash": index["hash"]}
+
+    made = (flow.out / "tests" / "index.json", flow.out / "results" / "index.json")
+    return Step("tests", "tests", flow.mark("tests"), ("world",), products=made, finish=finish)
+
+
+def _base(flow: Flow, name: str) -> Step:
+    """The language model, or an encoder."""
+    recipe = flow.shelf.recipe(name.removeprefix("lab-"))
+    folder = flow.out / "runs" / name
+    command = ["train", str(recipe.path), *recipe.settings(), "--out", str(folder), "--resume"]
+    made = folder / ("encoders" if recipe.name.startswith("encoder-") else "llm")
+    return Step(name, name, flow.mark(name), ("world",), products=(made,), commands=lambda: [command])
+
+
+def _frames(flow: Flow, recipe: LabRecipe) -> Step:
+    manifests = [flow.out / "world" / "train.jsonl", flow.out / "world" / "test.jsonl", flow.out / "tests" / "clips.jsonl"]
+    return flow.encoding(_frames_step(flow, recipe), recipe.path, manifests, flow.frames(recipe), ("tests", *recipe.bases))
+
+
+def _frames_step(flow: Flow, recipe: LabRecipe) -> str:
+    return f"frames-{flow.frames(recipe).name}"
+
+
+def _inputs(flow: Flow, recipe: LabRecipe) -> tuple[str, ...]:
+    return ("tests", *recipe.bases, *([_frames_step(flow, recipe)] if recipe.encoders else []))
+
+
+def _tried(flow: Flow, family: str, factor: float) -> Step:
+    """One learning rate of a family's arm; the run of the best one is that arm's first seed."""
+    recipe, seed = flow.shelf.recipe(f"arms/{family}"), flow.seeds[0]
+    folder = flow.run_folder(family, factor, seed)
+
+    def finish() -> dict[str, Any]:
+        told = collecting.described_run(folder, flow.jobs)
+        _slim(folder)
+        return {"factor": factor, "held_out": told["held_out"], "loss": told["loss"]}
+
+    name = f"{family}-x{factor:g}"
+    commands = partial(flow.training, recipe, factor, seed)
+    return Step(name, "train", flow.out / "sweep" / f"{name}.json", _inputs(flow, recipe), commands=commands, finish=finish)
+
+
+def _rate(flow: Flow, family: str, tried: list[Step]) -> Step:
+    """The rate of most right answers to the questions of the curve; of equal ones, of the lowest held-out loss."""
+
+    def finish() -> dict[str, Any]:
+        found = [read_json(step.mark) for step in tried if step.done]
+        if not found:
+            raise PalError(f"no run of {family} has finished, so its learning rate cannot be chosen")
+        best = max(found, key=lambda row: (row["held_out"]["right"], -(row["loss"]["held_out"] or 0.0)))
+        return {"factor": best["factor"], "tried": found}
+
+    names = tuple(step.name for step in tried)
+    return Step(f"rate-{family}", "rate", flow.out / "rates" / f"{family}.json", follows=names, finish=finish)
+
+
+def _arm(flow: Flow, recipe: LabRecipe, seed: int, ablation: bool = False) -> Step:
+    name = f"{recipe.name}-{seed}"
+    evaluation = flow.out / "evals" / name
+
+    def commands() -> list[list[str]]:
+        factor = flow.factor_of(recipe)
+        run = flow.run_folder(recipe.name, factor, seed)
+        asking = flow.evaluating(run, evaluation, flow.out / "tests", flow.frames(recipe) if recipe.encoders else None)
+        return [*flow.training(recipe, factor, seed), asking]
+
+    def finish() -> dict[str, Any]:
+        factor = flow.factor_of(recipe)
+        run, index = flow.run_folder(recipe.name, factor, seed), questions.read_index(flow.out)
+        told: dict[str, Any] = {"format": collecting.FORMAT, "arm": recipe.name, "family": recipe.family, "seed": seed}
+        told |= {"ablation": ablation, "factor": factor, **collecting.described_run(run, flow.jobs)}
+        told |= {"tests_hash": index["hash"], "tasks": collecting.task_scores(evaluation, index)}
+        _slim(run)
+        return told
+
+    needs = (*_inputs(flow, recipe), f"rate-{recipe.family}")
+    return Step(name, "arm", flow.out / "results" / f"{name}.json", needs, commands=commands, finish=finish)
+
+
+def _best(flow: Flow, scored: list[Step]) -> Step:
+    """The arm of the best mean over tasks, errors counted from 1 down, and over seeds."""
+
+    def finish() -> dict[str, Any]:
+        found: dict[str, list[float]] = {}
+        for step in scored:
+            if step.done:
+                told = read_json(step.mark)
+                found.setdefault(told["arm"], []).append(collecting.mean_score(told["tasks"]))
+        means = {arm: float(np.mean(values)) for arm, values in found.items() if len(values) == len(flow.seeds)}
+        if not means:
+            raise PalError("no arm has finished with all its seeds, so there is no best one")
+        return {"arm": max(means, key=lambda arm: means[arm]), "means": means}
+
+    return Step("best", "best", flow.mark("best"), follows=tuple(step.name for step in scored), finish=finish)
+
+
+def _conditions(flow: Flow) -> Step:
+    folder = flow.out / "robust" / "tests"
+
+    def finish() -> dict[str, Any]:
+        return {"skipped": robustness.write_conditions(flow.out / "tests", folder, flow.roots)}
+
+    mark, made = flow.mark("conditions"), (folder / "index.json",)
+    return Step("conditions", "conditions", mark, ("tests",), products=made, finish=finish)
+
+
+def _robust(flow: Flow, seed: int) -> Step:
+    tests, evaluation = flow.out / "robust" / "tests", flow.out / "evals" / f"robust-{seed}"
+
+    def commands() -> list[list[str]]:
+        recipe = flow.best()
+        run = flow.run_folder(recipe.name, flow.factor_of(recipe), seed)
+        return [flow.evaluating(run, evaluation, tests, None)]
+
+    def finish() -> dict[str, Any]:
+        index = read_json(tests / "index.json")
+        tasks = collecting.task_scores(evaluation, index)
+        for name, task in tasks.items():
+            task["numbers"] = index["tasks"][name]["numbers"]
+        skipped = read_json(flow.mark("conditions"))["skipped"]
+        return {"arm": flow.best().name, "seed": seed, "skipped": skipped, "tasks": tasks}
+
+    mark = flow.out / "robust" / f"{seed}.json"
+    return Step(f"robust-{seed}", "robust", mark, ("conditions", "best"), commands=commands, finish=finish)
+
+
+def _pace(flow: Flow, recipe: LabRecipe) -> Step:
+    """A short run of an arm that has the machine to itself."""
+    folder = flow.out / "runs" / f"pace-{recipe.name}"
+
+    def commands() -> list[list[str]]:
+        changes: dict[str, Any] = {}
+        for number in range(len(recipe.content["stages"])):
+            place = f"stages.{number}"
+            changes |= {f"{place}.epochs": None, f"{place}.steps": flow.pace_steps, f"{place}.eval_every": None}
+        settings = [*flow.arm_settings(recipe, flow.factor_of(recipe), flow.seeds[0]), *written(changes)]
+        return [["train", str(recipe.path), *settings, "--out", str(folder), "--overwrite"]]
+
+    def finish() -> dict[str, Any]:
+        cost = collecting.described_run(folder, 1)["cost"]
+        shutil.rmtree(folder)
+        return {"arm": recipe.name, "cost": cost}
+
+    needs, mark = (*_inputs(flow, recipe), f"rate-{recipe.family}"), flow.out / "pace" / f"{recipe.name}.json"
+    return Step(f"pace-{recipe.name}", "pace", mark, needs, commands=commands, finish=finish, alone=True)
+
+
+def _slim(run: Path) -> None:
+    """Give back the disk of a finished run's checkpoints."""
+    for folder in run.glob("checkpoints-*"):
+        shutil.rmtree(folder)

@@ -1,0 +1,121 @@
+"""The held-out sound as other recordings would bring it: coded, resampled, quiet, narrow.
+
+    OUT/robust/tests/audio/CONDITION/ID.*    a part of the questions' sound, degraded
+    OUT/robust/tests/{exact,words}.jsonl     the same questions about it; index.json is written last
+
+Which questions: the first `MOST` of each task. Source: our choice.
+"""
+
+import io
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import numpy.typing as npt
+import soundfile
+import soxr
+from benchmarks.lab.questions import read_json
+
+from pal_audio.audio import load_audio
+from pal_audio.data.manifest import AudioPart, Example, Message, read_manifest, write_manifest, write_text
+
+MOST = 100
+RATE_HZ = 16_000
+_MP3_BITS_S = 64_000
+Wave = npt.NDArray[np.float32]
+
+
+def write_conditions(tests: Path, out: Path, roots: Sequence[Path]) -> dict[str, str]:
+    """Write the degraded sound and its questions.
+
+    Args:
+        tests: OUT/tests.
+        out: OUT/robust/tests.
+        roots: folders that sound lies in.
+
+    Returns:
+        Conditions that cannot be made here, with the reason.
+    """
+    index, skipped = read_json(tests / "index.json"), {}
+    made: dict[str, Any] = {}
+    for name, (ending, write) in CONDITIONS.items():
+        reason = unavailable(name)
+        if reason is not None:
+            skipped[name] = reason
+            continue
+        made[name] = (ending, write)
+    tasks: dict[str, Any] = {}
+    for file in ("exact", "words"):
+        questions = {example.id: example for example in read_manifest(tests / f"{file}.jsonl", roots)}
+        degraded = []
+        for task, told in index["tasks"].items():
+            numbers = [number for number, id in enumerate(told["ids"][:MOST]) if id in questions]
+            for condition, (ending, write) in made.items() if numbers else ():
+                folder = out / "audio" / condition.replace(" ", "-")
+                folder.mkdir(parents=True, exist_ok=True)
+                for number in numbers:
+                    degraded.append(_degraded(questions[told["ids"][number]], condition, folder, ending, write))
+                ids = [f"{condition}: {told['ids'][number]}" for number in numbers]
+                kept = {key: told[key] for key in ("kind", "group", "metric")}
+                tasks[f"{condition}: {task}"] = {**kept, "ids": ids, "numbers": numbers, "slices": {}}
+        write_manifest(out / f"{file}.jsonl", degraded)
+    write_text(out / "index.json", json.dumps({"tasks": tasks}) + "\n")
+    return skipped
+
+
+def unavailable(condition: str) -> str | None:
+    """Why a condition cannot be made on this machine, or None."""
+    if condition.startswith("mp3") and "libmp3lame" not in av.codec.codecs_available:
+        return "this build of PyAV has no MP3 encoder (libmp3lame)"
+    return None
+
+
+def _degraded(example: Example, condition: str, folder: Path, ending: str, write: Callable[[Path, Wave], None]) -> Example:
+    messages: list[Message] = []
+    for message in example.messages:
+        parts: list[Any] = []
+        for number, part in enumerate(message.parts):
+            if not isinstance(part, AudioPart):
+                parts.append(part)
+                continue
+            wave = load_audio(part.path, RATE_HZ, start_s=part.start_s, end_s=part.end_s)
+            path = folder / f"{example.id.replace('/', '_')}-{number}.{ending}"
+            write(path, np.asarray(wave, dtype=np.float32))
+            parts.append(AudioPart(path=str(path.resolve())))
+        messages.append(Message(role=message.role, content=parts))
+    return example.model_copy(update={"id": f"{condition}: {example.id}", "messages": messages})
+
+
+def _mp3(path: Path, wave: Wave) -> None:
+    content = io.BytesIO()
+    with av.open(content, "w", format="mp3") as container:
+        stream = container.add_stream("libmp3lame", rate=RATE_HZ, layout="mono", format="fltp", bit_rate=_MP3_BITS_S)
+        frame = av.AudioFrame.from_ndarray(wave[None], format="fltp", layout="mono")
+        frame.sample_rate = RATE_HZ
+        for packet in (*stream.encode(frame), *stream.encode(None)):
+            container.mux(packet)
+    path.write_bytes(content.getvalue())
+
+
+def _stereo(path: Path, wave: Wave) -> None:
+    one = soxr.resample(wave, RATE_HZ, 44_100)
+    soundfile.write(path, np.stack([one, one], axis=1), 44_100, subtype="PCM_16")
+
+
+def _quiet(path: Path, wave: Wave) -> None:
+    soundfile.write(path, wave * 10 ** (-20 / 20), RATE_HZ, subtype="PCM_16")
+
+
+def _narrow(path: Path, wave: Wave) -> None:
+    soundfile.write(path, soxr.resample(wave, RATE_HZ, 8_000), 8_000, subtype="PCM_16")
+
+
+CONDITIONS: dict[str, tuple[str, Callable[[Path, Wave], None]]] = {
+    "mp3 64k": ("mp3", _mp3),
+    "44.1 kHz stereo": ("flac", _stereo),
+    "-20 dB": ("flac", _quiet),
+    "8 kHz": ("flac", _narrow),
+}
