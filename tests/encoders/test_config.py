@@ -1,5 +1,6 @@
 """What a user may get wrong is said in one line."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -38,8 +39,8 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"type": "transformers", "config": AST | {"hiden_size": 3}, "encoder_layers": [1]}, "did you mean 'hidden_size'"),
     ({"type": "transformers", "config": AST | {"hidden_size": "x"}}, "hidden_size"),
     ({"type": "transformers", "config": WAVE}, "model_type None is unknown"),
-    ({"type": "transformers", "config": {"model_type": "clap"}}, "'clap' is not supported; supported are audio-spectrogram"),
-    ({"type": "transformers", "config": {"model_type": "llama"}}, "'llama' is not supported"),
+    ({"type": "transformers", "config": {"model_type": "clap"}}, "'clap' is not supported; use type: clap"),
+    ({"type": "transformers", "config": {"model_type": "llama"}}, "'llama' is not supported; supported are audio-spectrogram"),
     ({"type": "whisper", "config": AST}, "cannot be made of model type 'audio-spectrogram-transformer'"),
     (wave("wav2vec2", WAVE, add_adapter=True), "add_adapter is not supported"),
 ]
@@ -49,6 +50,31 @@ WRONG: list[tuple[dict[str, Any], str]] = [
 def test_mistakes_are_named_in_one_line(values: dict[str, Any], message: str) -> None:
     with pytest.raises(PalError, match=message) as caught:
         encoders.parse(values)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"type": "clap", "config": WHISPER | {"model_type": "whisper"}}, "of model type 'whisper'; use type: whisper$"),
+        ({"type": "whisper", "config": CLAP | {"model_type": "clap_audio_model"}}, "use type: clap$"),
+        ({"type": "whisper", "config": AST}, "use type: transformers$"),
+        ({"type": "whisper", "config": {"model_type": "llama"}}, "no type of encoder reads it$"),
+        ({"type": "transformers", "config": WHISPER | {"model_type": "whisper"}}, "is not supported; use type: whisper$"),
+    ],
+)
+def test_the_type_that_reads_a_model_is_named(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(PalError, match=message):
+        encoders.parse(values)
+
+
+@pytest.mark.parametrize("kind", ["whisper", "clap", "ast"])
+def test_a_layer_that_a_checkpoint_has_not_is_one_line(kind: str, tmp_path: Path) -> None:
+    """What only the folder's own configuration can tell, when it is read."""
+    encoders.parse(CASES[kind]).build().save_checkpoint(tmp_path)
+    config = encoders.parse({"type": CASES[kind]["type"], "checkpoint": str(tmp_path), "encoder_layers": [0, 7]})
+    with pytest.raises(PalError, match="encoder_layers: 7 is out of range") as caught:
+        config.resolved()
     assert "\n" not in str(caught.value)
 
 

@@ -87,7 +87,7 @@ def changed(content: bytes, **fields: Any) -> bytes:
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"format": 2}, "format 2, this version reads 1"),
+        ({"format": 1}, "format 1, this version reads 2"),
         ({"nonsense": 1}, "header is not understood"),
         ({"spans": [1.5, 2]}, "header is not understood"),
         ({"num_slots": [float("inf"), 1]}, "header is not understood"),
@@ -100,6 +100,10 @@ def changed(content: bytes, **fields: Any) -> bytes:
         ({"layers": [[0, 1, 2]]}, "not those of its layers"),
         ({"widths": [10_000]}, "has shape"),
         ({"crc32": 1}, "checksum"),
+        ({"spans": [40, 50]}, "checksum"),
+        ({"num_keys": [[1, 2]]}, "checksum"),
+        ({"samples": {"audio": [1, 2]}}, "checksum"),
+        ({"fingerprint": "0" * 64}, "checksum"),
         ({"fingerprint": "../../etc"}, "header is not understood"),
     ],
 )

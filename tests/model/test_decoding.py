@@ -171,8 +171,18 @@ def test_the_eager_kernel_is_left_to_generate() -> None:
     assert torch.equal(greedy(model, **inputs, max_new_tokens=6), expected)
 
 
-def test_misuse_is_told() -> None:
-    model, processor = tiny_model("llama", "lal")
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_misuse_is_told(family: str) -> None:
+    """By the static step and by `generate` alike."""
+    model, processor = tiny_model(family, "lal")
+    assert (why_plain(model) is None) == (family == "llama")
+    inputs = batch(processor, [message(CLIPS[0])])
+    other, _ = tiny_model(family, "lal", seed=1)
+    with pytest.raises(PalError, match="decoder: made for another model"):
+        greedy(model, **inputs, max_new_tokens=3, decoder=Decoder(other))
+    for option in ("do_sample", "repetition_penalty", "past_key_values"):
+        with pytest.raises(PalError, match=f"greedy: no option '{option}'"):
+            greedy(model, **inputs, max_new_tokens=3, **{option: 1})
     inputs = batch(processor, [message(CLIPS[0]), message()], padding_side="right")
     with pytest.raises(PalError, match="padded on the left"):
         greedy(model, **inputs, max_new_tokens=3)

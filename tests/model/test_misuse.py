@@ -278,6 +278,30 @@ def test_parts_of_different_dtypes_work_together() -> None:
         model(**inputs).logits.float().sum().backward()
 
 
+def test_clips_and_prompts_that_a_memory_has_not_are_named() -> None:
+    model, _, inputs = prompt()
+    memory = encoded(model, inputs)
+    for number in (1, -1):
+        with pytest.raises(PalError, match=f"select: clip {number} is not among the memory's 1"):
+            memory.select(torch.tensor([0, number]))
+    with pytest.raises(PalError, match="share: 0 prompts"):
+        memory.share(0)
+
+
+def test_a_mask_of_another_shape_is_named() -> None:
+    model, _, inputs = prompt()
+    inputs["attention_mask"] = inputs["attention_mask"][:, 1:]
+    for call in (model, lambda **given: model.generate(**given, max_new_tokens=1)):
+        with torch.no_grad(), pytest.raises(PalError, match=r"attention_mask has shape \[1, \d+\], input_ids \[1, \d+\]"):
+            call(**inputs)
+
+
+def test_text_that_is_no_unicode_is_named() -> None:
+    _, processor, _ = prompt()
+    with pytest.raises(PalError, match="no Unicode text at character"):
+        batch(processor, [message(CLIP, question=b"what\xff?".decode(errors="surrogateescape"))])
+
+
 def test_a_memory_moves_between_devices_only() -> None:
     model, _, inputs = prompt()
     memory = encoded(model, inputs)

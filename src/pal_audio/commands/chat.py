@@ -50,14 +50,17 @@ def chat(
         heard, turn = list(paths), 0
         for line in _lines(is_terminal):
             try:
-                if line.startswith("/add "):
-                    path = line.removeprefix("/add ").strip()
+                command, *rest = line.split(maxsplit=1)
+                if command == "/add":
+                    if not rest:
+                        raise PalError("/add: name a sound file: /add FILE")
+                    path = rest[0]
                     check_file(path)
                     _add(talk, path)
                     heard.append(path)
                     continue
                 if line.startswith("/"):
-                    raise PalError(f"{line.split()[0]}: not a command; {HELP}")
+                    raise PalError(f"{command}: not a command; {HELP}")
                 turn += 1
                 _answer(talk, line, max_new_tokens, stdout, {"audio": heard, "turn": turn} if as_json else None)
                 heard = []

@@ -20,7 +20,7 @@ from pydantic import model_validator
 from torch import Tensor
 
 from pal_audio.encoders.base import AudioEncoder, FrontEnd, ceil_div, keep_batch_statistics
-from pal_audio.encoders.transformers_ import HubConfig, load_model, save_model
+from pal_audio.encoders.transformers_ import HubConfig, load_model, save_model, wrong_type
 from pal_audio.errors import PalError
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class ClapEncoderConfig(HubConfig):
         if architecture.model_type == "clap":
             architecture = architecture.audio_config
         if architecture.model_type != AUDIO_MODEL_TYPE:
-            raise PalError(f"a clap encoder cannot be made of model type {architecture.model_type!r}; use type: transformers")
+            raise wrong_type(self.type, architecture.model_type)
         return architecture
 
     @functools.cached_property

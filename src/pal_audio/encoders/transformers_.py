@@ -20,9 +20,10 @@ import numpy as np
 import torch
 import torch.nn.functional as nnf
 from einops import rearrange
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, TypeAdapter, field_validator, model_validator
 from torch import Tensor
 
+from pal_audio.config import parse_config
 from pal_audio.encoders.base import AudioEncoder, EncoderConfig, FrontEnd, ceil_div, keep_batch_statistics, length_mask
 from pal_audio.errors import PalError
 
@@ -35,6 +36,8 @@ MASKABLE = ("wav2vec2", "hubert", "wavlm", "unispeech", "unispeech-sat")
 UNMASKABLE = ("data2vec-audio", "wav2vec2-conformer")
 """Wave models whose stacked position convolutions or convolution modules read padding in spite of the mask."""
 SUPPORTED = (AST, *MASKABLE, *UNMASKABLE)
+TYPE_OF = {"whisper": "whisper", "clap": "clap", "clap_audio_model": "clap", **dict.fromkeys(SUPPORTED, "transformers")}
+"""By transformers' model type, the type of encoder that reads it."""
 
 AST_FBANK_SAMPLES, AST_HOP_SAMPLES = 400, 160
 """25 ms and 10 ms at 16 kHz, fixed in transformers' AST feature extractor."""
@@ -92,8 +95,9 @@ class HubConfig(EncoderConfig):
     def resolved(self) -> Self:
         kept = type(self.architecture)().to_dict().keys() - set(SWITCHED_OFF) - NOT_ARCHITECTURE
         fields = {name: value for name, value in self.architecture.to_diff_dict().items() if name in kept}
-        return self.model_validate(
-            self.model_dump(exclude_unset=True) | {"checkpoint": None, "config": fields, "preprocessor": self.extractor_fields}
+        known = {"checkpoint": None, "config": fields, "preprocessor": self.extractor_fields}
+        return parse_config(
+            TypeAdapter(type(self)), self.model_dump(exclude_unset=True) | known, f"checkpoint {self.checkpoint!r}: encoder"
         )
 
     @property
@@ -124,7 +128,9 @@ class TransformersEncoderConfig(HubConfig):
     def architecture(self) -> "PreTrainedConfig":
         architecture = super().architecture
         if architecture.model_type not in SUPPORTED:
-            raise PalError(f"model type {architecture.model_type!r} is not supported; supported are {', '.join(SUPPORTED)}")
+            other = TYPE_OF.get(architecture.model_type)
+            mend = f"supported are {', '.join(SUPPORTED)}" if other is None else f"use type: {other}"
+            raise PalError(f"model type {architecture.model_type!r} is not supported; {mend}")
         if getattr(architecture, "add_adapter", False):
             raise PalError("add_adapter is not supported: a connector compresses the frames; set it to false")
         return architecture
@@ -306,6 +312,12 @@ def inline_architecture(fields: dict[str, Any]) -> "PreTrainedConfig":
         return config_class(**fields)
     except (StrictDataclassError, TypeError, ValueError) as error:
         raise PalError(f"config: {model_type}: {_one_line(error)}") from None
+
+
+def wrong_type(kind: str, model_type: str) -> PalError:
+    """The error of an encoder type whose configuration or checkpoint is of another model."""
+    mend = f"use type: {TYPE_OF[model_type]}" if model_type in TYPE_OF else "no type of encoder reads it"
+    return PalError(f"a {kind} encoder cannot be made of model type {model_type!r}; {mend}")
 
 
 def read_architecture(checkpoint: str) -> "PreTrainedConfig":

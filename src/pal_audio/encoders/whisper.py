@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pal_audio.encoders.base import AudioEncoder, FrontEnd, ceil_div
-from pal_audio.encoders.transformers_ import HubConfig, all_states, load_model, save_model
+from pal_audio.encoders.transformers_ import HubConfig, all_states, load_model, save_model, wrong_type
 from pal_audio.errors import PalError
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class WhisperEncoderConfig(HubConfig):
     def architecture(self) -> "PreTrainedConfig":
         architecture = super().architecture
         if architecture.model_type != "whisper":
-            raise PalError(f"a whisper encoder cannot be made of model type {architecture.model_type!r}; use type: transformers")
+            raise wrong_type(self.type, architecture.model_type)
         return architecture
 
     @property

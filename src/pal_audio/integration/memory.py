@@ -112,7 +112,12 @@ class AudioMemory:
 
         Args:
             times: number of prompts; each holds all clips in this order.
+
+        Raises:
+            PalError: it is below 1.
         """
+        if times < 1:
+            raise PalError(f"share: {times} prompts; give 1 or more")
         return replace(self, order=torch.arange(self.num_clips).repeat(times))
 
     @property
@@ -213,7 +218,14 @@ class AudioMemory:
         return replace(self, clips=clips, keys=keys, values=values)
 
     def select(self, clips_N: Tensor) -> "AudioMemory":
-        """The given clips, in this order and as often as they are named: several prompts share a clip that was encoded once."""
+        """The given clips, in this order and as often as they are named: several prompts share a clip that was encoded once.
+
+        Raises:
+            PalError: there is no clip of such a number.
+        """
+        stray = [number for number in clips_N.tolist() if not 0 <= number < self.num_clips]
+        if stray:
+            raise PalError(f"select: clip {stray[0]} is not among the memory's {self.num_clips}, which count from 0")
 
         def chosen(tensor: Tensor, axis: int = 0) -> Tensor:
             return tensor.index_select(axis, clips_N.to(tensor.device))  # numbers lie on the CPU, tokens where the model is

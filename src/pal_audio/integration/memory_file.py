@@ -1,7 +1,7 @@
 """An audio memory as one safetensors file: tensors, and a JSON header that says what they must be.
 
 The header is one metadata entry, `pal_audio_memory`. Nothing in a file is trusted: names, shapes, dtypes, lengths, the
-sizes and a checksum are compared before a tensor is used. Source: our choice.
+sizes and a checksum of header and tensors are compared before a tensor is used. Source: our choice.
 """
 
 import json
@@ -20,7 +20,7 @@ from torch import Tensor
 from pal_audio.errors import PalError
 
 ENTRY = "pal_audio_memory"
-FORMAT = 1
+FORMAT = 2  # 1: its checksum did not cover the header
 MAX_BYTES = 64 * 2**30
 
 
@@ -86,7 +86,8 @@ def write(path: Path, header: dict[str, Any], tensors: dict[str, Tensor]) -> Non
         raise PalError(f"{path}: is a folder; name a file")
     own = {name: _own(tensor) for name, tensor in tensors.items()}
     described = {name: (_dtype(tensor), list(tensor.shape)) for name, tensor in own.items()}
-    whole = Header(format=FORMAT, tensors=described, crc32=_checksum(own), **header)
+    whole = Header(format=FORMAT, tensors=described, crc32=0, **header)
+    whole.crc32 = _checksum(whole, own)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     os.close(handle)
     try:
@@ -125,8 +126,8 @@ def read(path: Path, max_bytes: int = MAX_BYTES) -> tuple[Header, dict[str, Tens
     for name, (dtype, _) in header.tensors.items():
         if _dtype(tensors[name]) != dtype or not tensors[name].is_floating_point():
             raise damaged(path, f"{name} has dtype {_dtype(tensors[name])}")
-    if _checksum(tensors) != header.crc32:
-        raise damaged(path, "its checksum does not fit its tensors")
+    if _checksum(header, tensors) != header.crc32:
+        raise damaged(path, "its checksum does not fit its header and tensors")
     return header, tensors
 
 
@@ -159,8 +160,8 @@ def _dtype(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
-def _checksum(tensors: dict[str, Tensor]) -> int:
-    checksum = 0
+def _checksum(header: Header, tensors: dict[str, Tensor]) -> int:
+    checksum = zlib.crc32(header.model_dump_json(exclude={"crc32"}).encode())
     for name in sorted(tensors):
         checksum = zlib.crc32(tensors[name].contiguous().flatten().view(torch.uint8).numpy().data, checksum)
     return checksum

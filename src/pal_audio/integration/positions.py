@@ -85,8 +85,13 @@ def place(
         mode: "span" or "zero".
 
     Raises:
-        PalError: the text holds more or fewer markers than there are clips, or a clip's slots are not its tokens.
+        PalError: the text holds more or fewer markers than there are clips, a clip's slots are not its tokens, or the mask is
+            of another shape.
     """
+    if attention_mask.shape != input_ids.shape:
+        raise PalError(
+            f"attention_mask has shape {list(attention_mask.shape)}, input_ids {list(input_ids.shape)}; give one for each"
+        )
     marker_id, slot_id = audio_ids
     is_marker, is_slot = input_ids == marker_id, input_ids == slot_id
     _check_counts(is_marker, is_slot, slots_C)

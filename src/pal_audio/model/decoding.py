@@ -22,6 +22,8 @@ CHANGING = {
     "penalty_alpha": None, "dola_layers": None, "token_healing": False,
 }  # fmt: skip
 
+AUDIO = ("input_features", "audio_num_samples", "audio_memory")  # what `forward` hears by
+
 
 def why_plain(model: "PalForConditionalGeneration") -> str | None:
     """What this model has that a static step cannot do, so that `greedy` takes `generate`; None: nothing.
@@ -82,8 +84,14 @@ def greedy(
         (B, L + n) int64, n <= max_new_tokens: up to where the last row ended.
 
     Raises:
-        PalError: a prompt is not padded on the left, or what `forward` raises.
+        PalError: a prompt is not padded on the left, an option is not greedy decoding's, the decoder is another model's, or what
+            `forward` raises.
     """
+    stray = sorted(audio.keys() - AUDIO)
+    if stray:
+        raise PalError(f"greedy: no option {stray[0]!r}; it takes {', '.join(AUDIO)}, and `generate` what samples or searches")
+    if decoder is not None and decoder.model is not model:
+        raise PalError("decoder: made for another model; give each model its own")
     if max_new_tokens < 1:
         raise PalError(f"max_new_tokens: {max_new_tokens} is not a positive number")
     options = model.generation_config
@@ -92,6 +100,8 @@ def greedy(
     pad = options.pad_token_id if pad_token_id is None else pad_token_id
     pad = (ends[0] if ends else 0) if pad is None else pad
     mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+    if not bool(mask[:, -1].all()):
+        raise PalError("greedy: prompts of a batch are padded on the left; the processor does so without return_labels")
     if why_plain(model) is not None:
         # -1 is no token: a row then ends at its last one
         plain: Tensor = model.generate(
@@ -99,7 +109,5 @@ def greedy(
             do_sample=False, num_beams=1, **audio,
         )  # fmt: skip
         return plain
-    if not bool(mask[:, -1].all()):
-        raise PalError("greedy: prompts of a batch are padded on the left; the processor does so without return_labels")
     decoder = Decoder(model, compile) if decoder is None else decoder
     return decoder.decode(input_ids, mask, max_new_tokens, ends, pad, **audio)

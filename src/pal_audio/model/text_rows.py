@@ -28,7 +28,14 @@ def tokenise(
         slots: of each clip that comes, the PLITS tokens; as many are taken as there are markers.
         spans: character ranges of `text` that get labels.
         add_special_tokens: see transformers.
+
+    Raises:
+        PalError: the text holds what UTF-8 cannot write, as Python makes it of bytes that are no UTF-8.
     """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise PalError(f"text: no Unicode text at character {error.start} ({text[error.start]!a}); write it as UTF-8") from None
     pieces = text.split(MARKER_TOKEN)
     expanded, moved = pieces[0], list(spans)
     for piece in pieces[1:]:
