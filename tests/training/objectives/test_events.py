@@ -1,5 +1,6 @@
 """`events` and `events-ctc`: targets, losses against torch's own, and that they learn."""
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -150,3 +151,17 @@ def test_both_are_learnt(tmp_path: Path) -> None:
     assert found["events.num_of_one"] > 2
     assert found["ctc.wer"] < 0.1
     assert (run / "encoders" / "audio" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("kind", ["events", "events-ctc"])
+def test_worker_processes_make_the_same_inputs(tmp_path: Path, kind: str) -> None:
+    items = read(tmp_path, scene(tmp_path, "1", "ab", words=True), scene(tmp_path, "2", "ba", words=True))
+    made = objective(kind, pitches=False)
+    made.prepare(items, items)
+    maker = pickle.loads(pickle.dumps(made.maker(2)))
+    assert not any(isinstance(value, nn.Module) for value in vars(maker).values())
+    expected, found = made.inputs(items), maker.inputs(items)
+    assert expected.keys() == found.keys()
+    for name, value in expected.items():
+        assert torch.equal(found[name], value), name
+    assert maker.num_units(found) == made.num_units(expected)
