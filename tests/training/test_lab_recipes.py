@@ -182,7 +182,7 @@ def test_shipped_recipes_in_subfolders_are_found_shown_and_copied(
     mine.write_text("base: lab/arms/pal.yaml\nname: mine\n")
     assert read_recipe(mine) == read_recipe(LAB / "arms" / "pal.yaml") | {"name": "mine"}
     mine.write_text("base: lab/../quickstart.yaml\n")
-    with pytest.raises(PalError, match=r"no such recipe lab/\.\./quickstart\.yaml"):
+    with pytest.raises(PalError, match=r"no such recipe lab/\.\./quickstart"):
         read_recipe(mine)
     for wrong, words in (
         ("lab/arms/pall", "did you mean the shipped 'lab/arms/pal'"),
