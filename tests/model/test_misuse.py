@@ -1,5 +1,6 @@
 """Uses that once gave wrong answers in silence, or failed without saying why."""
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from pal_audio.errors import PalError
 from pal_audio.integration.key_values import UnsupportedLlmError
 from pal_audio.model import ModelSpec, PalConfig, PalForConditionalGeneration, build_model, preset
 from pal_audio.model.building import check_spec, outline_config
+from pal_audio.model.decoding import greedy
 from pal_audio.model.tokenizer import train_tokenizer
 from tests.tiny import RATE_HZ, TINY_ENCODER, batch, message, noise, perturb, tiny_model
 
@@ -286,6 +288,16 @@ def test_clips_and_prompts_that_a_memory_has_not_are_named() -> None:
             memory.select(torch.tensor([0, number]))
     with pytest.raises(PalError, match="share: 0 prompts"):
         memory.share(0)
+
+
+@pytest.mark.parametrize("clips", [(CLIP,), ()], ids=["heard", "text"])
+def test_an_answer_past_learned_positions_is_one_line(clips: Any) -> None:
+    model, processor = tiny_model("gpt2", "pal", llm={"max_position_embeddings": 64}, positions="zero")
+    inputs = batch(processor, [message(*clips)])
+    assert inputs["input_ids"].shape[1] < 64
+    for decode in (model.generate, partial(greedy, model)):
+        with pytest.raises(PalError, match="the text reaches position 64, but the LLM has 64, counted from 0"):
+            decode(**inputs, max_new_tokens=64, eos_token_id=[299])
 
 
 def test_a_mask_of_another_shape_is_named() -> None:

@@ -11,7 +11,7 @@ Shapes: B rows, A audio tokens, D the LLM's width, K key/value heads, d head wid
 import sys
 from collections.abc import Callable, Iterable
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -212,6 +212,23 @@ def max_positions(llm: nn.Module, mode: str) -> int | None:
         return max_span(llm.config.get_text_config())
     decoder: Any = find_decoder(llm)
     return decoder.wpe.num_embeddings if hasattr(decoder, "wpe") else None
+
+
+def guard_learned_positions(llm: nn.Module) -> None:
+    """Let a table of learned positions say that it has no further row, in place of an index error. On a GPU it does not look."""
+    table = getattr(find_decoder(llm), "wpe", None)
+    if table is not None:
+        table.register_forward_pre_hook(_check_row)
+
+
+def _check_row(table: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    rows, positions = cast(nn.Embedding, table).num_embeddings, inputs[0]
+    if positions.is_cpu and not torch.compiler.is_compiling() and positions.numel() and int(positions.max()) >= rows:
+        reached = int(positions.max())
+        raise PalError(
+            f"positions: the text reaches position {reached}, but the LLM has {rows}, counted from 0; shorten the text or "
+            "ask for fewer tokens (max_new_tokens)"
+        )
 
 
 def embedding_rms(llm: nn.Module) -> float:

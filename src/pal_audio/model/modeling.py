@@ -21,7 +21,14 @@ from pal_audio.integration.attached import AttachedAudio, attach
 from pal_audio.integration.attention import check_consumed, has_sdpa, install
 from pal_audio.integration.config import LalConfig
 from pal_audio.integration.flamingo import check_entered, hang
-from pal_audio.integration.key_values import LayerKeyValues, embedding_rms, find_layers, has_input_norm, max_positions
+from pal_audio.integration.key_values import (
+    LayerKeyValues,
+    embedding_rms,
+    find_layers,
+    guard_learned_positions,
+    has_input_norm,
+    max_positions,
+)
 from pal_audio.integration.memory import AudioMemory, LiveAudio
 from pal_audio.integration.proof import prove
 from pal_audio.model import layer_checkpointing
@@ -81,6 +88,7 @@ class PalForConditionalGeneration(SoundMixin, PreTrainedModel, PalGenerationMixi
         self._rules = {layer: LayerKeyValues(self.language_model, layer) for layer in sorted(lal_layers)}
         if self._blocks:
             hang(find_layers(self.language_model), (layer for _, layer in self._blocks))
+        guard_learned_positions(self.language_model)
         self.post_init()
         if config.adapter_config is not None:  # last: `post_init` would give the adapter the random weights of an LLM's linear
             add_adapter(self.language_model, config.adapter_config)
