@@ -136,7 +136,7 @@ trained on those recordings too, so they have no score of their own.
 ## Data
 
 - ESC-10 (K. J. Piczak, 2015), folds 1 to 4: CC BY 3.0 as a set; the authors of the clips are behind the ids in ATTRIBUTION.md.
-- Free Spoken Digit Dataset (Z. Jackson and contributors), recordings 5 to 49: CC BY-SA 4.0.
+- Free Spoken Digit Dataset (Z. Jackson and contributors), recordings 5 to 49 (of the speaker theo 45 to 49): CC BY-SA 4.0.
 - Notes rendered from the FluidR3 General MIDI soundfont: MIT.
 
 ## Licence
