@@ -88,6 +88,10 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if (options.file is None) == (not options.microphone):
             raise PalError("give a FILE or --microphone")
+        if not (options.every_s > 0 and options.patience_s >= 0):
+            raise PalError("--every-s: give seconds greater than 0; --patience-s: 0 or more")
+        if not options.question.strip():
+            raise PalError("--question is empty")
         model, processor = load(choose(options.model).model, pick_device("auto"))
         rate_hz = processor.sampling_rates_hz[0]
         sound = microphone(rate_hz) if options.microphone else growing_file(options.file, rate_hz, options.patience_s)

@@ -66,6 +66,14 @@ def test_the_script_on_a_file(listen: Any, tmp_path: Path, capsys: pytest.Captur
     assert "give a FILE or --microphone" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("options", "message"), [(["--every-s", "-3"], "seconds greater than 0"), (["--question", " "], "--question is empty")]
+)
+def test_senseless_options(listen: Any, options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert listen.main(["a.wav", *options]) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_a_missing_microphone_package_and_a_model_that_cannot_stream(listen: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sounddevice", None)
     with pytest.raises(PalError, match="pip install sounddevice"):

@@ -195,16 +195,19 @@ def _text_config(fields: dict[str, Any], ids: dict[str, Any]) -> PretrainedConfi
     fields.pop("tokenizer")
     known = {*CONFIG_MAPPING[model_type]().to_dict(), *CONFIG_MAPPING[model_type].attribute_map}
     for key in fields:
-        if key not in known:
+        if key not in known and key != "head_dim":  # layers of some families read it though no configuration lists it
             near = difflib.get_close_matches(key, known, n=1)
             raise PalError(f"model.llm: {model_type} has no field {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
     try:
         config = CONFIG_MAPPING[model_type](**{**ids, **fields})
         _check_sizes(config, fields)
         with torch.device("meta"):
-            AutoModelForCausalLM.from_config(config)
+            llm = AutoModelForCausalLM.from_config(config)
     except (ValueError, TypeError, RuntimeError, KeyError, ArithmeticError, StrictDataclassError) as error:
         raise PalError(f"model.llm: {model_type} cannot be built from these fields: {' '.join(str(error).split())}") from error
+    size = fields.get("head_dim")
+    if size is not None and all(getattr(module, "head_dim", None) != size for module in llm.modules()):
+        raise PalError(f"model.llm: {model_type} has no field 'head_dim'")
     return config
 
 
