@@ -144,3 +144,20 @@ def test_chat_at_a_terminal_goes_on_after_an_error(
     out, err = capsys.readouterr()
     assert "nope.wav: no such file" in err
     assert [json.loads(line)["question"] for line in out.splitlines()] == ["a bell"]
+
+
+def test_a_sound_that_does_not_fit_is_taken_back(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Else every later question would fail with it."""
+    config = json.loads(Path("model/config.json").read_text())
+    config["text_config"]["max_position_embeddings"] = 120
+    Path("model/config.json").write_text(json.dumps(config))
+    soundfile.write("long.wav", noise(30, 1), RATE_HZ)
+    stdin = type("Terminal", (io.StringIO,), {"isatty": lambda self: True})("/add long.wav\na?\nb?\n/drop\nc?\n")
+    monkeypatch.setattr(sys, "stdin", stdin)
+    assert cli.main(["chat", "--model", "model", "--device", "cpu", "--max-new-tokens", "2", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert err.count("; /drop takes back the sounds since the last answer") == 2
+    assert "pal: taken back: 1" in err
+    assert [json.loads(line)["question"] for line in out.splitlines()] == ["c?"]

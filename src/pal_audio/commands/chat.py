@@ -15,7 +15,7 @@ from pal_audio.commands.ask import checked_part, text_streamer
 from pal_audio.errors import PalError
 
 EXAMPLE = "Example: pal chat dog.wav"
-HELP = "a line is a question; /add FILE gives another sound, /quit or the end of input ends"
+HELP = "a line is a question; /add FILE gives another sound, /drop takes new sounds back, /quit or the end of input ends"
 
 
 def chat(
@@ -59,6 +59,11 @@ def chat(
                     _add(talk, path)
                     heard.append(path)
                     continue
+                if line == "/drop":
+                    num_dropped = talk.drop_new()
+                    heard = []
+                    print(f"pal: taken back: {num_dropped}", file=sys.stderr)
+                    continue
                 if line.startswith("/"):
                     raise PalError(f"{command}: not a command; {HELP}")
                 turn += 1
@@ -67,7 +72,8 @@ def chat(
             except PalError as error:
                 if not is_terminal:  # a script must not go on as if nothing were amiss
                     raise
-                print(f"pal: error: {error}", file=sys.stderr)
+                hint = "; /drop takes back the sounds since the last answer" if heard else ""
+                print(f"pal: error: {error}{hint}", file=sys.stderr)
 
 
 def check_file(path: str) -> None:

@@ -39,6 +39,7 @@ class Conversation:
         self.memory: AudioMemory | None = None
         self.num_kept = 0
         self.probability = 0.0
+        self._answered: AudioMemory | None = None  # the memory at the last answer
         self._new: list[AudioMemory] = []
         self._cache: Any = None
         self._cached_ids: list[int] = []
@@ -55,6 +56,12 @@ class Conversation:
         memory = self.model.encode_audio(**self.processor.collate_clips([self.processor.clip(source, sampling_rate, **options)]))
         self.memory = memory if self.memory is None else AudioMemory.concatenate([self.memory, memory])
         self._new.append(memory)
+
+    def drop_new(self) -> int:
+        """Take back the clips that were added since the last answer; returns how many."""
+        num_dropped = len(self._new)
+        self.memory, self._new = self._answered, []
+        return num_dropped
 
     def ask(self, question: str, max_new_tokens: int = 256, streamer: Any = None) -> str:
         """The answer to a question, which becomes part of the conversation.
@@ -82,7 +89,7 @@ class Conversation:
         self._cache = output.past_key_values
         self._cached_ids = sequence[: self._cache.get_seq_length()]
         self.messages += [turn, {"role": "assistant", "content": answer}]
-        self._new = []
+        self._new, self._answered = [], self.memory
         return answer.strip()
 
     def _keep(self, ids: list[int]) -> int:
