@@ -131,4 +131,4 @@ def test_cached_frames_are_found_by_streamed_sound(tmp_path: Path) -> None:
     for example in next(stream(source(tmp_path / "shards")).batches(3)):
         (streamed,), (direct,) = cache.read(example.audio[0]).values(), cache.read(by_id[example.id].audio[0]).values()
         assert torch.equal(streamed.layers[0], direct.layers[0])
-    assert len(cache._hashes) == 3, "of files, not of streamed sound"
+    assert len(cache._hashes._of_now) == 3, "of files, not of streamed sound"
