@@ -97,7 +97,8 @@ class FakeModel:
                 streamer.put(tokens)
             streamer.end()
         logits = [torch.full((1, 3), -torch.inf).index_fill(1, torch.tensor([token, (token + 1) % 3]), 0.0) for token in range(3)]
-        return SimpleNamespace(sequences=torch.cat([input_ids, new], dim=1), logits=tuple(logits))
+        wanted = tuple(logits) if options["output_logits"] else None
+        return SimpleNamespace(sequences=torch.cat([input_ids, new], dim=1), logits=wanted)
 
 
 @pytest.fixture
@@ -368,7 +369,7 @@ def test_ask(tone: str, fake_model: dict[str, Any], capsys: pytest.CaptureFixtur
     (message,) = fake_model["messages"]
     assert message == {"role": "user", "content": [{"type": "audio", "path": tone}, {"type": "text", "text": "What is it?"}]}
     assert fake_model["options"] == {"add_generation_prompt": True, "return_dict": True, "return_tensors": "pt"}
-    expected = {"max_new_tokens": 5, "do_sample": False, "return_dict_in_generate": True, "output_logits": True}
+    expected = {"max_new_tokens": 5, "do_sample": False, "return_dict_in_generate": True, "output_logits": False}
     assert fake_model["generate"] == expected
 
 

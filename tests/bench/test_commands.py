@@ -201,7 +201,7 @@ def test_the_loop_decodes_as_generate_does(arm: str, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(model, "forward", watched)
     with torch.no_grad():
-        assert infer.decode_by_loop(model, text, memory, 4, torch.device("cpu"), 1) > 0
+        assert infer.decode_by_loop(infer.Asked(model, text, memory, 4, torch.device("cpu"), 1)) > 0
     assert torch.equal(torch.stack(seen, dim=1), expected[:, -6:])
 
 

@@ -33,6 +33,9 @@ def test_a_conversation_knows_it_too() -> None:
     talk = Conversation(model, processor)
     talk.add(noise(0.4, 1), RATE_HZ)
     talk.ask("what?", max_new_tokens=3)
+    assert talk.probability is None
+    talk.ask("what?", max_new_tokens=3, with_probability=True)
+    assert talk.probability is not None
     assert 0 < talk.probability < 1
 
 

@@ -9,7 +9,7 @@ row), `decode` (a name in `DECODERS`) and `chunk_tokens` (a clip is encoded in c
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -58,7 +58,7 @@ def measure_case(case: Case, device: torch.device, repeats: int, warmup: int, ra
         ready = measure.timed(lambda: first_token(model, text, shared(memory, case.batch)), repeats, device)
         whole = measure.timed(lambda: first_token(model, text, shared(encode(), case.batch)), repeats, device)
         measure.reset_peak(device)
-        token_s = decode(model, text, shared(memory, case.batch), extra["new_tokens"], device, repeats)
+        token_s = decode(Asked(model, text, shared(memory, case.batch), extra["new_tokens"], device, repeats))
         resident_peak = measure.peak_bytes(device)
         held, memory = 0 if memory is None else memory.num_bytes, None
         measure.reset_peak(device)
@@ -146,42 +146,43 @@ def first_token(model: PalForConditionalGeneration, text: Text, memory: AudioMem
     return outputs.past_key_values
 
 
-def decode_by_generate(
-    model: PalForConditionalGeneration,
-    text: Text,
-    memory: AudioMemory | None,
-    new_tokens: int,
-    device: torch.device,
-    repeats: int,
-) -> float | None:
+@dataclass(frozen=True)
+class Asked:
+    """What is to be decoded: `new_tokens` behind the prompts `text` about `memory`, measured `repeats` times."""
+
+    model: PalForConditionalGeneration
+    text: Text
+    memory: AudioMemory | None
+    new_tokens: int
+    device: torch.device
+    repeats: int
+
+    def text_there(self) -> Text:
+        """The prompts on the device."""
+        return {name: item.to(self.device) for name, item in self.text.items()}
+
+
+def decode_by_generate(asked: Asked) -> float | None:
     """Seconds for one token of every row in greedy `generate`: what `new_tokens` more cost than one, over their number.
 
     None where the clock's noise is larger than that.
     """
-
-    text = {name: item.to(device) for name, item in text.items()}
+    options: dict[str, Any] = {**asked.text_there(), "audio_memory": asked.memory, "do_sample": False, "pad_token_id": 0}
 
     def generate(num: int) -> None:
-        model.generate(**text, audio_memory=memory, max_new_tokens=num, min_new_tokens=num, do_sample=False, pad_token_id=0)
+        asked.model.generate(**options, max_new_tokens=num, min_new_tokens=num)
 
     generate(2)
-    long = measure.timed(partial(generate, 1 + new_tokens), repeats, device).median_s
-    short = measure.timed(partial(generate, 1), repeats, device).median_s
-    return (long - short) / new_tokens if long > short else None
+    long = measure.timed(partial(generate, 1 + asked.new_tokens), asked.repeats, asked.device).median_s
+    short = measure.timed(partial(generate, 1), asked.repeats, asked.device).median_s
+    return (long - short) / asked.new_tokens if long > short else None
 
 
-def decode_by_loop(
-    model: PalForConditionalGeneration,
-    text: Text,
-    memory: AudioMemory | None,
-    new_tokens: int,
-    device: torch.device,
-    repeats: int,
-) -> float:
+def decode_by_loop(asked: Asked) -> float:
     """Seconds for one token of every row in a bare greedy loop behind one prefill: the median of its steps."""
-    attached, text = None, {name: item.to(device) for name, item in text.items()}
-    if memory is not None:
-        attached = replace(model.attach(memory, text["input_ids"], text["attention_mask"]), trusted=True)
+    attached, text, model = None, asked.text_there(), asked.model
+    if asked.memory is not None:
+        attached = replace(model.attach(asked.memory, text["input_ids"], text["attention_mask"]), trusted=True)
     outputs = model(**text, audio_memory=attached, use_cache=True, logits_to_keep=1)
     state = {"cache": outputs.past_key_values, "next": outputs.logits[:, -1:].argmax(-1), "mask": text["attention_mask"]}
 
@@ -197,32 +198,24 @@ def decode_by_loop(
         state["next"] = outputs.logits[:, -1:].argmax(-1)
 
     step()
-    return measure.timed(step, new_tokens, device).median_s
+    return measure.timed(step, asked.new_tokens, asked.device).median_s
 
 
-def decode_by_graph(
-    model: PalForConditionalGeneration,
-    text: Text,
-    memory: AudioMemory | None,
-    new_tokens: int,
-    device: torch.device,
-    repeats: int,
-    kernel: bool | None = None,
-) -> float:
+def decode_by_graph(asked: Asked, kernel: bool | None = None) -> float:
     """Seconds for one token of every row in the loop of `model.decoding`, captured before: the median of its steps."""
-    decoder = Decoder(model, kernel=kernel)
-    decoder.start(text["input_ids"], text["attention_mask"], 2 + new_tokens, [], 0, audio_memory=memory)
+    decoder = Decoder(asked.model, kernel=kernel)
+    decoder.start(**asked.text, max_new_tokens=2 + asked.new_tokens, ends=[], pad=0, audio_memory=asked.memory)
     decoder.run()
-    return measure.timed(decoder.run, new_tokens, device).median_s
+    return measure.timed(decoder.run, asked.new_tokens, asked.device).median_s
 
 
-DECODERS: dict[str, Callable[..., float | None]] = {
+DECODERS: dict[str, Callable[[Asked], float | None]] = {
     "generate": decode_by_generate,
     "loop": decode_by_loop,
     "compiled": decode_by_graph,
     "compiled-matmul": partial(decode_by_graph, kernel=False),
 }
-"""Ways to decode: (model, text, memory, new_tokens, device, repeats) -> seconds a token, or None."""
+"""Ways to decode: seconds a token, or None."""
 
 
 def cache_bytes(cache: Any) -> int:

@@ -26,12 +26,9 @@ def ask(
     words: Annotated[
         list[str], typer.Argument(metavar="AUDIO... QUESTION", help="Sound files, `-` for stdin; the question last, in quotes.")
     ],
-    model: Annotated[
-        str | None,
-        typer.Option(help="Folder of a model or of a run. Otherwise $PAL_MODEL, then the last finished run under ./runs."),
-    ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest answer, in tokens.")] = 256,
+    model: models.ModelOption = None,
+    device: models.DeviceOption = "auto",
+    max_new_tokens: models.MaxNewTokensOption = 256,
     stream: Annotated[bool, typer.Option("--stream", help="Print the answer as it is made.")] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object: answer, probability, seconds, model, audio, question, warning.")
@@ -47,7 +44,7 @@ def ask(
     stdout = sys.stdout
     with contextlib.redirect_stdout(sys.stderr):  # what a library prints must not mix with the answer
         messages = [{"role": "user", "content": [*sounds, {"type": "text", "text": question}]}]
-        record = _answer(choice.model, device, messages, max_new_tokens, stdout if stream else None)
+        record = _answer(choice.model, device, messages, max_new_tokens, stdout if stream else None, as_json)
     warning = record.pop("warning")
     if warning is not None:
         print(f"pal: warning: {warning}", file=sys.stderr)
@@ -107,9 +104,17 @@ def checked_part(path: str) -> dict[str, Any]:
 
 
 def _answer(
-    name: str, device: str, messages: list[dict[str, Any]], max_new_tokens: int, stream_to: TextIO | None
+    name: str,
+    device: str,
+    messages: list[dict[str, Any]],
+    max_new_tokens: int,
+    stream_to: TextIO | None,
+    with_probability: bool,
 ) -> dict[str, Any]:
-    """The greedy answer, its probability, a warning if there is one, and the seconds it took with the model already loaded."""
+    """The greedy answer, a warning if there is one, and the seconds it took with the model already loaded.
+
+    Its probability too, where it is shown or the model has a calibration: that takes the logits of every step.
+    """
     device = models.pick_device(device)
     import torch
 
@@ -128,13 +133,13 @@ def _answer(
     with torch.inference_mode():
         output = model.generate(
             **inputs, max_new_tokens=max_new_tokens, do_sample=False, streamer=streamer,
-            return_dict_in_generate=True, output_logits=True,
+            return_dict_in_generate=True, output_logits=with_probability or calibration is not None,
         )  # fmt: skip
     new_tokens = output.sequences[0, inputs["input_ids"].shape[1] :]
-    probability = probability_of(output)
+    probability = None if output.logits is None else probability_of(output)
     return {
         "answer": processor.tokenizer.decode(new_tokens, skip_special_tokens=True).strip(),
-        "probability": round(probability, 4),
+        "probability": None if probability is None else round(probability, 4),
         "warning": warning_about(probability, calibration),
         "seconds": round(time.perf_counter() - start, 3),
     }

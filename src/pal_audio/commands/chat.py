@@ -20,12 +20,9 @@ HELP = "a line is a question; /add FILE gives another sound, /drop takes new sou
 
 def chat(
     audio: Annotated[list[str] | None, typer.Argument(metavar="AUDIO...", help="Sound files of the first question.")] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(help="Folder of a model or of a run. Otherwise $PAL_MODEL, then the last finished run under ./runs."),
-    ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest answer, in tokens.")] = 256,
+    model: models.ModelOption = None,
+    device: models.DeviceOption = "auto",
+    max_new_tokens: models.MaxNewTokensOption = 256,
     as_json: Annotated[
         bool,
         typer.Option(
@@ -128,8 +125,9 @@ def _answer(talk: Any, question: str, max_new_tokens: int, stdout: TextIO, recor
 
     start = time.perf_counter()
     streamer = text_streamer(talk.processor.tokenizer, stdout) if record is None else None
-    answer = talk.ask(question, max_new_tokens, streamer)
-    warning = warning_about(talk.probability, calibration_of(talk.model.config))
+    calibration = calibration_of(talk.model.config)
+    answer = talk.ask(question, max_new_tokens, streamer, record is not None or calibration is not None)
+    warning = warning_about(talk.probability, calibration)
     if warning is not None:
         print(f"pal: warning: {warning}", file=sys.stderr)
     if record is not None:

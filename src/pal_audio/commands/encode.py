@@ -39,7 +39,7 @@ def encode(
         int | None,
         typer.Option(min=0, max=256, help="Processes that read sound. Otherwise all cores but one.", show_default=False),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    device: models.DeviceOption = "auto",
 ) -> None:
     """Stores the frames of frozen encoders, which `frame_cache` of a recipe reads instead of encoding."""
     if (model is None) == (recipe is None):

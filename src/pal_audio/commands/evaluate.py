@@ -87,7 +87,7 @@ def run(
             min=0, max=256, help="Processes that read sound. Otherwise all cores but one; 0 from frames.", show_default=False
         ),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    device: models.DeviceOption = "auto",
     resume: Annotated[bool, typer.Option("--resume", help="Go on where an evaluation in OUT stopped.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an evaluation that is in OUT.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the scores as one JSON object.")] = False,

@@ -3,13 +3,24 @@
 import os
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
+
+import typer
 
 from pal_audio.errors import PalError
 
 RUNS = Path("runs")
 BUNDLED = Path(__file__).parents[1] / "bundled"
 """The model that comes with the package."""
+
+ModelOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Folder of a model or of a run. Otherwise $PAL_MODEL, then the last finished run under ./runs, then the bundled one."
+    ),
+]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
+MaxNewTokensOption = Annotated[int, typer.Option(min=1, help="The longest answer, in tokens.")]
 
 
 class Choice(NamedTuple):

@@ -10,7 +10,6 @@ Source: CLAP (arXiv 2211.06687), section 2; HTS-AT (arXiv 2202.00874), section 2
 
 import functools
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
@@ -19,8 +18,8 @@ from einops import rearrange
 from pydantic import model_validator
 from torch import Tensor
 
-from pal_audio.encoders.base import AudioEncoder, FrontEnd, ceil_div, keep_batch_statistics
-from pal_audio.encoders.transformers_ import HubConfig, load_model, save_model, wrong_type
+from pal_audio.encoders.base import FrontEnd, ceil_div
+from pal_audio.encoders.transformers_ import HubConfig, HubEncoder, load_model, wrong_type
 from pal_audio.errors import PalError
 
 if TYPE_CHECKING:
@@ -152,7 +151,7 @@ class ClapFrontEnd(FrontEnd):
         return torch.from_numpy(np.ascontiguousarray(decibel_MF.T, dtype=np.float32))
 
 
-class ClapEncoder(AudioEncoder):
+class ClapEncoder(HubEncoder):
     """transformers' ClapAudioModel, its map in time order. A fusion checkpoint is told that no window is a part of more."""
 
     config: ClapEncoderConfig
@@ -169,15 +168,6 @@ class ClapEncoder(AudioEncoder):
             if any(part in name for part in FUSION_PARTS):
                 parameter.requires_grad_(False)
         self._finish()
-
-    def train(self, mode: bool = True) -> Self:
-        """As usual, except that batch norms keep their statistics: a batch's would mix clips."""
-        super().train(mode)
-        keep_batch_statistics(self)
-        return self
-
-    def save_checkpoint(self, folder: Path) -> None:
-        save_model(self.model, self.config.front_end(), folder)
 
     def hidden_states(self, features: Tensor, samples_W: Sequence[int]) -> list[Tensor]:
         blocks = self.model.audio_encoder.layers[-1].blocks

@@ -213,7 +213,25 @@ class AstFrontEnd(FrontEnd):
         return torch.from_numpy(np.asarray(values, dtype=np.float32))
 
 
-class WaveEncoder(AudioEncoder):
+class HubEncoder(AudioEncoder):
+    """A network of transformers, which a member makes as `model`."""
+
+    model: Any
+
+    def train(self, mode: bool = True) -> Self:
+        """As usual, except that batch norms (CLAP, some HuBERT, Conformer) keep their statistics: a batch's would mix clips."""
+        super().train(mode)
+        keep_batch_statistics(self)
+        return self
+
+    def save_checkpoint(self, folder: Path) -> None:
+        """A folder as transformers writes it: config.json, model.safetensors, preprocessor_config.json."""
+        front_end: Any = self.config.front_end()
+        self.model.save_pretrained(folder)
+        front_end.extractor.save_pretrained(folder)
+
+
+class WaveEncoder(HubEncoder):
     """wav2vec 2.0 and its relatives.
 
     Where a mask keeps padding out (`MASKABLE` with layer norm in the front end), all windows run in one pass. Elsewhere
@@ -235,15 +253,6 @@ class WaveEncoder(AudioEncoder):
                 parameter.requires_grad_(False)
         self._finish()
 
-    def train(self, mode: bool = True) -> Self:
-        """As usual, except that batch norms (some HuBERT, Conformer) keep their statistics: a batch's would mix clips."""
-        super().train(mode)
-        keep_batch_statistics(self)
-        return self
-
-    def save_checkpoint(self, folder: Path) -> None:
-        save_model(self.model, self.config.front_end(), folder)
-
     def hidden_states(self, features: Tensor, samples_W: Sequence[int]) -> list[Tensor]:
         wav_WS = features.to(next(self.model.parameters()).dtype)
         lengths = [max(num_samples, self.config.min_samples) for num_samples in samples_W]
@@ -263,7 +272,7 @@ class WaveEncoder(AudioEncoder):
         return [torch.nn.utils.rnn.pad_sequence([row[i] for i in order], batch_first=True) for row in rows]
 
 
-class AstEncoder(AudioEncoder):
+class AstEncoder(HubEncoder):
     """Audio Spectrogram Transformer.
 
     The model numbers its patches band by band (all time steps of the lowest band first). Frames here are in time order: all
@@ -276,9 +285,6 @@ class AstEncoder(AudioEncoder):
         super().__init__(config)
         self.model = load_model(config)
         self._finish()
-
-    def save_checkpoint(self, folder: Path) -> None:
-        save_model(self.model, self.config.front_end(), folder)
 
     def hidden_states(self, features: Tensor, samples_W: Sequence[int]) -> list[Tensor]:
         output = self.model(features.to(next(self.model.parameters()).dtype), output_hidden_states=True)
@@ -386,12 +392,6 @@ def load_model(
     if missing:
         raise PalError(f"checkpoint {config.checkpoint!r} lacks {len(missing)} weights of the encoder, such as {missing[0]}")
     return model
-
-
-def save_model(model: Any, front_end: Any, folder: Path) -> None:
-    """A folder as transformers writes it: config.json, model.safetensors, preprocessor_config.json."""
-    model.save_pretrained(folder)
-    front_end.extractor.save_pretrained(folder)
 
 
 @contextlib.contextmanager

@@ -8,15 +8,14 @@ Shapes: W windows, S samples, M mel bins, F mel frames, T encoder frames, D widt
 
 import functools
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pal_audio.encoders.base import AudioEncoder, FrontEnd, ceil_div
-from pal_audio.encoders.transformers_ import HubConfig, all_states, load_model, save_model, wrong_type
+from pal_audio.encoders.base import FrontEnd, ceil_div
+from pal_audio.encoders.transformers_ import HubConfig, HubEncoder, all_states, load_model, wrong_type
 from pal_audio.errors import PalError
 
 if TYPE_CHECKING:
@@ -82,7 +81,7 @@ class WhisperFrontEnd(FrontEnd):
         return torch.from_numpy(output["input_features"][0]).float()
 
 
-class WhisperEncoder(AudioEncoder):
+class WhisperEncoder(HubEncoder):
     """transformers' WhisperEncoder."""
 
     config: WhisperEncoderConfig
@@ -94,9 +93,6 @@ class WhisperEncoder(AudioEncoder):
         # A full checkpoint says model.encoder.*, one of WhisperModel encoder.*, one of the encoder alone neither.
         self.model = load_model(config, HubWhisperEncoder, key_mapping={r"^(model\.)?encoder\.": ""})
         self._finish()
-
-    def save_checkpoint(self, folder: Path) -> None:
-        save_model(self.model, self.config.front_end(), folder)
 
     def hidden_states(self, features: Tensor, samples_W: Sequence[int]) -> list[Tensor]:
         return all_states(self.model(features.to(self.model.conv1.weight.dtype), output_hidden_states=True))

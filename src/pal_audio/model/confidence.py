@@ -5,10 +5,10 @@
 A calibration is part of a model's configuration, so it is saved, exported and shipped with the weights. Source: our choice.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from pydantic import Field, TypeAdapter
 
 from pal_audio.config import StrictConfig, parse_config
@@ -86,12 +86,12 @@ def probability_of(output: Any, row: int = 0) -> float:
     total = sum(
         float(logits[row].float().log_softmax(-1)[token]) for logits, token in zip(output.logits, tokens.tolist(), strict=True)
     )
-    return float(torch.tensor(total).exp())
+    return math.exp(total)
 
 
-def warning_about(probability: float, calibration: Calibration | None) -> str | None:
+def warning_about(probability: float | None, calibration: Calibration | None) -> str | None:
     """A line for whoever asked, or None where there is nothing to warn of."""
-    if calibration is None or probability >= calibration.threshold:
+    if calibration is None or probability is None or probability >= calibration.threshold:
         return None
     share = "none" if calibration.right_below is None else f"{calibration.right_below:.0%}"
     return (

@@ -30,7 +30,7 @@ class Conversation:
         messages: the conversation so far, in chat form; an audio part holds its clip's length alone.
         memory: of all clips heard so far, those of the next turn included; None before the first.
         num_kept: tokens of the last question's text that came from the cache.
-        probability: of the last answer; see `model.confidence`.
+        probability: of the last answer, where it was asked for; see `model.confidence`.
     """
 
     def __init__(self, model: PalForConditionalGeneration, processor: PalProcessor, system: str | None = None) -> None:
@@ -38,7 +38,7 @@ class Conversation:
         self.messages: list[dict[str, Any]] = [] if system is None else [{"role": "system", "content": system}]
         self.memory: AudioMemory | None = None
         self.num_kept = 0
-        self.probability = 0.0
+        self.probability: float | None = None
         self._answered: AudioMemory | None = None  # the memory at the last answer
         self._new: list[AudioMemory] = []
         self._cache: Any = None
@@ -63,8 +63,8 @@ class Conversation:
         self.memory, self._new = self._answered, []
         return num_dropped
 
-    def ask(self, question: str, max_new_tokens: int = 256, streamer: Any = None) -> str:
-        """The answer to a question, which becomes part of the conversation.
+    def ask(self, question: str, max_new_tokens: int = 256, streamer: Any = None, with_probability: bool = False) -> str:
+        """The answer to a question, which becomes part of the conversation; its probability takes the logits of every step.
 
         Raises:
             PalError: the question is empty, or the conversation runs past the LLM's context under `span`. The conversation is
@@ -81,9 +81,9 @@ class Conversation:
         output = self.model.generate(
             torch.tensor([ids], device=self.model.device), attention_mask=torch.ones(1, len(ids), dtype=torch.int64,
             device=self.model.device), audio_memory=audio, past_key_values=cache, max_new_tokens=max_new_tokens,
-            do_sample=False, streamer=streamer, return_dict_in_generate=True, output_logits=True,
+            do_sample=False, streamer=streamer, return_dict_in_generate=True, output_logits=with_probability,
         )  # fmt: skip
-        self.probability = probability_of(output)
+        self.probability = probability_of(output) if with_probability else None
         sequence = output.sequences[0].tolist()
         answer = str(self.processor.tokenizer.decode(sequence[len(ids) :], skip_special_tokens=True))
         self._cache = output.past_key_values
