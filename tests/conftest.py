@@ -10,6 +10,7 @@ os.environ.pop("PAL_MODEL", None)
 
 import random
 import sys
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -28,3 +29,17 @@ def fixed_seeds() -> None:
 def two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs of tests start worker processes where they say so, and not because the machine is large."""
     monkeypatch.setattr("pal_audio.data.cores.num_cores", lambda: 2)
+
+
+@pytest.fixture(autouse=True)
+def launcher_not_left_behind() -> Iterator[None]:
+    """accelerate writes a launcher's variables into its own process; one that stays makes every later run wait for others."""
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    before = {name: os.environ.get(name) for name in names}
+    yield
+    left = {name: os.environ.get(name) for name in names}
+    for name, value in before.items():
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value
+    assert left == before

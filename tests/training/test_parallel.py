@@ -11,11 +11,13 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import soundfile
 import torch
+from accelerate import PartialState
 from safetensors.torch import load_file
 
 from pal_audio.data.manifest import AudioPart, Example, Message, TextPart, read_manifest, write_manifest
@@ -28,6 +30,7 @@ from tests.training.processes_worker import PARALLEL, TASKS, cases, compute
 from tests.training.shrink import write_clips
 
 ROOT = Path(__file__).parents[2]
+LAUNCHER = ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 DEADLINE_S = 240
 # Two processes add in another order than one; then Adam divides by the root of what it has seen. The key part of an attention's
 # bias has no gradient but rounding (softmax does not see it), so Adam moves it by rounding alone.
@@ -227,7 +230,20 @@ def test_a_batch_is_shared_out_whole(size: int, num_parts: int, num: int) -> Non
 
 
 def test_processes_that_were_promised_and_are_not_there_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else each would train alone and write over the others."""
+    """Else each would train alone and write over the others. What is not asked for here is not connected."""
+    monkeypatch.setattr(processes, "PartialState", lambda **_: SimpleNamespace(num_processes=1))
     monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
     with pytest.raises(PalError, match="WORLD_SIZE is 2 but processes connected: 1"):
         processes.join.__wrapped__()
+
+
+def test_a_number_of_processes_without_a_launcher_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """accelerate would write a launcher's variables into this process, and fail with words of its own."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name in LAUNCHER:
+        monkeypatch.delenv(name, raising=False)
+    PartialState._reset_state()
+    with pytest.raises(PalError, match="WORLD_SIZE is 2 but no launcher has set RANK"):
+        processes.join.__wrapped__()
+    assert not set(LAUNCHER) & set(os.environ)

@@ -143,8 +143,10 @@ def join() -> Processes:
     Raises:
         PalError: they cannot be connected, or the launcher was told to shard by itself (accelerate's FSDP, DeepSpeed, ...).
     """
-    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available())
     promised = os.environ.get("WORLD_SIZE", "1")
+    if promised != "1" and "RANK" not in os.environ:  # accelerate would write a launcher's variables here, then raise
+        raise PalError(f"WORLD_SIZE is {promised} but no launcher has set RANK; start the processes with torchrun, or unset it")
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available())
     if promised != str(state.num_processes):
         raise PalError(f"WORLD_SIZE is {promised} but processes connected: {state.num_processes}; start them with torchrun")
     if state.num_processes == 1:
