@@ -117,6 +117,24 @@ def test_a_header_that_does_not_fit_is_refused(saved: bytes, fields: dict[str, A
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("what", ["layers", "samples"])
+def test_a_forged_memory_is_one_clear_line(saved: bytes, what: str, tmp_path: Path) -> None:
+    """Its fingerprint and checksum are right, its content is not what the model's own would be."""
+    model, processor = tiny_model("llama", "pal")
+    inputs, _ = encoded(model, processor, 0, 1)
+    path = tmp_path / "m.safetensors"
+    path.write_bytes(saved)
+    memory = AudioMemory.load(path)
+    if what == "layers":
+        memory.keys, memory.values = ([{0: side[0][0]}] for side in (memory.keys, memory.values))
+    else:
+        memory.samples = {"other": memory.samples["audio"]}
+    memory.save(path)
+    with pytest.raises(PalError, match="is not whole") as caught:
+        model(inputs["input_ids"], audio_memory=AudioMemory.load(path))
+    assert "\n" not in str(caught.value)
+
+
 def test_files_that_are_none_are_refused(saved: bytes, tmp_path: Path) -> None:
     path = tmp_path / "m.safetensors"
     flipped = saved[:-3] + bytes([saved[-3] ^ 0x10]) + saved[-2:]

@@ -157,13 +157,15 @@ class SoundMixin(nn.Module):
         return fingerprint(modules, [self.config.audio_config, self.config.adapter])
 
     def check_fingerprint(self, memory: AudioMemory) -> None:
-        """That a memory was made by this model as it is now.
+        """That a memory was made by this model as it is now, and has what this model makes.
 
         Raises:
-            PalError: it was not.
+            PalError: it was not, or has not.
         """
         if memory.fingerprint != self.audio_fingerprint():
             raise PalError("this audio memory was made by another model (or before its weights changed); encode the audio again")
+        if [frozenset(keys) for keys in memory.keys] != self._key_layers or not set(memory.samples) <= set(self.encoders):
+            raise PalError("this audio memory is not whole: its layers or encoders are not the model's; encode the audio again")
 
     def _by_encoder(self, value: Any) -> dict[str, Any]:
         return by_encoder(value, list(self.encoders))
