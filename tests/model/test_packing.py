@@ -4,6 +4,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
 
 from pal_audio.errors import PalError
 from tests.model.test_invariants import ARMS, CLIPS, MATRIX
@@ -17,6 +21,25 @@ CONVERSATIONS = [
     [*message(CLIPS[1], system=None), {"role": "assistant", "content": "a bell"}],
     message(question="how many sounds come before the siren?") + ANSWER,
 ]
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes that operations made and something still holds, wherever it does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made: dict[int, tuple[StorageWeakRef, int]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(output):
+            if isinstance(tensor, torch.Tensor):
+                storage = tensor.untyped_storage()
+                self.made[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
+        return output
+
+    def now(self) -> int:
+        return sum(nbytes for reference, nbytes in self.made.values() if not reference.expired())
 
 
 def training_batch(processor: Any, conversations: list[Any]) -> Any:
@@ -139,26 +162,28 @@ def test_bf16_packed_is_near_unpacked() -> None:
 
 @pytest.mark.parametrize("arm", ["lal", "pal"])
 def test_recomputed_audio_keeps_the_gradients_and_fewer_bytes(arm: str) -> None:
+    """`light` computes no matrix product twice, `full` those of audio too and keeps less."""
     model, processor = tiny_model("llama", arm, connector={"type": "mlp", "stride": 1})
     model.encoders.requires_grad_(False)
     inputs = training_batch(processor, CONVERSATIONS)
-    results = []
-    for recompute in (False, True):
+    results = {}
+    for recompute in ("none", "light", "full"):
         model.recompute_audio = recompute
         model.zero_grad()
-        kept: list[int] = []
-
-        def pack(tensor: torch.Tensor, kept: list[int] = kept) -> torch.Tensor:
-            kept.append(tensor.nbytes)
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        with FlopCounterMode(display=False) as counter, LiveBytes() as live:
             loss = model(**inputs, use_cache=False).loss
-        loss.backward()
-        results.append((loss.detach(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}, sum(kept)))
-    (loss, expected, plain_bytes), (again, found, fewer_bytes) = results
-    assert torch.equal(loss, again)
-    assert expected.keys() == found.keys()
-    for name, grad in expected.items():
-        torch.testing.assert_close(found[name], grad)
-    assert fewer_bytes < 0.9 * plain_bytes
+            num_bytes = live.now()
+            loss.backward()
+        gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+        results[recompute] = (loss.detach(), gradients, num_bytes, counter.get_total_flops())
+    loss, expected, plain_bytes, plain_flops = results["none"]
+    for recompute in ("light", "full"):
+        again, found, _, _ = results[recompute]
+        assert torch.equal(loss, again)
+        assert expected.keys() == found.keys()
+        for name, grad in expected.items():
+            torch.testing.assert_close(found[name], grad)
+    (_, _, light_bytes, light_flops), (_, _, full_bytes, full_flops) = results["light"], results["full"]
+    assert full_bytes < light_bytes < 0.95 * plain_bytes
+    assert full_bytes < 0.9 * plain_bytes
+    assert light_flops == plain_flops < full_flops

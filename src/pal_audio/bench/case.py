@@ -15,6 +15,7 @@ from pal_audio.config import StrictConfig, parse_config
 from pal_audio.errors import PalError
 from pal_audio.integration import cost
 from pal_audio.integration.config import LalConfig, parse_layers
+from pal_audio.integration.recompute import RecomputeSetting
 
 SYSTEM_TOKENS = 24
 FEWEST_TOKENS = 4
@@ -34,7 +35,7 @@ class Setup(StrictConfig):
         compile_mode: of `torch.compile`.
         kernel: the inner attention kernel, as `set_attn_implementation` of the model takes it.
         checkpointing: layers are computed again in the backward pass.
-        recompute_audio: the attention of LAL layers is, from audio tokens on.
+        recompute_audio: the attention of LAL layers is, from audio tokens on: fully, or but for matrix products (`light`).
         packed: the batch goes through the LLM as one row.
         logits: "supervised" asks the LLM for logits where something is supervised, the loss is computed here;
             "model" leaves both to the model's own forward. Packed batches always go the second way.
@@ -49,7 +50,7 @@ class Setup(StrictConfig):
     compile_mode: Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] = "default"
     kernel: str = "sdpa"
     checkpointing: bool = False
-    recompute_audio: bool = False
+    recompute_audio: RecomputeSetting = "none"
     packed: bool = True
     logits: Literal["supervised", "model"] = "supervised"
     frozen_llm: bool = False

@@ -16,6 +16,7 @@ from pal_audio.integration.flamingo import BlockKey, FlamingoBlock, streams_of_t
 from pal_audio.integration.key_values import LayerKeyValues, compute_dtype
 from pal_audio.integration.memory import AudioMemory, ClipTokens, LiveAudio
 from pal_audio.integration.positions import UNKNOWN_TOKEN, KeyLayout, Placement, lay_out, place, same_in_every_row, text_positions
+from pal_audio.integration.recompute import Recompute
 
 MAX_TURNED_BYTES = 2**28  # of keys that are rotated at once: bounds what stands beside them meanwhile
 
@@ -53,8 +54,8 @@ class AttachedAudio:
         return frozenset(self.streams_of_layer)
 
     @property
-    def recompute(self) -> bool:
-        return self.live is not None and self.live.recompute
+    def recompute(self) -> Recompute:
+        return "none" if self.live is None else self.live.recompute
 
     def position_ids(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Position ids (B, L) of `input_ids`: a stretch of the prompt, or what follows it.

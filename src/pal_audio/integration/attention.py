@@ -17,7 +17,6 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -26,6 +25,7 @@ from pal_audio.errors import PalError
 from pal_audio.integration.decode_attention import DecodingStep
 from pal_audio.integration.key_values import UnsupportedLlmError
 from pal_audio.integration.packing import Packing
+from pal_audio.integration.recompute import Recompute, recomputed
 from pal_audio.integration.shared_attention import shared_attention
 
 # The user's name of an inner kernel -> ours in transformers' registry. Names containing "sdpa", "flash" or
@@ -42,8 +42,8 @@ class AudioContext(Protocol):
     consumed: set[int]
 
     @property
-    def recompute(self) -> bool:
-        """Keep nothing of a LAL layer's attention for backward but what it is made of: compute it again."""
+    def recompute(self) -> Recompute:
+        """What a LAL layer computes again for its gradients."""
         ...
 
     @property
@@ -105,10 +105,8 @@ def _attend(
     assert isinstance(layer, int)
     hear: Inner = partial(_hear, inner_with_audio, pal_audio, layer, module, **kwargs)
     pal_audio.consumed.add(layer)
-    if pal_audio.recompute and torch.is_grad_enabled():
-        pair: tuple[Tensor, Tensor | None] = checkpoint(hear, query, key, value, attention_mask, use_reentrant=False)
-        return pair
-    return hear(query, key, value, attention_mask)
+    pair: tuple[Tensor, Tensor | None] = recomputed(pal_audio.recompute, hear, query, key, value, attention_mask)
+    return pair
 
 
 def _hear(

@@ -21,6 +21,7 @@ from pal_audio.errors import PalError
 from pal_audio.integration import joining, memory_file
 from pal_audio.integration.flamingo import BlockKey, FlamingoBlock
 from pal_audio.integration.key_values import LayerKeyValues
+from pal_audio.integration.recompute import Recompute
 
 
 @dataclass
@@ -56,7 +57,7 @@ class LiveAudio:
         layers: the layers of each key stream.
         widths: A of each key stream.
         hidden: True hides every key from every query: a dummy clip that only keeps the graph whole.
-        recompute: keep nothing of a LAL layer's attention for backward, from audio tokens on; compute it again.
+        recompute: what a LAL layer computes again for its gradients; see `integration.recompute`.
     """
 
     clips: ClipTokens
@@ -64,7 +65,7 @@ class LiveAudio:
     layers: list[frozenset[int]]
     widths: list[int]
     hidden: bool = False
-    recompute: bool = False
+    recompute: Recompute = "none"
 
     def keys_values(self, rule: LayerKeyValues | FlamingoBlock, stream: int) -> tuple[Tensor, Tensor]:
         """Un-rotated keys and values (C, K, A, d) of one stream in one layer or block."""

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from pal_audio.integration.attention import INNER_KERNELS
 from pal_audio.integration.key_values import LayerKeyValues, UnsupportedLlmError, audio_kv, compute_dtype
+from pal_audio.integration.recompute import Recompute
 
 _NUM_AUDIO, _NUM_TEXT = 2, 3
 _POSITIONS = (3, 11, 12, 13, 14)
@@ -47,7 +48,7 @@ class _ProofAudio:
     def __init__(self, layer: int, keys: Tensor, values: Tensor) -> None:
         self.expected, self.consumed = frozenset({layer}), set[int]()
         self.pair = keys, values
-        self.recompute = False
+        self.recompute: Recompute = "none"
         self.blocks: dict[object, object] = {}  # the layer is proved without the Flamingo blocks before it
 
     def keys_values(self, layer: int) -> tuple[Tensor, Tensor]:

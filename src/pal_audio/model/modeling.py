@@ -70,7 +70,7 @@ class PalForConditionalGeneration(SoundMixin, PreTrainedModel, PalGenerationMixi
         self._has_lal = any(isinstance(stream.integration, LalConfig) for stream in audio.streams)
         kernel = self.language_model.config._attn_implementation or "sdpa"
         self._hooked = self._has_lal
-        self.recompute_audio = False  # keep less for backward; see `LiveAudio`
+        self.recompute_audio = "none"  # see `integration.recompute`
         # The constructors of wrappers set "sdpa" on every sub-configuration, also where the LLM cannot have it.
         self._install_attention(kernel if has_sdpa(self.language_model) else "eager")
         on_meta = any(parameter.is_meta for parameter in self.language_model.parameters())

@@ -21,6 +21,7 @@ from pal_audio.integration.fingerprint import fingerprint
 from pal_audio.integration.flamingo import BlockKey, FlamingoBlock
 from pal_audio.integration.key_values import LayerKeyValues
 from pal_audio.integration.memory import AudioMemory, ClipTokens, LiveAudio
+from pal_audio.integration.recompute import Recompute
 from pal_audio.model.configuration import AudioConfig, PalConfig
 from pal_audio.model.streaming import append_audio
 from pal_audio.model.streams import by_encoder, check_same_clips, frames_of, join_slots
@@ -38,7 +39,7 @@ class SoundMixin(nn.Module):
     encoders: nn.ModuleDict
     streams: nn.ModuleList
     marker: nn.Parameter
-    recompute_audio: bool
+    recompute_audio: Recompute
     _audio: AudioConfig
     _key_layers: list[frozenset[int]]
     _rules: dict[int, LayerKeyValues]

@@ -24,6 +24,7 @@ import torch
 from torch import nn
 
 from pal_audio.integration.key_values import find_layers
+from pal_audio.integration.recompute import Recompute
 from pal_audio.model import PalForConditionalGeneration
 from pal_audio.model.parts import Parts
 
@@ -117,7 +118,7 @@ def activation_bytes(
     num_rows: int,
     precision: str,
     checkpointing: bool = False,
-    recompute_audio: bool = False,
+    recompute_audio: Recompute = "none",
 ) -> int:
     """Activations of rows like this one; see the module's header.
 
@@ -143,7 +144,8 @@ def activation_bytes(
                 block = num_positions * (6 + 3 * stream.config.integration.ffn_factor) * width + num_keys * 2 * width
                 elements += block + (len(stream.layers) - 1) * kept if checkpointing else len(stream.layers) * block
                 continue
-            elements += num_keys * 4 * width * (1 if checkpointing or recompute_audio else len(stream.layers))
+            kept_each = {"none": 4, "light": 2, "full": 0}[recompute_audio] * width
+            elements += num_keys * (4 * width if checkpointing else max(4 * width, len(stream.layers) * kept_each))
         logits = 2 * row.num_logits * text.vocab_size
     for name, num_frames in row.num_frames.items():
         if any(parameter.requires_grad for parameter in model.encoders[name].parameters()):

@@ -13,6 +13,7 @@ from pal_audio.data.mix import DataConfig
 from pal_audio.data.mixing.config import MixConfig
 from pal_audio.data.sources import ManifestsConfig, ShardsConfig, TextSourceConfig
 from pal_audio.errors import PalError
+from pal_audio.integration.recompute import RecomputeSetting
 from pal_audio.model.adapters import AdapterConfig
 from pal_audio.model.building import ModelSpec
 from pal_audio.training.batches import BatchOrder, Budget
@@ -79,7 +80,7 @@ class Stage(StrictConfig):
         batch_audio_s, batch_text_tokens: what a step holds at most, padding included.
         packing: take a batch through the LLM without its padding; the numbers are the same.
         checkpointing: keep each LLM layer's input only and compute the layer again for its gradients; likewise.
-        recompute_audio: likewise for audio's keys and values only.
+        recompute_audio: likewise for audio's keys and values only: `full`, or `light`, which computes no matrix product again.
         compile: `torch.compile` of the LLM's layers; likewise, to rounding.
         accumulate: parts that a batch is computed in, one after another; the step is the same, the memory less.
         warmup_steps: linear warm-up.
@@ -108,7 +109,7 @@ class Stage(StrictConfig):
     accumulate: int = Field(1, ge=1)
     packing: bool = True
     checkpointing: bool = False
-    recompute_audio: bool = False
+    recompute_audio: RecomputeSetting = "none"
     compile: bool = False
     warmup_steps: int = Field(0, ge=0)
     schedule: Literal["cosine", "linear", "constant"] = "cosine"

@@ -34,7 +34,7 @@ class AnswerObjective(LlmObjective[Example]):
         super().begin()
 
     def end(self) -> None:
-        self.model.recompute_audio = False
+        self.model.recompute_audio = "none"
         super().end()
 
     def prepare(self, train: Sequence[Example], test: Sequence[Example]) -> Sequence[Example]:
