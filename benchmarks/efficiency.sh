@@ -25,6 +25,16 @@ case $name in
     train-16x1024) train "$name" --batch 16 --audio-tokens 1024 --integrations lal,pal --projector per_layer,low_rank:256 ;;
     train-16x1500) train "$name" --batch 16 --audio-tokens 1500 --integrations lal,pal ;;
     train-64x1024) train "$name" --batch 64 --audio-tokens 1024 --integrations lal,pal --projector per_layer,low_rank:256 --steps 10 ;;
+    train-16x1024-lean) train "$name" --batch 16 --audio-tokens 1024 --integrations lal,pal --set setup.recompute_audio=full ;;
+    train-64x1024-lean) train "$name" --batch 64 --audio-tokens 1024 --integrations lal,pal --steps 10 --set setup.recompute_audio=full ;;
+    train-settings) # what each setting is worth
+        number=0
+        for more in "" "optimizer=compiled" "compile_mode=reduce-overhead" "optimizer=compiled compile_mode=reduce-overhead" \
+            "recompute_audio=light" "recompute_audio=full"; do
+            options=()
+            for setting in $more; do options+=(--set "setup.$setting"); done
+            train "$name-$((number++))" --batch 16 --audio-tokens 1024 --integrations lal --steps 10 "${options[@]}"
+        done ;;
     train-projectors) train "$name" --batch 16 --audio-tokens 1024 --integrations lal --projector shared,low_rank:64,low_rank:256 ;;
     train-frozen) train "$name" --batch 16 --audio-tokens 1024 --integrations lal,pal --frozen-llm ;;
     train-layers) train "$name" --batch 16 --audio-tokens 1024 --integrations lal --layers all,from:8,every:2 ;;

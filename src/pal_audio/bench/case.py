@@ -33,6 +33,7 @@ class Setup(StrictConfig):
         precision: "bf16" (weights, gradients and optimizer too), "autocast" (float32 weights, bfloat16 products), "float32".
         compile: nothing, the model's parts as a training stage does it, or everything from inputs to loss.
         compile_mode: of `torch.compile`.
+        optimizer: AdamW by torch's fused kernel, or by kernels that `torch.compile` makes of it.
         kernel: the inner attention kernel, as `set_attn_implementation` of the model takes it.
         checkpointing: layers are computed again in the backward pass.
         recompute_audio: the attention of LAL layers is, from audio tokens on: fully, or but for matrix products (`light`).
@@ -48,6 +49,7 @@ class Setup(StrictConfig):
     precision: Precision = "bf16"
     compile: Literal["none", "model", "step"] = "none"
     compile_mode: Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] = "default"
+    optimizer: Literal["fused", "compiled"] = "fused"
     kernel: str = "sdpa"
     checkpointing: bool = False
     recompute_audio: RecomputeSetting = "none"

@@ -1,6 +1,6 @@
 """`pal bench train`: time and memory of training steps, every integration in one run.
 
-A step is forward, backward and a fused AdamW step over one batch that lies on the device.
+A step is forward, backward and an AdamW step over one batch that lies on the device.
 """
 
 from collections.abc import Callable
@@ -34,17 +34,17 @@ def measure_case(case: Case, device: torch.device, steps: int, warmup: int, rate
     models.training_mode(case, model)
     batch = models.make_batch(case, model)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=LEARNING_RATE, fused=True)
+    optimizer, update = adamw(case, trained, device)
     compute = compiled_loss(case, model, batch)
     loss = compute()
     loss.backward()
     gradients = measure.gradients_bytes(model)
-    optimizer.step()
+    update()
     optimizer.zero_grad(set_to_none=True)
 
     def step() -> None:
         compute().backward()
-        optimizer.step()
+        update()
         optimizer.zero_grad(set_to_none=True)
 
     for _ in range(warmup - 1):
@@ -67,6 +67,16 @@ def measure_case(case: Case, device: torch.device, steps: int, warmup: int, rate
         "rates": rates,
         "first_loss": float(loss.detach()),
     }
+
+
+def adamw(case: Case, trained: list[torch.nn.Parameter], device: torch.device) -> tuple[torch.optim.Optimizer, Callable[[], Any]]:
+    """The optimizer, and its step as the case says."""
+    if case.setup.optimizer == "fused":
+        optimizer = torch.optim.AdamW(trained, lr=LEARNING_RATE, fused=True)
+        return optimizer, optimizer.step
+    rate = torch.tensor(LEARNING_RATE, device=device)  # a number would be part of the compiled code, and anew with each rate
+    optimizer = torch.optim.AdamW(trained, lr=rate, foreach=True, capturable=True)
+    return optimizer, torch.compile(optimizer.step)
 
 
 def compiled_loss(case: Case, model: PalForConditionalGeneration, batch: models.Batch) -> Callable[[], Tensor]:
