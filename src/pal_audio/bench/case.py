@@ -147,7 +147,7 @@ class Case(StrictConfig):
             audio_tokens=self.audio_tokens,
             logits=self.text_tokens + slots if everywhere else self.supervised,
             connector=cost.Mlp(frame_size, encoder.stride),
-            summary=cost.Qformer(self.summary, frame_size) if self.integration == "pal" else None,
+            summary=qformer_cost(self.summary, frame_size) if self.integration == "pal" else None,
             projector=kind,
             rank=rank,
             lal_layers=len(parse_layers(self.layers, self.llm.num_layers)),
@@ -207,6 +207,13 @@ def split_projector(text: str) -> tuple[str, int]:
     if kind == "low_rank" and number.isdigit() and int(number) >= 1:
         return kind, int(number)
     raise PalError(f"projector {text!r} is unknown; write per_layer, shared or low_rank:R, for example low_rank:256")
+
+
+def qformer_cost(queries: int, frame_size: int, num_heads: int | None = None, num_layers: int = 2) -> cost.Qformer:
+    """The `qformer` connector as far as cost goes; `num_heads` as in its configuration."""
+    from pal_audio.connectors.queries import find_num_heads
+
+    return cost.Qformer(queries, frame_size, find_num_heads("qformer", frame_size, num_heads), num_layers)
 
 
 def frame_width(encoder: shapes.Encoder) -> int:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pal_audio.bench import estimate, shapes
-from pal_audio.bench.case import Case, frame_width
+from pal_audio.bench.case import Case, frame_width, qformer_cost
 from pal_audio.bench.estimate import Card, Way
 from pal_audio.bench.store import Row
 from pal_audio.errors import PalError
@@ -93,7 +93,7 @@ def from_recipe(
         audio_tokens=-(-frames // connector["stride"]),
         logits=text_tokens // 2,
         connector=cost.Mlp(width, connector["stride"]),
-        summary=cost.Qformer(int(summary.get("queries", 16)), width, int(summary.get("num_layers", 2))),
+        summary=qformer_cost(int(summary.get("queries", 16)), width, summary.get("num_heads"), int(summary.get("num_layers", 2))),
         projector=lal.projector,
         rank=lal.rank,
         lal_layers=len(parse_layers(lal.layers, llm.num_layers)),

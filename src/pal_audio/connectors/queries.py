@@ -34,8 +34,18 @@ def find_num_heads(connector: str, size: int, num_heads: int | None) -> int:
     return num_heads
 
 
+def reads_directly(num_queries: int, num_heads: int, size: int) -> bool:
+    """Whether queries read frames as they are: cheaper than keys and values of every frame where queries and heads are few."""
+    return num_queries * num_heads < size
+
+
 class Attention(nn.Module):
-    """Multi-head attention of queries over a memory; before-norm on the queries' side."""
+    """Multi-head attention of queries over a memory; before-norm on the queries' side.
+
+    Few queries need no keys and values of every frame: what a query asks of keys is asked of frames by q W_k, and W_v is
+    applied to the weighted mean of the frames. The same function to rounding. Source: our choice; the products are taken in
+    another order, as in the decoding of DeepSeek-V2 (arXiv 2405.04434, section 2.1.2).
+    """
 
     def __init__(self, size: int, num_heads: int) -> None:
         super().__init__()
@@ -49,10 +59,27 @@ class Attention(nn.Module):
         """What to add to the queries. Without a memory they read each other."""
         normed_CAD = self.norm(queries_CAD)
         q = rearrange(self.q_proj(normed_CAD), "c a (h d) -> c h a d", h=self.num_heads)
+        if memory_CTD is not None and reads_directly(queries_CAD.shape[1], self.num_heads, queries_CAD.shape[2]):
+            return self._read(q, memory_CTD, mask_CT)
         kv = self.kv_proj(normed_CAD if memory_CTD is None else memory_CTD)
         k, v = rearrange(kv, "c t (n h d) -> n c h t d", n=2, h=self.num_heads)
         mask = None if mask_CT is None else mask_CT[:, None, None, :]
         return self.out_proj(rearrange(F.scaled_dot_product_attention(q, k, v, attn_mask=mask), "c h a d -> c a (h d)"))
+
+    def _read(self, q: Tensor, memory_CTD: Tensor, mask_CT: Tensor | None) -> Tensor:
+        """The same without keys and values of the memory; q is (C, H, A, d)."""
+        clips, heads, _, head_size = q.shape
+        w_k, w_v = rearrange(self.kv_proj.weight, "(n h d) m -> n h d m", n=2, h=heads)
+        b_k, b_v = rearrange(self.kv_proj.bias, "(n h d) -> n h 1 d", n=2, h=heads)
+        q = rearrange(q, "c h a d -> h (c a) d") * head_size**-0.5
+        asked = rearrange(q @ w_k, "h (c a) m -> c (h a) m", c=clips)
+        same = rearrange((q * b_k).sum(-1, keepdim=True), "h (c a) 1 -> c (h a) 1", c=clips)  # of all frames: softmax drops it
+        scores = (asked @ memory_CTD.transpose(1, 2) + same).float()
+        if mask_CT is not None:
+            scores = scores.masked_fill(~mask_CT[:, None], -torch.inf)
+        read = scores.softmax(-1).to(memory_CTD.dtype) @ memory_CTD
+        value = rearrange(read, "c (h a) m -> h (c a) m", h=heads) @ w_v.transpose(1, 2) + b_v
+        return self.out_proj(rearrange(value, "h (c a) d -> c a (h d)", c=clips))
 
 
 def feed_forward(size: int) -> nn.Sequential:

@@ -83,13 +83,17 @@ class Qformer:
 
     queries: int
     frame_size: int
+    num_heads: int
     num_layers: int = 2
 
     def flops(self, width: int, num_frames: int) -> int:
         """Of one clip of `num_frames` frames."""
         size, queries = self.frame_size, self.queries
         own = 4 * size * size * queries + 2 * size * queries * queries
-        cross = size * size * (2 * queries + 2 * num_frames) + 2 * size * queries * num_frames
+        if self.num_heads * queries < size:  # frames are read as they are
+            cross = 4 * size * size * queries + 2 * self.num_heads * queries * size * num_frames
+        else:
+            cross = size * size * (2 * queries + 2 * num_frames) + 2 * size * queries * num_frames
         layer = own + cross + 8 * size * size * queries
         return 2 * (num_frames * size * size + self.num_layers * layer + queries * size * width)
 
