@@ -6,19 +6,23 @@ All paths in them count from one folder: `world/`, `runs/`, `frames/`.
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from accelerate.state import AcceleratorState
+from benchmarks.lab.bundle import MAX_BYTES
+from pydantic import TypeAdapter
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pal_audio import cli
 from pal_audio.commands import recipes
+from pal_audio.config import parse_config
 from pal_audio.data import MixConfig, read_catalogue, read_manifest
 from pal_audio.data.balance import BLOCK
 from pal_audio.data.mixing.telling import as_text
 from pal_audio.errors import PalError
-from pal_audio.model import load
+from pal_audio.model import ModelSpec, build_model, load
 from pal_audio.training.groups import GROUPS
 from pal_audio.training.overlay import read_recipe
 from pal_audio.training.recipe import load_data
@@ -75,6 +79,27 @@ def test_an_arm_differs_in_how_sound_enters_alone(name: str) -> None:
     rates = {"connector", "projector", "flamingo", "llm", "llm.attention", "llm.norm", "llm.embeddings"}
     assert rates >= set(after["train"])
     assert set(after["train"].values()) == set(before["train"].values()), "one rate for all parts of all arms"
+
+
+@pytest.mark.parametrize("arm", sorted(set(ARMS) - {"flamingo"}))
+def test_an_arm_is_small_enough_to_be_bundled(arm: str) -> None:
+    """Built with the sizes that the recipes of its parts say; the vocabulary of a few words stands for the whole one."""
+
+    def sizes(part: dict[str, Any]) -> dict[str, Any]:
+        name = str(part["checkpoint"]).split("/")[1].removeprefix("lab-")
+        return dict(read_recipe(LAB / f"{name}.yaml")["model"]["encoder"])
+
+    llm = read_recipe(LAB / "lm.yaml")["model"]["llm"]
+    model = {key: value for key, value in read_recipe(LAB / "arms" / f"{arm}.yaml")["model"].items() if value is not None}
+    model["llm"] = llm
+    if "encoder" in model:
+        model["encoder"] = sizes(model["encoder"])
+    else:
+        model["encoders"] = {name: sizes(part) for name, part in model["encoders"].items()}
+    built, _ = build_model(parse_config(TypeAdapter(ModelSpec), model, "model"), ["a dog barks"], None)
+    words = llm["tokenizer"]["vocab_size"] - built.get_input_embeddings().num_embeddings
+    num_parameters = sum(parameter.numel() for parameter in built.parameters()) + words * llm["hidden_size"]
+    assert 5e6 < num_parameters < MAX_BYTES / 2 * 0.98, "two bytes each, and the tokenizer and papers beside them"
 
 
 @pytest.mark.filterwarnings("ignore:train. projector:UserWarning")
