@@ -6,13 +6,11 @@
 Which questions: the first `MOST` of each task. Source: our choice.
 """
 
-import io
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 import numpy.typing as npt
 import soundfile
@@ -24,7 +22,8 @@ from pal_audio.data.manifest import AudioPart, Example, Message, read_manifest, 
 
 MOST = 100
 RATE_HZ = 16_000
-_MP3_BITS_S = 64_000
+_MP3_KBIT_S = 64
+_MP3_RANGE_KBIT_S = 8, 160  # of MPEG-2 layer III, which 16 kHz is; libsndfile's compression level falls from its end to its start
 Wave = npt.NDArray[np.float32]
 
 
@@ -68,8 +67,8 @@ def write_conditions(tests: Path, out: Path, roots: Sequence[Path]) -> dict[str,
 
 def unavailable(condition: str) -> str | None:
     """Why a condition cannot be made on this machine, or None."""
-    if condition.startswith("mp3") and "libmp3lame" not in av.codec.codecs_available:
-        return "this build of PyAV has no MP3 encoder (libmp3lame)"
+    if condition.startswith("mp3") and "MP3" not in soundfile.available_formats():
+        return f"libsndfile {soundfile.__libsndfile_version__} has no MP3 encoder"
     return None
 
 
@@ -90,14 +89,9 @@ def _degraded(example: Example, condition: str, folder: Path, ending: str, write
 
 
 def _mp3(path: Path, wave: Wave) -> None:
-    content = io.BytesIO()
-    with av.open(content, "w", format="mp3") as container:
-        stream = container.add_stream("libmp3lame", rate=RATE_HZ, layout="mono", format="fltp", bit_rate=_MP3_BITS_S)
-        frame = av.AudioFrame.from_ndarray(wave[None], format="fltp", layout="mono")
-        frame.sample_rate = RATE_HZ
-        for packet in (*stream.encode(frame), *stream.encode(None)):
-            container.mux(packet)
-    path.write_bytes(content.getvalue())
+    low, high = _MP3_RANGE_KBIT_S
+    level = (high - _MP3_KBIT_S) / (high - low)
+    soundfile.write(path, wave, RATE_HZ, format="MP3", subtype="MPEG_LAYER_III", compression_level=level, bitrate_mode="CONSTANT")
 
 
 def _stereo(path: Path, wave: Wave) -> None:
