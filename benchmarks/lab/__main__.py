@@ -5,17 +5,19 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import benchmarks.lab
 from benchmarks.lab.bundle import bundle
-from benchmarks.lab.flow import SEEDS, TINY_ARMS, Flow, cores, flow_in
+from benchmarks.lab.flow import DEVICES, SEEDS, TINY_ARMS, Flow, flow_in
 from benchmarks.lab.grid import grid_steps
 from benchmarks.lab.packing import pack
 from benchmarks.lab.recipes import FACTORS, Shelf
 from benchmarks.lab.report import write_report
 from benchmarks.lab.steps import Runner, Step, time_left
 
+from pal_audio.data.cores import num_cores
 from pal_audio.data.folder import locked
 from pal_audio.errors import PalError
 
@@ -51,7 +53,10 @@ def _run(options: argparse.Namespace) -> int:
 
 def run_steps(steps: list[Step], flow: Flow, deadline: float | None) -> int:
     """Run steps until they are done or the time is up; SIGINT and SIGTERM end it as the time does. Returns the exit status."""
-    runner = Runner(steps, flow.out, flow.jobs, deadline, flow.device == "cpu", lambda line: print(line, flush=True))
+    if len(flow.gpus) > 1:
+        print(f"GPUs: {', '.join(flow.gpus)}; each process sees one of them", flush=True)
+    say = partial(print, flush=True)
+    runner = Runner(steps, flow.out, flow.jobs, deadline, flow.device == "cpu", say, flow.gpus)
     before = {name: signal.signal(name, lambda *_: runner.stop()) for name in (signal.SIGINT, signal.SIGTERM)}
     try:
         if runner.run():
@@ -109,7 +114,8 @@ def _flow(options: argparse.Namespace) -> Flow:
     shelf = Shelf(options.recipes, tiny, options.steps)
     return Flow(
         options.root, options.out.absolute(), shelf, arms, seeds, tuple(tried), options.jobs, device,
-        "float32" if tiny else "bfloat16", 16 if tiny else 128, 1 if tiny else cores(), options.questions, options.pace,
+        "float32" if tiny else "bfloat16", 16 if tiny else 128, 1 if tiny else num_cores(), options.questions, options.pace,
+        options.gpus,
     )  # fmt: skip
 
 
@@ -127,8 +133,9 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--factors", help=f"of learning rates, with commas ({','.join(f'{factor:g}' for factor in FACTORS)})")
     run.add_argument("--steps", type=int, help="of each stage of an arm; otherwise the recipe's own number")
     run.add_argument("--questions", type=int, default=600, help="at most so many of a task are asked (600)")
-    run.add_argument("--device", default="auto", help="auto, cpu, cuda")
-    run.add_argument("--jobs", type=int, default=1, help="steps at once; on CUDA they share one GPU")
+    run.add_argument("--device", default="auto", help=", ".join(DEVICES))
+    run.add_argument("--jobs", type=int, default=1, help="steps at once; on CUDA each takes the GPU of fewest steps")
+    run.add_argument("--gpus", type=int, metavar="N", help="the first N of those that can be seen; otherwise all")
     run.add_argument("--minutes", type=float, help="then save and stop; the same command goes on")
     run.add_argument("--pace", type=int, default=0, metavar="STEPS", help="also a run of each arm alone, of so many steps")
     run.add_argument("--tiny", action="store_true", help="two arms of tiny models, in about a minute on two cores")

@@ -69,10 +69,9 @@ def bundle(flow: Flow, model: Path) -> list[Step]:
     def finish() -> dict[str, Any]:
         return {"bytes": write_model(flow, grid, best, model)}
 
-    return [
-        *steps,
-        Step("bundle", "bundle", flow.mark("bundle"), ("bundle-arm",), products=(model / "README.md",), finish=finish),
-    ]
+    made = (model / "README.md",)
+    last = Step("bundle", "bundle", flow.mark("bundle"), ("bundle-arm",), products=made, finish=finish, on_gpu=False)
+    return [*steps, last]
 
 
 def write_recipe(flow: Flow, best: LabRecipe) -> LabRecipe:

@@ -1,12 +1,12 @@
 """What a lab is: where it lies, its recipes, and the commands of `pal` that its steps are made of."""
 
 import json
-import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from benchmarks.lab.gpus import VISIBLE, visible_gpus
 from benchmarks.lab.questions import options_of, read_json
 from benchmarks.lab.recipes import FACTORS, LabRecipe, Shelf, written
 from benchmarks.lab.steps import Step
@@ -19,6 +19,7 @@ from pal_audio.errors import PalError
 SEEDS = (0, 1, 2)
 TINY_ARMS = ["plits", "lal"]
 SETTINGS = "lab.json"
+DEVICES = ("auto", "cpu", "cuda", "mps")
 _TINY_WORLD = {"num_train": 40, "num_test": 64}
 
 
@@ -40,6 +41,7 @@ class Flow:
         workers: processes that compose scenes.
         most_questions: of a task of the tests.
         pace_steps: of a run of each arm that has the machine to itself, so that its time can be told; 0 = no such runs.
+        most_gpus: that steps are spread over; None = all that can be seen.
     """
 
     root: Path
@@ -55,6 +57,7 @@ class Flow:
     workers: int = 2
     most_questions: int = 600
     pace_steps: int = 0
+    most_gpus: int | None = None
 
     @cached_property
     def chosen(self) -> list[LabRecipe]:
@@ -64,6 +67,18 @@ class Flow:
     def others(self) -> list[LabRecipe]:
         """Ablations, of one seed; a choice of arms leaves them out."""
         return self.shelf.ablations() if self.arms is None else []
+
+    @cached_property
+    def gpus(self) -> list[str]:
+        """Names of the GPUs that steps are spread over.
+
+        Raises:
+            PalError: there are not so many as asked for, or none where CUDA was.
+        """
+        found = [] if self.device in ("cpu", "mps") else visible_gpus(self.most_gpus)
+        if self.device == "cuda" and not found:
+            raise PalError("--device cuda: no GPU can be seen here; give --device cpu to do without")
+        return found
 
     @property
     def roots(self) -> list[Path]:
@@ -78,6 +93,9 @@ class Flow:
         """
         if not self.root.is_dir():
             raise PalError(f"--root {self.root}: no such folder; it holds the recordings that the world's recipe names")
+        if self.device not in DEVICES:
+            raise PalError(f"--device {self.device}: give one of {', '.join(DEVICES)}; {VISIBLE} says which GPUs may be used")
+        _ = self.gpus
         self.shelf.recipe("world")
         if not self.chosen:
             raise PalError(f"{self.shelf.folder / 'arms'}: no recipes there")
@@ -98,6 +116,7 @@ class Flow:
             "root": str(self.root.resolve()), "recipes": str(self.shelf.folder.resolve()), "arms": self.arms,
             "seeds": list(self.seeds), "jobs": self.jobs, "device": self.device, "dtype": self.dtype,
             "batch_size": self.batch_size, "workers": self.workers, "pace_steps": self.pace_steps,
+            "most_gpus": self.most_gpus,
         }  # fmt: skip
         write_text(file, json.dumps({"fixed": fixed, "last": last}) + "\n")
 
@@ -139,7 +158,7 @@ class Flow:
         options = ["--workers", str(self.workers), *written(changes)]
         command = ["data", "mix", str(self.shelf.recipe(name).path), str(self.out / name), *options]
         made = (self.out / name / "mix.json",)
-        return Step(name, "world", self.mark(name), products=made, commands=lambda: [command])
+        return Step(name, "world", self.mark(name), products=made, commands=lambda: [command], on_gpu=False)
 
     def encoding(self, name: str, recipe: Path, manifests: list[Path], folder: Path, needs: tuple[str, ...]) -> Step:
         """Frames of a recipe's encoders."""
@@ -184,7 +203,3 @@ def flow_in(out: Path) -> Flow:
         raise PalError(
             f"{out / SETTINGS}: of another version of the lab; give the `run` command once more, it writes it"
         ) from error
-
-
-def cores() -> int:
-    return os.cpu_count() or 1

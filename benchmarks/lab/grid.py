@@ -41,7 +41,7 @@ def _tests(flow: Flow) -> Step:
         return {"hash": index["hash"]}
 
     made = (flow.out / "tests" / "index.json", flow.out / "results" / "index.json")
-    return Step("tests", "tests", flow.mark("tests"), ("world",), products=made, finish=finish)
+    return Step("tests", "tests", flow.mark("tests"), ("world",), products=made, finish=finish, on_gpu=False)
 
 
 def _base(flow: Flow, name: str) -> Step:
@@ -92,7 +92,8 @@ def _rate(flow: Flow, family: str, tried: list[Step]) -> Step:
         return {"factor": best["factor"], "tried": found}
 
     names = tuple(step.name for step in tried)
-    return Step(f"rate-{family}", "rate", flow.out / "rates" / f"{family}.json", follows=names, finish=finish)
+    mark = flow.out / "rates" / f"{family}.json"
+    return Step(f"rate-{family}", "rate", mark, follows=names, finish=finish, on_gpu=False)
 
 
 def _arm(flow: Flow, recipe: LabRecipe, seed: int, ablation: bool = False) -> Step:
@@ -132,7 +133,8 @@ def _best(flow: Flow, scored: list[Step]) -> Step:
             raise PalError("no arm has finished with all its seeds, so there is no best one")
         return {"arm": max(means, key=lambda arm: means[arm]), "means": means}
 
-    return Step("best", "best", flow.mark("best"), follows=tuple(step.name for step in scored), finish=finish)
+    follows = tuple(step.name for step in scored)
+    return Step("best", "best", flow.mark("best"), follows=follows, finish=finish, on_gpu=False)
 
 
 def _conditions(flow: Flow) -> Step:
@@ -142,7 +144,7 @@ def _conditions(flow: Flow) -> Step:
         return {"skipped": robustness.write_conditions(flow.out / "tests", folder, flow.roots)}
 
     mark, made = flow.mark("conditions"), (folder / "index.json",)
-    return Step("conditions", "conditions", mark, ("tests",), products=made, finish=finish)
+    return Step("conditions", "conditions", mark, ("tests",), products=made, finish=finish, on_gpu=False)
 
 
 def _robust(flow: Flow, seed: int) -> Step:
