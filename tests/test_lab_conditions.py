@@ -1,5 +1,6 @@
 """benchmarks/lab: sound under other conditions, and a machine without PyAV."""
 
+import json
 import os
 import subprocess
 import sys
@@ -9,8 +10,13 @@ import numpy as np
 import pytest
 import soundfile
 from benchmarks.lab import robustness
+from benchmarks.lab.questions import write_tests
 
 from pal_audio.audio import load_audio
+from pal_audio.data import build, read_manifest
+from pal_audio.training.recipe import load_data
+from tests.data.mixing.sets import make_all
+from tests.lab_recipes import make_recipes
 
 ROOT = Path(__file__).parents[1]
 MPEG_2_KBIT_S = (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)
@@ -48,6 +54,31 @@ def test_a_libsndfile_without_mp3_is_named(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(soundfile, "available_formats", lambda: {"FLAC": "FLAC"})
     assert robustness.unavailable("mp3 64k") == f"libsndfile {soundfile.__libsndfile_version__} has no MP3 encoder"
     assert robustness.unavailable("8 kHz") is None
+
+
+def test_conditions_are_the_same_from_however_many_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = load_data(make_recipes(tmp_path / "recipes") / "world.yaml", [f"data.root={make_all(tmp_path / 'data')}"])
+    build(recipe, tmp_path / "world", workers=1)
+    index = write_tests(tmp_path / "world", tmp_path / "tests", [tmp_path], 12)
+    monkeypatch.setattr(robustness, "_CHUNK", 5)
+    for workers, name in ((1, "one"), (2, "two")):
+        assert robustness.write_conditions(tmp_path / "tests", tmp_path / name, [tmp_path], workers) == {}
+    names = sorted(path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*") if path.is_file())
+    num = sum(min(robustness.MOST, len(task["ids"])) for task in index["tasks"].values())
+    assert len(names) == 4 * num + 3
+    for path in names:
+        assert (tmp_path / "one" / path).read_bytes() == (tmp_path / "two" / path).read_bytes(), path
+    tasks = json.loads((tmp_path / "two" / "index.json").read_text())["tasks"]
+    told_in_order = [id for task in tasks.values() for id in task["ids"]]
+    files = [read_manifest(tmp_path / "two" / f"{name}.jsonl") for name in ("exact", "words")]
+    assert sorted(told_in_order) == sorted(example.id for examples in files for example in examples)
+    for examples in files:
+        places = [told_in_order.index(example.id) for example in examples]
+        assert places == sorted(places)
+    monkeypatch.setattr(soundfile, "available_formats", lambda: {"FLAC": "FLAC"})
+    assert list(robustness.write_conditions(tmp_path / "tests", tmp_path / "less", [tmp_path])) == ["mp3 64k"]
+    told = json.loads((tmp_path / "less" / "index.json").read_text())["tasks"]
+    assert {name.partition(":")[0] for name in told} == {"44.1 kHz stereo", "-20 dB", "8 kHz"}
 
 
 def test_the_lab_and_what_it_runs_need_no_pyav() -> None:

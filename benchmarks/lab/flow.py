@@ -12,6 +12,7 @@ from benchmarks.lab.recipes import FACTORS, LabRecipe, Shelf, written
 from benchmarks.lab.steps import Step
 
 from pal_audio.data import MixConfig, read_catalogue, read_mix
+from pal_audio.data.cores import num_cores
 from pal_audio.data.manifest import write_text
 from pal_audio.data.mixing.catalogue import Catalogue
 from pal_audio.errors import PalError
@@ -20,6 +21,7 @@ SEEDS = (0, 1, 2)
 TINY_ARMS = ["plits", "lal"]
 SETTINGS = "lab.json"
 DEVICES = ("auto", "cpu", "cuda", "mps")
+_MOST_READERS = 32  # 96 clips of 8 s take a core half a second, and the GPU some 20 ms
 _TINY_WORLD = {"num_train": 40, "num_test": 64}
 
 
@@ -150,6 +152,15 @@ class Flow:
             raise PalError(f"{self.out}: the best arm is not known yet; end the grid by `python -m benchmarks.lab run`")
         return self.shelf.recipe(f"arms/{read_json(self.mark('best'))['arm']}")
 
+    def readers(self, share: float) -> int | None:
+        """Processes that read sound for a step that is to have this share of the cores; None leaves it to `pal`.
+
+        Left alone each of several steps would take nearly all cores.
+        """
+        if self.jobs == 1 or num_cores() <= 2:
+            return None
+        return max(1, min(_MOST_READERS, int(num_cores() * share)))
+
     def mixed(self, name: str) -> Step:
         """Scenes composed by the recipe of that name."""
         changes: dict[str, Any] = {"data.root": str(self.root.resolve())}
@@ -160,10 +171,21 @@ class Flow:
         made = (self.out / name / "mix.json",)
         return Step(name, "world", self.mark(name), products=made, commands=lambda: [command], on_gpu=False)
 
-    def encoding(self, name: str, recipe: Path, manifests: list[Path], folder: Path, needs: tuple[str, ...]) -> Step:
-        """Frames of a recipe's encoders."""
+    def encoding(
+        self, name: str, recipe: Path, manifests: list[Path], folder: Path, needs: tuple[str, ...], share: float = 1
+    ) -> Step:
+        """Frames of a recipe's encoders, read by this share of the cores."""
         roots = [word for root in self.roots for word in ("--root", str(root))]
-        options = ["--recipe", str(recipe), *roots, "--dtype", self.dtype, "--device", self.device]
+        options = [
+            "--recipe",
+            str(recipe),
+            *roots,
+            "--dtype",
+            self.dtype,
+            "--device",
+            self.device,
+            *_workers(self.readers(share)),
+        ]
         command = ["encode", *map(str, manifests), str(folder), *options]
         return Step(name, "frames", self.mark(name), needs, products=(folder / "cache.json",), commands=lambda: [command])
 
@@ -179,12 +201,16 @@ class Flow:
         frames = self.frames(recipe) if recipe.encoders else None
         return recipe.arm_settings(seed, factor, frames, self.roots, self.out / "tests" / "curve.jsonl")
 
-    def evaluating(self, run: Path, out: Path, tests: Path, frames: Path | None) -> list[str]:
-        """The command that asks a run's model all that lies in a folder of tests."""
+    def evaluating(self, run: Path, out: Path, tests: Path, frames: Path | None, share: float = 1) -> list[str]:
+        """The command that asks a run's model all that lies in a folder of tests; sound is read by this share of the cores."""
         roots = [word for root in self.roots for word in ("--root", str(root))]
         options = [*roots, "--device", self.device, "--batch-size", str(self.batch_size), "--resume"]
-        cached = [] if frames is None else ["--frame-cache", str(frames)]
+        cached = _workers(self.readers(share)) if frames is None else ["--frame-cache", str(frames)]
         return ["eval", str(run), str(out), *options_of(tests), *options, *cached]
+
+
+def _workers(num: int | None) -> list[str]:
+    return [] if num is None else ["--workers", str(num)]
 
 
 def flow_in(out: Path) -> Flow:
