@@ -31,6 +31,7 @@ from pal_audio.model.confidence import calibration_of
 from pal_audio.training.recipe import load_data
 from tests.data.mixing.sets import make_all
 from tests.lab_recipes import make_recipes
+from tests.lab_sounds import MADE_BY, make_elsewhere
 
 ROOT = Path(__file__).parents[1]
 
@@ -74,7 +75,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, floa
         "--out",
         out,
     ]
-    words += ["--recipes", make_recipes(folder / "recipes")]
+    words += ["--recipes", make_recipes(folder / "recipes"), "--elsewhere", make_elsewhere(folder / "sounds")]
     limited = lab(without_av, *words, "--minutes", "0.05")
     told, _ = limited.communicate(timeout=300)
     assert limited.returncode == 3, told
@@ -90,7 +91,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, floa
     told, _ = last.communicate(timeout=900)
     assert last.returncode == 0, told
     assert "all steps are done" in told
-    assert re.search(r"\[\d+/14\] lal-0: \d+ s; ", told), "a line for each step"
+    assert re.search(r"\[\d+/15\] lal-0: \d+ s; ", told), "a line for each step"
     return out, marks
 
 
@@ -112,6 +113,10 @@ def test_a_grid_that_was_stopped_goes_on(done: tuple[Path, dict[str, float]], ca
         assert len(told["tasks"][name]["values"]) == len(task["ids"]) > 0
     assert set(grid.index["tasks"]) == {"sound", "first", "caption", "digits", "sound clips"}
     assert len(told["recipe_hash"]) == len(told["data_hash"]) == 16
+    other = grid.elsewhere[0]
+    assert (other["arm"], other["made_by"]) == (grid.best, MADE_BY)
+    assert [len(task["values"]) for task in other["tasks"].values()] == [4, 2, 4]
+    assert [task["num"] for task in other["tasks"]["digits by other voices"]["slices"].values()] == [1, 1]
     assert main(["status", str(out)]) == 0
     assert "nothing left" in capsys.readouterr().out
 
@@ -133,10 +138,13 @@ def test_what_is_packed_is_small_and_read_as_the_whole(done: tuple[Path, dict[st
     assert "files" in said
     assert (tmp_path / "back" / "runs" / "lab-lm" / "llm" / "config.json").is_file()
     assert list((tmp_path / "back" / "runs" / "lab-encoder-unified" / "encoders").rglob("*.safetensors"))
-    assert not list((tmp_path / "back").rglob("*.flac"))
+    assert not [*(tmp_path / "back").rglob("*.flac"), *(tmp_path / "back").rglob("*.ogg")]
     steps = {step.name: step.done for step in grid_steps(flow_in(tmp_path / "back"))}
     assert {name for name, is_done in steps.items() if not is_done} == {"world", "tests", "frames-unified", "conditions"}
-    assert write_report(tmp_path / "back").read_text() == write_report(out).read_text()
+    text = write_report(out).read_text()
+    assert write_report(tmp_path / "back").read_text() == text
+    assert "### Sound from elsewhere, NO GOAL" in text
+    assert "| digit by other voices: low | right | 2 |" in text
 
 
 @pytest.mark.slow

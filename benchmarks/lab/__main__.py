@@ -10,6 +10,9 @@ from pathlib import Path
 
 import benchmarks.lab
 from benchmarks.lab.bundle import bundle
+from benchmarks.lab.elsewhere import asking as elsewhere
+from benchmarks.lab.elsewhere.folder import render
+from benchmarks.lab.elsewhere.notes import SOUNDFONT
 from benchmarks.lab.flow import DEVICES, SEEDS, TINY_ARMS, Flow, flow_in
 from benchmarks.lab.grid import grid_steps
 from benchmarks.lab.packing import pack
@@ -45,6 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> int:
     started = time.monotonic()
     flow = _flow(options)
+    elsewhere.check(flow)
     flow.check()
     with locked(flow.out):
         deadline = None if options.minutes is None else started + 60 * options.minutes
@@ -86,6 +90,11 @@ def _status(options: argparse.Namespace) -> int:
     return 0
 
 
+def _elsewhere(options: argparse.Namespace) -> int:
+    print(render(options.folder, options.soundfont))
+    return 0
+
+
 def _report(options: argparse.Namespace) -> int:
     print(write_report(options.out, options.page))
     return 0
@@ -115,7 +124,7 @@ def _flow(options: argparse.Namespace) -> Flow:
     return Flow(
         options.root, options.out.absolute(), shelf, arms, seeds, tuple(tried), options.jobs, device,
         "float32" if tiny else "bfloat16", 16 if tiny else 128, 1 if tiny else num_cores(), options.questions, options.pace,
-        options.gpus,
+        options.gpus, options.elsewhere,
     )  # fmt: skip
 
 
@@ -139,7 +148,12 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--minutes", type=float, help="then save and stop; the same command goes on")
     run.add_argument("--pace", type=int, default=0, metavar="STEPS", help="also a run of each arm alone, of so many steps")
     run.add_argument("--tiny", action="store_true", help="two arms of tiny models, in about a minute on two cores")
+    run.add_argument("--elsewhere", type=Path, metavar="FOLDER", help="sound of `elsewhere` that the best arm is asked about too")
     run.set_defaults(command=_run)
+    other = commands.add_parser("elsewhere", help="render sound by other voices and another soundfont, to be asked about")
+    other.add_argument("folder", type=Path, help="a new folder")
+    other.add_argument("--soundfont", type=Path, default=SOUNDFONT, help=f"General MIDI in .sf2 ({SOUNDFONT})")
+    other.set_defaults(command=_elsewhere)
     for name, command, text in (
         ("status", _status, "what is done and what is left"),
         ("report", _report, "tables and pictures"),

@@ -112,7 +112,7 @@ def card(flow: Flow, grid: Grid, best: LabRecipe) -> str:
         what = "errors over words" if task["metric"] == "errors" else "right"
         spread = (f"{100 * value:.1f}%" for value in (mean(scores), min(scores), max(scores)))
         rows.append((name, what, str(len(task["ids"])), *spread))
-    labels = ", ".join(sorted({clip.label for clips in flow.catalogue().clips.values() for clip in clips}))
+    labels = ", ".join(flow.labels())
     scored = table(("task", "score", "n", "mean", "lowest", "highest"), rows)
     num_parameters, hashes = f"{told[0]['parameters']['total']:,}", (told[0]["recipe_hash"], told[0]["data_hash"])
     return f"""---

@@ -44,6 +44,7 @@ class Flow:
         most_questions: of a task of the tests.
         pace_steps: of a run of each arm that has the machine to itself, so that its time can be told; 0 = no such runs.
         most_gpus: that steps are spread over; None = all that can be seen.
+        elsewhere: a folder of sound that the best arm is asked about too; see the package of that name.
     """
 
     root: Path
@@ -60,6 +61,7 @@ class Flow:
     most_questions: int = 600
     pace_steps: int = 0
     most_gpus: int | None = None
+    elsewhere: Path | None = None
 
     @cached_property
     def chosen(self) -> list[LabRecipe]:
@@ -119,6 +121,7 @@ class Flow:
             "seeds": list(self.seeds), "jobs": self.jobs, "device": self.device, "dtype": self.dtype,
             "batch_size": self.batch_size, "workers": self.workers, "pace_steps": self.pace_steps,
             "most_gpus": self.most_gpus,
+            "elsewhere": None if self.elsewhere is None else str(self.elsewhere.resolve()),
         }  # fmt: skip
         write_text(file, json.dumps({"fixed": fixed, "last": last}) + "\n")
 
@@ -137,6 +140,10 @@ class Flow:
         config = read_mix(self.out / "world").config
         assert isinstance(config, MixConfig)
         return read_catalogue(config)
+
+    def labels(self) -> list[str]:
+        """All that the world teaches a name of."""
+        return sorted({clip.label for clips in self.catalogue().clips.values() for clip in clips})
 
     def factor_of(self, recipe: LabRecipe) -> float:
         """The chosen factor of an arm's learning rates."""
@@ -224,6 +231,8 @@ def flow_in(out: Path) -> Flow:
         fixed, last = told["fixed"], dict(told["last"])
         shelf = Shelf(Path(last.pop("recipes")), fixed["tiny"], fixed["steps"])
         root, seeds, factors = Path(last.pop("root")), tuple(last.pop("seeds")), tuple(fixed["factors"])
+        elsewhere = last.pop("elsewhere", None)
+        last["elsewhere"] = None if elsewhere is None else Path(elsewhere)
         return Flow(root, out, shelf, seeds=seeds, factors=factors, most_questions=fixed["most_questions"], **last)
     except (KeyError, TypeError) as error:
         raise PalError(

@@ -1,4 +1,4 @@
-"""The steps of the lab in order: world, tests, language model, encoders, frames, learning rates, arms, the best one elsewhere."""
+"""The steps of the lab in order: world, tests, language model, encoders, frames, learning rates, arms, other sound."""
 
 import json
 import shutil
@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from benchmarks.lab import collecting, questions, robustness
+from benchmarks.lab.elsewhere.asking import elsewhere_steps
 from benchmarks.lab.flow import Flow
 from benchmarks.lab.questions import read_json
 from benchmarks.lab.recipes import ENCODER, LONG_FIRST, LabRecipe, written
@@ -34,6 +35,7 @@ def grid_steps(flow: Flow) -> list[Step]:
     long_first = sorted(flow.chosen, key=lambda recipe: _length(recipe.name))
     scored = [_arm(flow, recipe, seed) for seed in flow.seeds for recipe in long_first]
     steps += [*scored, _best(flow, scored), _conditions(flow), *(_robust(flow, seed) for seed in flow.seeds)]
+    steps += elsewhere_steps(flow)
     steps += [_pace(flow, recipe) for recipe in flow.chosen if flow.pace_steps]
     return steps + [_arm(flow, recipe, flow.seeds[0], ablation=True) for recipe in flow.others]
 
