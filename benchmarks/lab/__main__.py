@@ -5,17 +5,22 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import benchmarks.lab
 from benchmarks.lab.bundle import bundle
-from benchmarks.lab.flow import SEEDS, TINY_ARMS, Flow, cores, flow_in
+from benchmarks.lab.elsewhere import asking as elsewhere
+from benchmarks.lab.elsewhere.folder import render
+from benchmarks.lab.elsewhere.notes import SOUNDFONT
+from benchmarks.lab.flow import DEVICES, SEEDS, TINY_ARMS, Flow, flow_in
 from benchmarks.lab.grid import grid_steps
 from benchmarks.lab.packing import pack
 from benchmarks.lab.recipes import FACTORS, Shelf
 from benchmarks.lab.report import write_report
 from benchmarks.lab.steps import Runner, Step, time_left
 
+from pal_audio.data.cores import num_cores
 from pal_audio.data.folder import locked
 from pal_audio.errors import PalError
 
@@ -43,6 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> int:
     started = time.monotonic()
     flow = _flow(options)
+    elsewhere.check(flow)
     flow.check()
     with locked(flow.out):
         deadline = None if options.minutes is None else started + 60 * options.minutes
@@ -51,7 +57,10 @@ def _run(options: argparse.Namespace) -> int:
 
 def run_steps(steps: list[Step], flow: Flow, deadline: float | None) -> int:
     """Run steps until they are done or the time is up; SIGINT and SIGTERM end it as the time does. Returns the exit status."""
-    runner = Runner(steps, flow.out, flow.jobs, deadline, flow.device == "cpu", lambda line: print(line, flush=True))
+    if len(flow.gpus) > 1:
+        print(f"GPUs: {', '.join(flow.gpus)}; each process sees one of them", flush=True)
+    say = partial(print, flush=True)
+    runner = Runner(steps, flow.out, flow.jobs, deadline, flow.device == "cpu", say, flow.gpus)
     before = {name: signal.signal(name, lambda *_: runner.stop()) for name in (signal.SIGINT, signal.SIGTERM)}
     try:
         if runner.run():
@@ -78,6 +87,11 @@ def show(steps: Sequence[Step], jobs: int) -> None:
 def _status(options: argparse.Namespace) -> int:
     flow = flow_in(options.out.absolute())
     show(grid_steps(flow), flow.jobs)
+    return 0
+
+
+def _elsewhere(options: argparse.Namespace) -> int:
+    print(render(options.folder, options.soundfont))
     return 0
 
 
@@ -109,7 +123,8 @@ def _flow(options: argparse.Namespace) -> Flow:
     shelf = Shelf(options.recipes, tiny, options.steps)
     return Flow(
         options.root, options.out.absolute(), shelf, arms, seeds, tuple(tried), options.jobs, device,
-        "float32" if tiny else "bfloat16", 16 if tiny else 128, 1 if tiny else cores(), options.questions, options.pace,
+        "float32" if tiny else "bfloat16", 16 if tiny else 128, 1 if tiny else num_cores(), options.questions, options.pace,
+        options.gpus, options.elsewhere,
     )  # fmt: skip
 
 
@@ -127,12 +142,18 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--factors", help=f"of learning rates, with commas ({','.join(f'{factor:g}' for factor in FACTORS)})")
     run.add_argument("--steps", type=int, help="of each stage of an arm; otherwise the recipe's own number")
     run.add_argument("--questions", type=int, default=600, help="at most so many of a task are asked (600)")
-    run.add_argument("--device", default="auto", help="auto, cpu, cuda")
-    run.add_argument("--jobs", type=int, default=1, help="steps at once; on CUDA they share one GPU")
+    run.add_argument("--device", default="auto", help=", ".join(DEVICES))
+    run.add_argument("--jobs", type=int, default=1, help="steps at once; on CUDA each takes the GPU of fewest steps")
+    run.add_argument("--gpus", type=int, metavar="N", help="the first N of those that can be seen; otherwise all")
     run.add_argument("--minutes", type=float, help="then save and stop; the same command goes on")
     run.add_argument("--pace", type=int, default=0, metavar="STEPS", help="also a run of each arm alone, of so many steps")
     run.add_argument("--tiny", action="store_true", help="two arms of tiny models, in about a minute on two cores")
+    run.add_argument("--elsewhere", type=Path, metavar="FOLDER", help="sound of `elsewhere` that the best arm is asked about too")
     run.set_defaults(command=_run)
+    other = commands.add_parser("elsewhere", help="render sound by other voices and another soundfont, to be asked about")
+    other.add_argument("folder", type=Path, help="a new folder")
+    other.add_argument("--soundfont", type=Path, default=SOUNDFONT, help=f"General MIDI in .sf2 ({SOUNDFONT})")
+    other.set_defaults(command=_elsewhere)
     for name, command, text in (
         ("status", _status, "what is done and what is left"),
         ("report", _report, "tables and pictures"),

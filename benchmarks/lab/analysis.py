@@ -67,6 +67,7 @@ class Grid:
         index: what was asked.
         results: by arm and seed.
         robust: of the best arm, by seed.
+        elsewhere: of the best arm on sound from elsewhere, by seed.
         best: the best arm, where it is known.
         paces: costs of runs that had the machine to themselves, by arm.
         expected: arms and seeds of the last run of the lab; None where they are not told.
@@ -78,6 +79,7 @@ class Grid:
     best: str | None
     paces: dict[str, dict[str, Any]]
     expected: tuple[list[str] | None, list[int]] | None
+    elsewhere: dict[int, dict[str, Any]]
 
     def arms(self, ablations: bool = False) -> list[str]:
         """Arms with a result, in the order of `ARMS`."""
@@ -170,7 +172,8 @@ def read_grid(out: Path) -> Grid:
     paces = {told["arm"]: told["cost"] for told in map(read_json, sorted((out / "pace").glob("*.json")))}
     settings = out / "lab.json"
     last = read_json(settings)["last"] if settings.is_file() else None
-    return Grid(index, results, robust, best, paces, None if last is None else (last["arms"], last["seeds"]))
+    elsewhere = {told["seed"]: told for told in map(read_json, sorted((out / "elsewhere").glob("*.json")))}
+    return Grid(index, results, robust, best, paces, None if last is None else (last["arms"], last["seeds"]), elsewhere)
 
 
 @dataclass(frozen=True)

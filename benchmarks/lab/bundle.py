@@ -69,10 +69,9 @@ def bundle(flow: Flow, model: Path) -> list[Step]:
     def finish() -> dict[str, Any]:
         return {"bytes": write_model(flow, grid, best, model)}
 
-    return [
-        *steps,
-        Step("bundle", "bundle", flow.mark("bundle"), ("bundle-arm",), products=(model / "README.md",), finish=finish),
-    ]
+    made = (model / "README.md",)
+    last = Step("bundle", "bundle", flow.mark("bundle"), ("bundle-arm",), products=made, finish=finish, on_gpu=False)
+    return [*steps, last]
 
 
 def write_recipe(flow: Flow, best: LabRecipe) -> LabRecipe:
@@ -113,7 +112,7 @@ def card(flow: Flow, grid: Grid, best: LabRecipe) -> str:
         what = "errors over words" if task["metric"] == "errors" else "right"
         spread = (f"{100 * value:.1f}%" for value in (mean(scores), min(scores), max(scores)))
         rows.append((name, what, str(len(task["ids"])), *spread))
-    labels = ", ".join(sorted({clip.label for clips in flow.catalogue().clips.values() for clip in clips}))
+    labels = ", ".join(flow.labels())
     scored = table(("task", "score", "n", "mean", "lowest", "highest"), rows)
     num_parameters, hashes = f"{told[0]['parameters']['total']:,}", (told[0]["recipe_hash"], told[0]["data_hash"])
     return f"""---

@@ -1,17 +1,18 @@
 """What a lab is: where it lies, its recipes, and the commands of `pal` that its steps are made of."""
 
 import json
-import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from benchmarks.lab.gpus import VISIBLE, visible_gpus
 from benchmarks.lab.questions import options_of, read_json
 from benchmarks.lab.recipes import FACTORS, LabRecipe, Shelf, written
 from benchmarks.lab.steps import Step
 
 from pal_audio.data import MixConfig, read_catalogue, read_mix
+from pal_audio.data.cores import num_cores
 from pal_audio.data.manifest import write_text
 from pal_audio.data.mixing.catalogue import Catalogue
 from pal_audio.errors import PalError
@@ -19,6 +20,8 @@ from pal_audio.errors import PalError
 SEEDS = (0, 1, 2)
 TINY_ARMS = ["plits", "lal"]
 SETTINGS = "lab.json"
+DEVICES = ("auto", "cpu", "cuda", "mps")
+_MOST_READERS = 32  # 96 clips of 8 s take a core half a second, and the GPU some 20 ms
 _TINY_WORLD = {"num_train": 40, "num_test": 64}
 
 
@@ -40,6 +43,8 @@ class Flow:
         workers: processes that compose scenes.
         most_questions: of a task of the tests.
         pace_steps: of a run of each arm that has the machine to itself, so that its time can be told; 0 = no such runs.
+        most_gpus: that steps are spread over; None = all that can be seen.
+        elsewhere: a folder of sound that the best arm is asked about too; see the package of that name.
     """
 
     root: Path
@@ -55,6 +60,8 @@ class Flow:
     workers: int = 2
     most_questions: int = 600
     pace_steps: int = 0
+    most_gpus: int | None = None
+    elsewhere: Path | None = None
 
     @cached_property
     def chosen(self) -> list[LabRecipe]:
@@ -64,6 +71,18 @@ class Flow:
     def others(self) -> list[LabRecipe]:
         """Ablations, of one seed; a choice of arms leaves them out."""
         return self.shelf.ablations() if self.arms is None else []
+
+    @cached_property
+    def gpus(self) -> list[str]:
+        """Names of the GPUs that steps are spread over.
+
+        Raises:
+            PalError: there are not so many as asked for, or none where CUDA was.
+        """
+        found = [] if self.device in ("cpu", "mps") else visible_gpus(self.most_gpus)
+        if self.device == "cuda" and not found:
+            raise PalError("--device cuda: no GPU can be seen here; give --device cpu to do without")
+        return found
 
     @property
     def roots(self) -> list[Path]:
@@ -78,6 +97,9 @@ class Flow:
         """
         if not self.root.is_dir():
             raise PalError(f"--root {self.root}: no such folder; it holds the recordings that the world's recipe names")
+        if self.device not in DEVICES:
+            raise PalError(f"--device {self.device}: give one of {', '.join(DEVICES)}; {VISIBLE} says which GPUs may be used")
+        _ = self.gpus
         self.shelf.recipe("world")
         if not self.chosen:
             raise PalError(f"{self.shelf.folder / 'arms'}: no recipes there")
@@ -98,6 +120,8 @@ class Flow:
             "root": str(self.root.resolve()), "recipes": str(self.shelf.folder.resolve()), "arms": self.arms,
             "seeds": list(self.seeds), "jobs": self.jobs, "device": self.device, "dtype": self.dtype,
             "batch_size": self.batch_size, "workers": self.workers, "pace_steps": self.pace_steps,
+            "most_gpus": self.most_gpus,
+            "elsewhere": None if self.elsewhere is None else str(self.elsewhere.resolve()),
         }  # fmt: skip
         write_text(file, json.dumps({"fixed": fixed, "last": last}) + "\n")
 
@@ -117,6 +141,10 @@ class Flow:
         assert isinstance(config, MixConfig)
         return read_catalogue(config)
 
+    def labels(self) -> list[str]:
+        """All that the world teaches a name of."""
+        return sorted({clip.label for clips in self.catalogue().clips.values() for clip in clips})
+
     def factor_of(self, recipe: LabRecipe) -> float:
         """The chosen factor of an arm's learning rates."""
         return float(read_json(self.out / "rates" / f"{recipe.family}.json")["factor"])
@@ -131,6 +159,15 @@ class Flow:
             raise PalError(f"{self.out}: the best arm is not known yet; end the grid by `python -m benchmarks.lab run`")
         return self.shelf.recipe(f"arms/{read_json(self.mark('best'))['arm']}")
 
+    def readers(self, share: float) -> int | None:
+        """Processes that read sound for a step that is to have this share of the cores; None leaves it to `pal`.
+
+        Left alone each of several steps would take nearly all cores.
+        """
+        if self.jobs == 1 or num_cores() <= 2:
+            return None
+        return max(1, min(_MOST_READERS, int(num_cores() * share)))
+
     def mixed(self, name: str) -> Step:
         """Scenes composed by the recipe of that name."""
         changes: dict[str, Any] = {"data.root": str(self.root.resolve())}
@@ -139,12 +176,23 @@ class Flow:
         options = ["--workers", str(self.workers), *written(changes)]
         command = ["data", "mix", str(self.shelf.recipe(name).path), str(self.out / name), *options]
         made = (self.out / name / "mix.json",)
-        return Step(name, "world", self.mark(name), products=made, commands=lambda: [command])
+        return Step(name, "world", self.mark(name), products=made, commands=lambda: [command], on_gpu=False)
 
-    def encoding(self, name: str, recipe: Path, manifests: list[Path], folder: Path, needs: tuple[str, ...]) -> Step:
-        """Frames of a recipe's encoders."""
+    def encoding(
+        self, name: str, recipe: Path, manifests: list[Path], folder: Path, needs: tuple[str, ...], share: float = 1
+    ) -> Step:
+        """Frames of a recipe's encoders, read by this share of the cores."""
         roots = [word for root in self.roots for word in ("--root", str(root))]
-        options = ["--recipe", str(recipe), *roots, "--dtype", self.dtype, "--device", self.device]
+        options = [
+            "--recipe",
+            str(recipe),
+            *roots,
+            "--dtype",
+            self.dtype,
+            "--device",
+            self.device,
+            *_workers(self.readers(share)),
+        ]
         command = ["encode", *map(str, manifests), str(folder), *options]
         return Step(name, "frames", self.mark(name), needs, products=(folder / "cache.json",), commands=lambda: [command])
 
@@ -160,12 +208,16 @@ class Flow:
         frames = self.frames(recipe) if recipe.encoders else None
         return recipe.arm_settings(seed, factor, frames, self.roots, self.out / "tests" / "curve.jsonl")
 
-    def evaluating(self, run: Path, out: Path, tests: Path, frames: Path | None) -> list[str]:
-        """The command that asks a run's model all that lies in a folder of tests."""
+    def evaluating(self, run: Path, out: Path, tests: Path, frames: Path | None, share: float = 1) -> list[str]:
+        """The command that asks a run's model all that lies in a folder of tests; sound is read by this share of the cores."""
         roots = [word for root in self.roots for word in ("--root", str(root))]
         options = [*roots, "--device", self.device, "--batch-size", str(self.batch_size), "--resume"]
-        cached = [] if frames is None else ["--frame-cache", str(frames)]
+        cached = _workers(self.readers(share)) if frames is None else ["--frame-cache", str(frames)]
         return ["eval", str(run), str(out), *options_of(tests), *options, *cached]
+
+
+def _workers(num: int | None) -> list[str]:
+    return [] if num is None else ["--workers", str(num)]
 
 
 def flow_in(out: Path) -> Flow:
@@ -179,12 +231,10 @@ def flow_in(out: Path) -> Flow:
         fixed, last = told["fixed"], dict(told["last"])
         shelf = Shelf(Path(last.pop("recipes")), fixed["tiny"], fixed["steps"])
         root, seeds, factors = Path(last.pop("root")), tuple(last.pop("seeds")), tuple(fixed["factors"])
+        elsewhere = last.pop("elsewhere", None)
+        last["elsewhere"] = None if elsewhere is None else Path(elsewhere)
         return Flow(root, out, shelf, seeds=seeds, factors=factors, most_questions=fixed["most_questions"], **last)
     except (KeyError, TypeError) as error:
         raise PalError(
             f"{out / SETTINGS}: of another version of the lab; give the `run` command once more, it writes it"
         ) from error
-
-
-def cores() -> int:
-    return os.cpu_count() or 1

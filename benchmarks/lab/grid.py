@@ -1,36 +1,48 @@
-"""The steps of the lab in order: world, tests, language model, encoders, frames, learning rates, arms, the best one elsewhere."""
+"""The steps of the lab in order: world, tests, language model, encoders, frames, learning rates, arms, other sound."""
 
 import json
 import shutil
+from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from benchmarks.lab import collecting, questions, robustness
+from benchmarks.lab.elsewhere.asking import elsewhere_steps
 from benchmarks.lab.flow import Flow
 from benchmarks.lab.questions import read_json
-from benchmarks.lab.recipes import LabRecipe, written
+from benchmarks.lab.recipes import ENCODER, LONG_FIRST, LabRecipe, written
 from benchmarks.lab.steps import Step
 
 from pal_audio.data.manifest import write_text
 from pal_audio.errors import PalError
+
+_PACE_QUESTIONS = 8  # a run for its time is asked next to nothing at its end
 
 
 def grid_steps(flow: Flow) -> list[Step]:
     """All steps, each behind what it needs."""
     steps = [flow.mixed("world"), _tests(flow)]
     recipes = [*flow.chosen, *flow.others]
-    steps += [_base(flow, name) for name in dict.fromkeys(name for recipe in recipes for name in recipe.bases)]
-    hearing = {flow.frames(recipe): recipe for recipe in reversed(recipes) if recipe.encoders}
-    steps += [_frames(flow, recipe) for _, recipe in sorted(hearing.items())]
-    for family in dict.fromkeys(recipe.family for recipe in recipes):
+    steps += _bases(flow, recipes)
+    users = Counter(flow.frames(recipe) for recipe in recipes if recipe.encoders)
+    hearing = {flow.frames(recipe): recipe for recipe in reversed(recipes)}
+    steps += [_frames(flow, hearing[folder], 1 / len(users)) for folder, _ in users.most_common()]
+    for family in sorted({recipe.family for recipe in recipes}, key=_length):
         tried = [_tried(flow, family, factor) for factor in flow.factors]
         steps += [*tried, _rate(flow, family, tried)]
-    scored = [_arm(flow, recipe, seed) for seed in flow.seeds for recipe in flow.chosen]
+    long_first = sorted(flow.chosen, key=lambda recipe: _length(recipe.name))
+    scored = [_arm(flow, recipe, seed) for seed in flow.seeds for recipe in long_first]
     steps += [*scored, _best(flow, scored), _conditions(flow), *(_robust(flow, seed) for seed in flow.seeds)]
+    steps += elsewhere_steps(flow)
     steps += [_pace(flow, recipe) for recipe in flow.chosen if flow.pace_steps]
     return steps + [_arm(flow, recipe, flow.seeds[0], ablation=True) for recipe in flow.others]
+
+
+def _length(arm: str) -> int:
+    """For an order in which the longest are begun first."""
+    return LONG_FIRST.index(arm) if arm in LONG_FIRST else len(LONG_FIRST)
 
 
 def _tests(flow: Flow) -> Step:
@@ -41,21 +53,33 @@ def _tests(flow: Flow) -> Step:
         return {"hash": index["hash"]}
 
     made = (flow.out / "tests" / "index.json", flow.out / "results" / "index.json")
-    return Step("tests", "tests", flow.mark("tests"), ("world",), products=made, finish=finish)
+    return Step("tests", "tests", flow.mark("tests"), ("world",), products=made, finish=finish, on_gpu=False)
 
 
-def _base(flow: Flow, name: str) -> Step:
+def _bases(flow: Flow, recipes: list[LabRecipe]) -> list[Step]:
+    """Language model and encoders. The encoder that most arms hear by comes first, with half of the cores to read sound."""
+    users = Counter(name for recipe in recipes for name in recipe.bases)
+    encoders = [name for name, _ in users.most_common() if name.startswith(ENCODER)]
+    first, others = encoders[:1], encoders[1:]
+    steps = [_base(flow, name, flow.readers(0.5 if others else 1)) for name in first]
+    steps += [_base(flow, name, None) for name in users if name not in encoders]
+    return steps + [_base(flow, name, flow.readers(0.5 / len(others))) for name in others]
+
+
+def _base(flow: Flow, name: str, workers: int | None) -> Step:
     """The language model, or an encoder."""
     recipe = flow.shelf.recipe(name.removeprefix("lab-"))
     folder = flow.out / "runs" / name
-    command = ["train", str(recipe.path), *recipe.settings(), "--out", str(folder), "--resume"]
+    settings = [*recipe.settings(), *([] if workers is None else written({"workers": workers}))]
+    command = ["train", str(recipe.path), *settings, "--out", str(folder), "--resume"]
     made = folder / ("encoders" if recipe.name.startswith("encoder-") else "llm")
     return Step(name, name, flow.mark(name), ("world",), products=(made,), commands=lambda: [command])
 
 
-def _frames(flow: Flow, recipe: LabRecipe) -> Step:
+def _frames(flow: Flow, recipe: LabRecipe, share: float) -> Step:
     manifests = [flow.out / "world" / "train.jsonl", flow.out / "world" / "test.jsonl", flow.out / "tests" / "clips.jsonl"]
-    return flow.encoding(_frames_step(flow, recipe), recipe.path, manifests, flow.frames(recipe), ("tests", *recipe.bases))
+    name, needs = _frames_step(flow, recipe), ("tests", *(base for base in recipe.bases if base.startswith(ENCODER)))
+    return flow.encoding(name, recipe.path, manifests, flow.frames(recipe), needs, share)
 
 
 def _frames_step(flow: Flow, recipe: LabRecipe) -> str:
@@ -92,7 +116,8 @@ def _rate(flow: Flow, family: str, tried: list[Step]) -> Step:
         return {"factor": best["factor"], "tried": found}
 
     names = tuple(step.name for step in tried)
-    return Step(f"rate-{family}", "rate", flow.out / "rates" / f"{family}.json", follows=names, finish=finish)
+    mark = flow.out / "rates" / f"{family}.json"
+    return Step(f"rate-{family}", "rate", mark, follows=names, finish=finish, on_gpu=False)
 
 
 def _arm(flow: Flow, recipe: LabRecipe, seed: int, ablation: bool = False) -> Step:
@@ -132,17 +157,19 @@ def _best(flow: Flow, scored: list[Step]) -> Step:
             raise PalError("no arm has finished with all its seeds, so there is no best one")
         return {"arm": max(means, key=lambda arm: means[arm]), "means": means}
 
-    return Step("best", "best", flow.mark("best"), follows=tuple(step.name for step in scored), finish=finish)
+    follows = tuple(step.name for step in scored)
+    return Step("best", "best", flow.mark("best"), follows=follows, finish=finish, on_gpu=False)
 
 
 def _conditions(flow: Flow) -> Step:
     folder = flow.out / "robust" / "tests"
 
     def finish() -> dict[str, Any]:
-        return {"skipped": robustness.write_conditions(flow.out / "tests", folder, flow.roots)}
+        workers = min(flow.workers, flow.readers(0.25) or flow.workers)  # encoders are learning beside it
+        return {"skipped": robustness.write_conditions(flow.out / "tests", folder, flow.roots, workers)}
 
     mark, made = flow.mark("conditions"), (folder / "index.json",)
-    return Step("conditions", "conditions", mark, ("tests",), products=made, finish=finish)
+    return Step("conditions", "conditions", mark, ("tests",), products=made, finish=finish, on_gpu=False)
 
 
 def _robust(flow: Flow, seed: int) -> Step:
@@ -151,7 +178,7 @@ def _robust(flow: Flow, seed: int) -> Step:
     def commands() -> list[list[str]]:
         recipe = flow.best()
         run = flow.run_folder(recipe.name, flow.factor_of(recipe), seed)
-        return [flow.evaluating(run, evaluation, tests, None)]
+        return [flow.evaluating(run, evaluation, tests, None, 1 / len(flow.seeds))]
 
     def finish() -> dict[str, Any]:
         index = read_json(tests / "index.json")
@@ -170,7 +197,8 @@ def _pace(flow: Flow, recipe: LabRecipe) -> Step:
     folder = flow.out / "runs" / f"pace-{recipe.name}"
 
     def commands() -> list[list[str]]:
-        changes: dict[str, Any] = {}
+        held_out = {"path": str(flow.out / "tests" / "curve.jsonl"), "first": _PACE_QUESTIONS}
+        changes: dict[str, Any] = {"data.test": [held_out]}
         for number in range(len(recipe.content["stages"])):
             place = f"stages.{number}"
             changes |= {f"{place}.epochs": None, f"{place}.steps": flow.pace_steps, f"{place}.eval_every": None}

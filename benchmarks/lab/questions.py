@@ -66,7 +66,7 @@ def write_tests(world: Path, out: Path, roots: Sequence[Path], most: int) -> dic
     by_task: dict[str, list[Example]] = defaultdict(list)
     for example in asked:
         by_task[example.task].append(example)
-    index: dict[str, Any] = {"tasks": {name: _described(tasks[name], found) for name, found in by_task.items()}}
+    index: dict[str, Any] = {"tasks": {name: described(tasks[name], found) for name, found in by_task.items()}}
     index["hash"] = hashlib.sha256(json.dumps(index, sort_keys=True).encode()).hexdigest()[:16]
     out.mkdir(parents=True, exist_ok=True)
     for name, chosen in (
@@ -115,7 +115,13 @@ def _parted(examples: Sequence[Example]) -> tuple[list[Example], list[Example]]:
     return curve, [example for example in examples if example.id not in taken]
 
 
-def _described(task: dict[str, Any], examples: Sequence[Example]) -> dict[str, Any]:
+def described(task: dict[str, Any], examples: Sequence[Example]) -> dict[str, Any]:
+    """What an index says of a task.
+
+    Args:
+        task: its `kind` and `categories`, as in the world's recipe.
+        examples: what is asked.
+    """
     kind = task["kind"]
     group = "single digits" if kind == "classify" and task["categories"] == ["digit"] else GROUP_OF[kind]
     answers = [example.answer for example in examples]

@@ -19,9 +19,11 @@ ARMS = (
 )  # fmt: skip
 SWEPT = ("plits", "lal", "pal", "flamingo")
 """Arms whose learning rates are tried; the others take the rate of the one that sound enters like."""
+LONG_FIRST = ("plits", "pal-multi", "flamingo", "pal-ordered", "pal", "lal")
+"""Arms that take long, to be begun first."""
 FACTORS = (0.33, 1.0, 3.0)
 _MADE = re.compile(r"(?:^|/)runs/(lab-[\w-]+)/(?:llm|encoders/[\w-]+)$")
-_ENCODER = "lab-encoder-"
+ENCODER = "lab-encoder-"
 _CURVE_POINTS = 5
 _TINY_STEPS = 8
 _CURVE_EXAMPLES, _CURVE_ANSWERS = 256, 96
@@ -69,7 +71,7 @@ class LabRecipe:
     @property
     def encoders(self) -> list[str]:
         """Names of the lab's encoders that it hears by."""
-        return [name.removeprefix(_ENCODER) for name in self.bases if name.startswith(_ENCODER)]
+        return [name.removeprefix(ENCODER) for name in self.bases if name.startswith(ENCODER)]
 
     @property
     def family(self) -> str:

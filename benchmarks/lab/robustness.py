@@ -6,13 +6,11 @@
 Which questions: the first `MOST` of each task. Source: our choice.
 """
 
-import io
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 import numpy.typing as npt
 import soundfile
@@ -21,59 +19,63 @@ from benchmarks.lab.questions import read_json
 
 from pal_audio.audio import load_audio
 from pal_audio.data.manifest import AudioPart, Example, Message, read_manifest, write_manifest, write_text
+from pal_audio.data.pool import in_processes
 
 MOST = 100
 RATE_HZ = 16_000
-_MP3_BITS_S = 64_000
+_CHUNK = 20  # questions that a process degrades before it reports
+_MP3_KBIT_S = 64
+_MP3_RANGE_KBIT_S = 8, 160  # of MPEG-2 layer III, which 16 kHz is; libsndfile's compression level falls from its end to its start
 Wave = npt.NDArray[np.float32]
 
 
-def write_conditions(tests: Path, out: Path, roots: Sequence[Path]) -> dict[str, str]:
+def write_conditions(tests: Path, out: Path, roots: Sequence[Path], workers: int = 1) -> dict[str, str]:
     """Write the degraded sound and its questions.
 
     Args:
         tests: OUT/tests.
         out: OUT/robust/tests.
         roots: folders that sound lies in.
+        workers: processes that do it.
 
     Returns:
         Conditions that cannot be made here, with the reason.
     """
-    index, skipped = read_json(tests / "index.json"), {}
-    made: dict[str, Any] = {}
-    for name, (ending, write) in CONDITIONS.items():
-        reason = unavailable(name)
-        if reason is not None:
-            skipped[name] = reason
-            continue
-        made[name] = (ending, write)
+    index = read_json(tests / "index.json")
+    skipped = {name: reason for name in CONDITIONS if (reason := unavailable(name)) is not None}
     tasks: dict[str, Any] = {}
     for file in ("exact", "words"):
         questions = {example.id: example for example in read_manifest(tests / f"{file}.jsonl", roots)}
-        degraded = []
+        wanted: list[tuple[str, Example]] = []
         for task, told in index["tasks"].items():
             numbers = [number for number, id in enumerate(told["ids"][:MOST]) if id in questions]
-            for condition, (ending, write) in made.items() if numbers else ():
-                folder = out / "audio" / condition.replace(" ", "-")
-                folder.mkdir(parents=True, exist_ok=True)
-                for number in numbers:
-                    degraded.append(_degraded(questions[told["ids"][number]], condition, folder, ending, write))
+            for condition in [name for name in CONDITIONS if name not in skipped] if numbers else ():
+                wanted += [(condition, questions[told["ids"][number]]) for number in numbers]
                 ids = [f"{condition}: {told['ids'][number]}" for number in numbers]
                 kept = {key: told[key] for key in ("kind", "group", "metric")}
                 tasks[f"{condition}: {task}"] = {**kept, "ids": ids, "numbers": numbers, "slices": {}}
-        write_manifest(out / f"{file}.jsonl", degraded)
+        chunks = [(start, wanted[start : start + _CHUNK]) for start in range(0, len(wanted), _CHUNK)]
+        made = {chunk[0]: examples for chunk, examples in in_processes(_degrade, out / "audio", chunks, workers)}
+        write_manifest(out / f"{file}.jsonl", [example for start in sorted(made) for example in made[start]])
     write_text(out / "index.json", json.dumps({"tasks": tasks}) + "\n")
     return skipped
 
 
 def unavailable(condition: str) -> str | None:
     """Why a condition cannot be made on this machine, or None."""
-    if condition.startswith("mp3") and "libmp3lame" not in av.codec.codecs_available:
-        return "this build of PyAV has no MP3 encoder (libmp3lame)"
+    if condition.startswith("mp3") and "MP3" not in soundfile.available_formats():
+        return f"libsndfile {soundfile.__libsndfile_version__} has no MP3 encoder"
     return None
 
 
-def _degraded(example: Example, condition: str, folder: Path, ending: str, write: Callable[[Path, Wave], None]) -> Example:
+def _degrade(audio: Path, chunk: tuple[int, list[tuple[str, Example]]]) -> list[Example]:
+    return [_degraded(example, condition, audio) for condition, example in chunk[1]]
+
+
+def _degraded(example: Example, condition: str, audio: Path) -> Example:
+    ending, write = CONDITIONS[condition]
+    folder = audio / condition.replace(" ", "-")
+    folder.mkdir(parents=True, exist_ok=True)
     messages: list[Message] = []
     for message in example.messages:
         parts: list[Any] = []
@@ -90,14 +92,9 @@ def _degraded(example: Example, condition: str, folder: Path, ending: str, write
 
 
 def _mp3(path: Path, wave: Wave) -> None:
-    content = io.BytesIO()
-    with av.open(content, "w", format="mp3") as container:
-        stream = container.add_stream("libmp3lame", rate=RATE_HZ, layout="mono", format="fltp", bit_rate=_MP3_BITS_S)
-        frame = av.AudioFrame.from_ndarray(wave[None], format="fltp", layout="mono")
-        frame.sample_rate = RATE_HZ
-        for packet in (*stream.encode(frame), *stream.encode(None)):
-            container.mux(packet)
-    path.write_bytes(content.getvalue())
+    low, high = _MP3_RANGE_KBIT_S
+    level = (high - _MP3_KBIT_S) / (high - low)
+    soundfile.write(path, wave, RATE_HZ, format="MP3", subtype="MPEG_LAYER_III", compression_level=level, bitrate_mode="CONSTANT")
 
 
 def _stereo(path: Path, wave: Wave) -> None:

@@ -19,7 +19,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from benchmarks.lab.gpus import VISIBLE, Places
+
 import pal_audio
+from pal_audio.data.cores import num_cores
 from pal_audio.data.manifest import write_text
 from pal_audio.errors import PalError
 from pal_audio.training.watch import duration_text
@@ -47,6 +50,7 @@ class Step:
         commands: arguments of `pal`, asked for when the step starts.
         finish: what is left to do in this process, and the content of the mark.
         alone: nothing else runs beside it.
+        on_gpu: its commands compute on a GPU where there is one; without it they see none.
     """
 
     name: str
@@ -58,6 +62,7 @@ class Step:
     commands: Callable[[], list[list[str]]] = list
     finish: Callable[[], dict[str, Any]] = _nothing
     alone: bool = False
+    on_gpu: bool = True
 
     @property
     def done(self) -> bool:
@@ -79,6 +84,8 @@ class Runner:
         deadline: `time.monotonic()` after which nothing is begun and what runs is told to save and stop.
         cpu_alone: hide accelerators from the processes.
         say: gets a line for each thing that happened.
+        gpus: names of those that steps are spread over, one for each step; none leaves the choice to the processes.
+        program: what takes a step's commands.
     """
 
     steps: Sequence[Step]
@@ -87,6 +94,8 @@ class Runner:
     deadline: float | None = None
     cpu_alone: bool = False
     say: Callable[[str], None] = print
+    gpus: Sequence[str] = ()
+    program: Sequence[str] = (sys.executable, "-m", "pal_audio")
     failed: dict[str, str] = field(default_factory=dict)
     _children: set[subprocess.Popen[bytes]] = field(default_factory=set)
     _stopping: threading.Event = field(default_factory=threading.Event)
@@ -100,6 +109,7 @@ class Runner:
         """
         by_name = {step.name: step for step in self.steps}
         running: dict[Future[float], Step] = {}
+        places = Places(self.gpus)
         with ThreadPoolExecutor(self.jobs) as pool:
             while True:
                 if not self._stopping.is_set() and self.deadline is not None and time.monotonic() > self.deadline:
@@ -107,12 +117,14 @@ class Runner:
                     self.stop()
                 for step in self.steps:
                     if self._fits(step, list(running.values())) and self._ready(step, by_name):
-                        running[pool.submit(self._work, step)] = step
+                        gpu = places.take(step.name) if step.on_gpu else None
+                        running[pool.submit(self._work, step, gpu)] = step
                 if not running:
                     break
                 ended, _ = wait(running, timeout=_LOOK_S, return_when=FIRST_COMPLETED)
                 for future in ended:
-                    self._note(running.pop(future), future, len(running))
+                    step = running.pop(future)
+                    self._note(step, future, len(running), places.give_back(step.name))
         for name, reason in self.failed.items():
             self.say(f"failed: {name}: {reason}")
         for step in self.steps:
@@ -151,27 +163,27 @@ class Runner:
             return False
         return all(name in lost or by_name[name].done for name in step.follows)
 
-    def _work(self, step: Step) -> float:
+    def _work(self, step: Step, gpu: str | None) -> float:
         """Run a step's commands and write its mark; gives the seconds that it took."""
         started = time.monotonic()
         for arguments in step.commands():
-            self._call(step, arguments)
+            self._call(step, arguments, gpu)
         content = step.finish()
         seconds = time.monotonic() - started
         step.mark.parent.mkdir(parents=True, exist_ok=True)
-        write_text(step.mark, json.dumps({"step": step.name, "kind": step.kind, "seconds": seconds, **content}) + "\n")
+        told = {"step": step.name, "kind": step.kind, "seconds": seconds, "gpu": gpu}
+        write_text(step.mark, json.dumps({**told, **content}) + "\n")
         return seconds
 
-    def _call(self, step: Step, arguments: list[str]) -> None:
+    def _call(self, step: Step, arguments: list[str], gpu: str | None) -> None:
         log = self._log(step)
-        command = [sys.executable, "-m", "pal_audio", *arguments]
         with open(log, "ab") as file:
             with self._lock:
                 if self._stopping.is_set():
                     raise InterruptedStepError
                 child = subprocess.Popen(
-                    command, cwd=self.out, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT,
-                    env=self._environment(),
+                    [*self.program, *arguments], cwd=self.out, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT,
+                    env=self._environment(step, gpu),
                 )  # fmt: skip
                 self._children.add(child)
             status = child.wait()
@@ -189,17 +201,18 @@ class Runner:
         folder.mkdir(exist_ok=True)
         return folder / f"{step.name}.log"
 
-    def _environment(self) -> dict[str, str]:
+    def _environment(self, step: Step, gpu: str | None) -> dict[str, str]:
         package = str(Path(pal_audio.__file__).parents[1])
         paths = [package, *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
-        threads = str(max(1, (os.cpu_count() or 1) // self.jobs))
-        hidden = {"CUDA_VISIBLE_DEVICES": ""} if self.cpu_alone else {}
+        threads = str(max(1, num_cores() // self.jobs))
+        hides_all = self.cpu_alone or (bool(self.gpus) and not step.on_gpu)
+        seen = {VISIBLE: ""} if hides_all else {} if gpu is None else {VISIBLE: gpu}
         return {
             **os.environ, "PYTHONPATH": os.pathsep.join(path for path in paths if path), "OMP_NUM_THREADS": threads,
-            "TOKENIZERS_PARALLELISM": "false", **hidden,
+            "TOKENIZERS_PARALLELISM": "false", **seen,
         }  # fmt: skip
 
-    def _note(self, step: Step, future: Future[float], num_running: int) -> None:
+    def _note(self, step: Step, future: Future[float], num_running: int, gpu: str | None) -> None:
         try:
             seconds = future.result()
         except InterruptedStepError:
@@ -217,7 +230,8 @@ class Runner:
             return
         num_done = sum(step.done for step in self.steps)
         left = time_left(self.steps, self.jobs)
-        self.say(f"[{num_done}/{len(self.steps)}] {step.name}: {duration_text(seconds)}; {num_running} running; {left}")
+        where = f" on GPU {gpu}" if gpu is not None and len(self.gpus) > 1 else ""
+        self.say(f"[{num_done}/{len(self.steps)}] {step.name}: {duration_text(seconds)}{where}; {num_running} running; {left}")
 
 
 def _kill(children: Sequence[subprocess.Popen[bytes]]) -> None:

@@ -155,6 +155,28 @@ def robust(grid: Grid) -> list[str]:
     return lines + [f"Not made: {line}." for line in sorted(skipped)]
 
 
+def elsewhere(grid: Grid) -> list[str]:
+    """What the sound is, and the best arm's scores on it beside those on the world's nearest task."""
+    seeds = sorted(grid.elsewhere)
+    told = [grid.elsewhere[seed] for seed in seeds]
+    arm, made_by = told[0]["arm"], told[0]["made_by"]
+    rows = []
+    for task, first in told[0]["tasks"].items():
+        like = first["like"] if first["like"] in grid.index["tasks"] else None
+        known = [grid.score(arm, seed, [like]) for seed in seeds if (arm, seed) in grid.results] if like is not None else []
+        world = f"{like}: {_spread(known)}" if known else ""
+        guess = "" if first["best_guess"] is None else percent(first["best_guess"])
+        what = "errors over words" if first["metric"] == "errors" else "right"
+        scores = _spread([item["tasks"][task]["score"] for item in told])
+        rows.append((task, what, str(first["num"]), guess, scores, world))
+        for name, part in first["slices"].items():
+            rows.append((f"{task}: {name}", what, str(part["num"]), "",
+                         _spread([item["tasks"][task]["slices"][name]["score"] for item in told]), ""))  # fmt: skip
+    voices = f"{made_by['speech']}, voices {', '.join(made_by['voices'])}"
+    line = f"Arm {arm}, {len(seeds)} seeds. {voices}; {made_by['notes']}, soundfont {made_by['soundfont']}."
+    return [line, table(("task", "score", "n", "best constant answer, %", "%", "the world's own, %"), rows)]
+
+
 def _both(grid: Grid, told: dict[int, dict[str, Any]], arm: str, seeds: Sequence[int], names: Sequence[tuple[str, str]]) -> Any:
     """Values under a condition and with the questions' own sound, (S, N) or (S, N, 2) each."""
     ours, theirs = [], []

@@ -52,6 +52,7 @@ def test_prompt_answer_and_question() -> None:
     assert example.question == "What?"
     asked = Example(id="b", messages=example.prompt)
     assert asked.answer is None
+    assert Message(role="user", content=[TextPart(text="a"), AudioPart(path="x"), TextPart(text="b")]).text == "ab"
     assert asked.prompt == example.prompt
 
 
@@ -120,6 +121,29 @@ def test_audio_outside_needs_a_root(tmp_path: Path) -> None:
     (folder / "link").symlink_to(data)
     with pytest.raises(PalError, match="leaves"):
         read_manifest(written(folder, entry(path="link/a.flac")))
+
+
+def test_a_folder_of_many_files_is_followed_once_and_each_link_in_it_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    followed: list[str] = []
+    resolve = Path.resolve
+    monkeypatch.setattr(Path, "resolve", lambda self, **options: (followed.append(str(self)), resolve(self, **options))[1])
+    for name in ("m/audio", "outside"):
+        (tmp_path / name).mkdir(parents=True)
+    names = [f"audio/{number}.flac" for number in range(50)]
+    for name in names:
+        (tmp_path / "m" / name).touch()
+    read = read_manifest(written(tmp_path / "m", *(entry(id=name, path=name) for name in names)))
+    assert [example.audio[0].path for example in read] == [str(tmp_path / "m" / name) for name in names]
+    assert len(followed) < 10, followed
+    (tmp_path / "m" / "audio" / "in.flac").symlink_to(tmp_path / "m" / "audio" / "0.flac")
+    (tmp_path / "m" / "audio" / "out.flac").symlink_to(tmp_path / "outside")
+    (within,) = read_manifest(written(tmp_path / "m", entry(path="audio/in.flac")))
+    assert within.audio[0].path == str(tmp_path / "m" / names[0])
+    for name in ("audio/out.flac", "audio/../../outside", "audio/..\0"):
+        with pytest.raises(PalError, match=r"line 2: .*(leaves|null)"):
+            read_manifest(written(tmp_path / "m", entry(id="first", path=names[0]), entry(path=name)))
 
 
 def test_check_lists_everything(tmp_path: Path) -> None:

@@ -5,11 +5,12 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from pydantic import TypeAdapter
 
 from pal_audio.config import parse_config
-from pal_audio.data import DataConfig, ManifestsConfig, build, prepare
+from pal_audio.data import DataConfig, Example, ManifestsConfig, build, prepare
 from pal_audio.errors import PalError
 from tests.training.shrink import write_clips
 
@@ -43,6 +44,50 @@ def test_manifests_are_read_weighted_and_split_by_source(folder: Path, tmp_path:
     chosen = {tuple(e.id for e in prepare(config(folder, train=[half], seed=s), tmp_path).train()) for s in range(8)}
     assert len(chosen) > 1
     assert {len(ids) for ids in chosen} == {2}
+
+
+def guessed(train: list[Example], test: list[Example]) -> float:
+    """What is right by the question's most frequent answer or the task's own, counted one by one."""
+
+    def most(examples: list[Example]) -> str | None:
+        return Counter(example.answer for example in examples).most_common(1)[0][0]
+
+    by_question, by_task = 0, 0
+    for example in test:
+        same = [other for other in train if other.question == example.question]
+        by_question += most(same or [other for other in train if other.task == example.task]) == example.answer
+        by_task += most([other for other in test if other.task == example.task]) == example.answer
+    return max(by_question, by_task) / len(test)
+
+
+def test_what_guessing_gets_of_each_task_is_counted_in_one_walk(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng, lines = np.random.default_rng(0), {"a": 60, "t": 40}
+    for name, num in lines.items():
+        rows = [json.loads(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()]
+        made = []
+        for number in range(num):
+            asked = rng.integers(3 if name == "a" else 4)  # one wording is new
+            question, answer = f"which {asked}?", f"a {(asked if rng.random() < 0.8 else rng.integers(4)) % 4}"
+            user = {"role": "user", "content": [rows[0]["messages"][0]["content"][0], {"type": "text", "text": question}]}
+            messages = [user, {"role": "assistant", "content": answer}]
+            made.append({"id": f"{name}{number}", "task": f"task {rng.integers(5)}", "messages": messages})
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in made))
+    only = config(folder, train=[str(folder / "a.jsonl")])
+    data = prepare(only, tmp_path)
+    assert data.chance == guessed(data.train(), data.test)
+    assert data.chance_by_task == {
+        task: guessed(data.train(), [example for example in data.test if example.task == task])
+        for task in sorted({example.task for example in data.test})
+    }
+    assert len(data.chance_by_task) == 5
+    asked: list[str] = []
+    question = Example.question.fget
+    assert question is not None
+    monkeypatch.setattr(Example, "question", property(lambda self: (asked.append(self.id), question(self))[1]))
+    prepare(only, tmp_path)
+    assert len(asked) <= 60 + 2 * 40, "each training example once, each held-out one for all and for its task"
 
 
 def test_a_plain_path_is_a_source_and_scenes_are_one(folder: Path, tmp_path: Path) -> None:

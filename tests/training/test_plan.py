@@ -228,6 +228,18 @@ def test_long_sound_counts_where_it_takes_positions(recipe: Path, tmp_path: Path
     plan_run(recipe, [*settings, "model.positions=zero"])
 
 
+def test_positions_of_clips_are_worked_out_once_for_each_length(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[float, int]] = []
+    real = fit._positions_of
+    monkeypatch.setattr(fit, "_positions_of", lambda model, *clips: (asked.append(clips), real(model, *clips))[1])
+    manifest = write_clips(tmp_path, "a", 30)
+    plan_run(recipe, [f"data={json.dumps({'type': 'manifests', 'train': [str(manifest)], 'test': [str(manifest)]})}"])
+    assert 0 < len(asked) <= 4, "twice thirty clips of about one length, counted in whole seconds"
+    assert all(seconds == int(seconds) for seconds, _ in asked)
+
+
 def test_sizes_are_written_as_people_do() -> None:
     assert [size_text(number) for number in (5, 2048, 3 << 20, 5000 << 30)] == ["5 B", "2.0 KiB", "3.0 MiB", "5,000.0 GiB"]
 

@@ -1,5 +1,6 @@
 """Evaluation during training: it changes no number, resumes exactly, and the best checkpoint is kept and may be taken."""
 
+import gc
 import json
 import random
 from pathlib import Path
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 from pal_audio.errors import PalError
 from pal_audio.model import load
 from pal_audio.training import run as run_module
+from pal_audio.training import watch
 from pal_audio.training.checkpoint import newest_checkpoint, save_checkpoint
 from pal_audio.training.preflight import plan_run
 from pal_audio.training.recipe import load_recipe
@@ -57,6 +59,24 @@ def test_training_is_the_same_with_and_without(recipe: Path, tmp_path: Path, cap
     from PIL import Image
 
     assert Image.open(watched / "curves.png").size == (800, 700)
+
+
+def test_answers_are_asked_in_batches_of_the_stages_size_while_the_data_is_left_alone(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[int, int]] = []
+    real = watch.answer_all
+
+    def answer_all(model: Any, collator: Any, examples: Any, num_rows: int, *more: Any) -> Any:
+        asked.append((len(examples), num_rows))
+        assert gc.get_freeze_count() > 0
+        return real(model, collator, examples, num_rows, *more)
+
+    monkeypatch.setattr(watch, "answer_all", answer_all)
+    sizes = ["stages.0.batch_size=6", "stages.1.batch_size=4", "stages.1.accumulate=2"]
+    train(recipe, ["stages.0.eval_every=3", "stages.1.eval_every=4", *sizes], out=tmp_path / "run")
+    assert [rows for _, rows in asked] == [6, 6, 2]
+    assert (gc.isenabled(), gc.get_freeze_count()) == (True, 0)
 
 
 def test_the_held_out_loss_is_that_of_the_models_answers(recipe: Path, tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ from pal_audio.config import StrictConfig, one_line
 from pal_audio.data.encoder_identity import EncoderIdentity, check_frozen
 from pal_audio.data.file_hashes import FileHashes
 from pal_audio.data.manifest import AudioPart
+from pal_audio.data.many_objects import many_objects
 from pal_audio.encoders.base import AudioEncoder, EncoderConfig, Frames
 from pal_audio.errors import PalError
 
@@ -162,7 +163,8 @@ class FrameCache:
     def _look(self) -> None:
         self._views: dict[str, Frames] = {}
         self._found: dict[tuple[str, float | None, float | None], dict[str, tuple[str, Path, Entry]]] = {}
-        self._entries = {key: (shard, entry) for shard in shards(self.folder) for key, entry in read_entries(shard).items()}
+        with many_objects():
+            self._entries = {key: (shard, entry) for shard in shards(self.folder) for key, entry in read_entries(shard).items()}
         self._open = lru_cache(maxsize=OPEN_SHARDS)(lambda shard: safe_open(shard, framework="pt"))
 
     def __getstate__(self) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -20,6 +21,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Discriminator, Field, PrivateAttr, Tag, ValidationError, model_validator
 
 from pal_audio.config import StrictConfig, one_line
+from pal_audio.data.many_objects import many_objects
 from pal_audio.errors import PalError
 
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -69,7 +71,7 @@ class Message(StrictConfig):
 
     @model_validator(mode="after")
     def _sound_comes_from_the_user(self) -> Message:
-        if self.role == "assistant" and any(isinstance(part, AudioPart) for part in self.parts):
+        if self.role == "assistant" and any(isinstance(part, AudioPart) for part in self._written):
             raise ValueError("an assistant message holds audio; only text can be answered")
         return self
 
@@ -81,7 +83,14 @@ class Message(StrictConfig):
     @property
     def text(self) -> str:
         """The text parts, joined without a separator."""
-        return "".join(part.text for part in self.parts if isinstance(part, TextPart))
+        if isinstance(self.content, str):
+            return self.content
+        return "".join(part.text for part in self.content if isinstance(part, TextPart))
+
+    @property
+    def _written(self) -> list[AudioPart | TextPart]:
+        """Parts that are written as such: plain text is none. Nothing is made, so that very many messages cost little."""
+        return [] if isinstance(self.content, str) else self.content
 
 
 class Example(StrictConfig):
@@ -112,7 +121,7 @@ class Example(StrictConfig):
     @property
     def audio(self) -> list[AudioPart]:
         """The clips in reading order."""
-        return [part for message in self.messages for part in message.parts if isinstance(part, AudioPart)]
+        return [part for message in self.messages for part in message._written if isinstance(part, AudioPart)]
 
 
 def read_manifest(path: str | os.PathLike[str], roots: Sequence[str | os.PathLike[str]] = ()) -> list[Example]:
@@ -127,10 +136,11 @@ def read_manifest(path: str | os.PathLike[str], roots: Sequence[str | os.PathLik
             audio files exist is not looked at: see `check.check_manifest`.
     """
     examples = []
-    for _, item in _items(Path(path), roots):
-        if isinstance(item, PalError):
-            raise item
-        examples.append(item)
+    with many_objects():
+        for _, item in _items(Path(path), roots):
+            if isinstance(item, PalError):
+                raise item
+            examples.append(item)
     if not examples:
         raise PalError(f"{path}: the manifest holds no example")
     return examples
@@ -176,6 +186,7 @@ def _items(path: Path, roots: Sequence[str | os.PathLike[str]]) -> Iterator[tupl
         raise PalError(f"{path}: cannot read the manifest: {error.strerror}") from error
     folder = path.parent.resolve()
     allowed = [folder, *(Path(root).resolve() for root in roots)]
+    places = _Places(folder, allowed)
     line_of_id: dict[str, int] = {}
     for number, line in enumerate(raw.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
         if not line.strip():
@@ -183,7 +194,7 @@ def _items(path: Path, roots: Sequence[str | os.PathLike[str]]) -> Iterator[tupl
         try:
             example = Example.model_validate(json.loads(line.decode("utf-8")))
             for part in example.audio:
-                part.path = str(resolved_audio(part.path, folder, allowed))
+                part.path = places.absolute(part.path)
             if example.id in line_of_id:
                 raise PalError(f"id {example.id!r} is already that of line {line_of_id[example.id]}")
             line_of_id[example.id] = number
@@ -194,6 +205,36 @@ def _items(path: Path, roots: Sequence[str | os.PathLike[str]]) -> Iterator[tupl
             yield number, PalError(f"{path}, line {number}: nested too deeply")
         except ValueError as error:  # JSON, UTF-8 and our own PalError
             yield number, PalError(f"{path}, line {number}: {error}")
+
+
+class _Places:
+    """Audio paths of one manifest, as `resolved_audio` gives them; a folder in which many files lie is looked at once."""
+
+    def __init__(self, folder: Path, allowed: Sequence[Path]) -> None:
+        self._folder = folder
+        self._allowed = allowed
+        self._resolved: dict[str, str | None] = {}
+
+    def absolute(self, name: str) -> str:
+        head, tail = os.path.split(name)
+        if head not in self._resolved:
+            self._resolved[head] = self._known(head)
+        folder = self._resolved[head]
+        if folder is not None and tail not in ("", ".", ".."):
+            path = os.path.join(folder, tail)
+            try:
+                if not stat.S_ISLNK(os.lstat(path).st_mode):
+                    return path
+            except OSError:
+                pass  # what is wrong is told below
+        return str(resolved_audio(name, self._folder, self._allowed))
+
+    def _known(self, head: str) -> str | None:
+        """A folder that may hold audio, resolved; None of one that may not, or cannot be followed."""
+        try:
+            return str(resolved_audio(head, self._folder, self._allowed))
+        except PalError:
+            return None
 
 
 def resolved_audio(name: str, folder: Path, allowed: Sequence[Path]) -> Path:

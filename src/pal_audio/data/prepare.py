@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from pal_audio.data.manifest import Example, read_manifest
-from pal_audio.data.mix import DataConfig, build, chance, read_mix
+from pal_audio.data.mix import DataConfig, Guesser, build, read_mix
 from pal_audio.data.mixing.config import MixConfig
 from pal_audio.data.mixing.telling import as_text
 from pal_audio.data.shard_index import find_shards
@@ -171,7 +171,8 @@ def _chances(train: Sequence[Example], test: Sequence[Example]) -> tuple[float, 
     """What guessing gets, of all questions and of each task; texts are no questions."""
     asked = [example for example in test if not isinstance(example, Document)]
     by_task = {task: [example for example in asked if example.task == task] for task in sorted({item.task for item in asked})}
-    return chance(train, asked) if asked else 0.0, {task: chance(train, items) for task, items in by_task.items()}
+    guesser = Guesser(train)
+    return guesser.chance(asked) if asked else 0.0, {task: guesser.chance(items) for task, items in by_task.items()}
 
 
 def _setting(place: str) -> str:
@@ -193,7 +194,7 @@ def _with_sound(manifest: ManifestConfig, roots: Sequence[Path], answered: bool)
     silent = [example.id for example in examples if answered and not example.answer]
     if silent:
         raise PalError(f"{path}: {len(silent)} examples have no answer of the assistant, the first is {silent[0]!r}")
-    missing = [name for name in dict.fromkeys(p.path for e in examples for p in e.audio) if not Path(name).is_file()]
+    missing = [name for name in dict.fromkeys(p.path for e in examples for p in e.audio) if not os.path.isfile(name)]
     if missing:
         raise PalError(f"{path}: {len(missing)} sound files are not there, the first is {missing[0]}")
     return examples

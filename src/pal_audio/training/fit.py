@@ -1,5 +1,6 @@
 """What cannot fit is refused in one line, before it costs an hour: memory, disk, the LLM's context."""
 
+import math
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -92,11 +93,12 @@ def check_context(
     for what, examples, sizes in known:
         first = examples[0]
         template = (len(rendered(processor, first).encode()) - _content(first)) / len(first.messages)
+        positions: dict[tuple[int, int], int] = {}
         for example, size in zip(examples, sizes, strict=True):
-            seconds = size.audio_s * 1.05 + 1  # headers may be a little wrong
-            at_most = (
-                _content(example) + (template + 16) * len(example.messages) + _positions_of(model, seconds, len(example.audio))
-            )
+            clips = math.ceil(size.audio_s * 1.05 + 1), len(example.audio)  # headers may be a little wrong
+            if clips not in positions:
+                positions[clips] = _positions_of(model, *clips)
+            at_most = _content(example) + (template + 16) * len(example.messages) + positions[clips]
             if at_most > limit:
                 _count(model, processor, collator, example, limit, what)
 

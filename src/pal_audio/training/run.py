@@ -24,6 +24,7 @@ from rich.progress import Progress, TaskID
 from pal_audio.data.folder import locked
 from pal_audio.data.frame_cache import FrameCache
 from pal_audio.data.manifest import write_text
+from pal_audio.data.many_objects import left_alone, many_objects
 from pal_audio.data.prepare import Prepared, prepare
 from pal_audio.data.workers import start_server
 from pal_audio.errors import PalError, Stopped
@@ -99,24 +100,26 @@ def train(
         if everyone.main_says((folder / "finished.json").is_file()):
             console.print(f"{folder}: finished already")
             return folder
-        with everyone.main_first():
-            if everyone.is_main:
-                describe_run(folder, recipe, recipe_path, identity, device)
-            data = _prepare(console, recipe, folder)
-        torch.manual_seed(recipe.seed)
-        with everyone.main_first():
-            model, processor = build(recipe, texts_of(data.sample()))
-        with everyone.checked():
-            ready = None if recipe.frame_cache is None else FrameCache(recipe.frame_cache, model.encoders)
-            collator = collator_of(processor, ready, recipe.unreadable_clips == "skip")
-            stages = plan_stages(recipe, model, collator, data)
-            if everyone.is_main:
-                check_data(folder, recipe, data, ready)
-                plan = make_plan(folder, recipe, model, processor, data, stages, device)
-                plan.show(console)
-                write_text(folder / "plan.json", json.dumps(plan.as_dict(), indent=2) + "\n")
-                check_context(model, processor, stages, collator, data.test)
-                check_disk(folder, plan)
+        with many_objects():
+            with everyone.main_first():
+                if everyone.is_main:
+                    describe_run(folder, recipe, recipe_path, identity, device)
+                data = _prepare(console, recipe, folder)
+            torch.manual_seed(recipe.seed)
+            with everyone.main_first():
+                model, processor = build(recipe, texts_of(data.sample()))
+            with everyone.checked():
+                ready = None if recipe.frame_cache is None else FrameCache(recipe.frame_cache, model.encoders)
+                collator = collator_of(processor, ready, recipe.unreadable_clips == "skip")
+                stages = plan_stages(recipe, model, collator, data)
+                if everyone.is_main:
+                    check_data(folder, recipe, data, ready)
+                    plan = make_plan(folder, recipe, model, processor, data, stages, device)
+                    plan.show(console)
+                    write_text(folder / "plan.json", json.dumps(plan.as_dict(), indent=2) + "\n")
+                    check_context(model, processor, stages, collator, data.test)
+                    check_disk(folder, plan)
+        held.enter_context(left_alone())
         stage_scores: list[dict[str, Any]] = []
         names = chosen(recipe.trackers) if everyone.is_main else []
         with (

@@ -96,9 +96,7 @@ class Watch:
 
     def _loss(self, module: nn.Module, device: torch.device) -> float:
         """Mean over the units of all chosen examples."""
-        limit = self.stage.limit
-        num_rows = max(1, limit // self.stage.accumulate) if isinstance(limit, int) else _ROWS
-        everyone = join()
+        everyone, num_rows = join(), self._num_rows
         parts = [self.examples[start : start + num_rows] for start in range(0, len(self.examples), num_rows)]
         total, num_all = 0.0, 0
         for start in range(0, len(parts), everyone.num):
@@ -113,6 +111,12 @@ class Watch:
         return everyone.total(total) / max(1.0, everyone.total(num_all))
 
     @property
+    def _num_rows(self) -> int:
+        """Examples of a held-out batch: no more than the stage trains on at once, so that they fit."""
+        limit = self.stage.limit
+        return max(1, limit // self.stage.accumulate) if isinstance(limit, int) else _ROWS
+
+    @property
     def _answering(self) -> bool:
         return isinstance(self.objective, AnswerObjective) and self.stage.eval_samples > 0
 
@@ -121,7 +125,7 @@ class Watch:
             return []
         assert isinstance(self.objective, AnswerObjective)
         chosen = self.examples[: self.stage.eval_samples]
-        return answer_all(self.objective.model, self.objective.collator, chosen, _ROWS, _MAX_NEW_TOKENS)
+        return answer_all(self.objective.model, self.objective.collator, chosen, self._num_rows, _MAX_NEW_TOKENS)
 
 
 @contextmanager

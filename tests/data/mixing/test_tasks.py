@@ -181,3 +181,15 @@ def test_words_of_the_recipe_take_the_place_of_ours(root: Path) -> None:
     assert "Can you hear a hound?" in questions
     assert not any("dog" in question for question in questions)
     assert composer.catalogue.clauses_of(["sound"])["dog"] == "a hound bays"
+
+
+def test_each_category_is_asked_about_in_its_own_words() -> None:
+    assert [kinds.wordings_of("classify", [name])[0] for name in ("digit", "instrument", "sound", "bird")] == [
+        "Which digit is spoken?",
+        "What instrument is this?",
+        "What sound is this?",
+        "What sound is this?",
+    ]
+    assert kinds.wordings_of("classify", ["digit", "instrument"])[0] == "What sound is this?"
+    assert kinds.wordings_of("transcribe", ("digit",))[0] == "Which digits are spoken?"
+    assert kinds.wordings_of("transcribe", ["speech"])[0] == "What is said?"

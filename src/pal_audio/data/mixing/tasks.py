@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 
@@ -125,8 +126,15 @@ class TaskKind:
         return max(self.least, scene.num_events[0]), scene.num_events[1]
 
 
+def wordings_of(kind: Literal["classify", "transcribe"], categories: Sequence[str]) -> tuple[str, ...]:
+    """How a kind whose questions name no sound asks about sounds of these categories, in turn."""
+    if kind == "transcribe":
+        return _DIGITS if tuple(categories) == ("digit",) else _SPEECH
+    return _NAMING.get(categories[0] if len(categories) == 1 else "sound", _NAMING["sound"])
+
+
 def _classify(draws: Draws, rank: int, answer: int) -> Plan:
-    wordings = _NAMING.get(draws.categories[0] if len(draws.categories) == 1 else "sound", _NAMING["sound"])
+    wordings = wordings_of("classify", draws.categories)
     label = draws.labels[answer]
     return Plan(draws.clips([label]), wordings[rank % len(wordings)], label)
 
@@ -189,11 +197,12 @@ def _caption(draws: Draws, rank: int, answer: int) -> Plan:
 
 
 def _transcribe(draws: Draws, rank: int, answer: int) -> Plan:
+    wordings = wordings_of("transcribe", draws.categories)
     if tuple(draws.categories) == ("digit",):
         events, text = _digit_string(draws)
-        return Plan(events, _DIGITS[rank % len(_DIGITS)], text, joined=True, whole=True)
+        return Plan(events, wordings[rank % len(wordings)], text, joined=True, whole=True)
     label = draws.labels[int(draws.rng.integers(len(draws.labels)))]
-    return Plan(draws.clips([label]), _SPEECH[rank % len(_SPEECH)], label, whole=True)
+    return Plan(draws.clips([label]), wordings[rank % len(wordings)], label, whole=True)
 
 
 def _background(draws: Draws, rank: int, answer: int) -> Plan:

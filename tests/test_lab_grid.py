@@ -1,0 +1,88 @@
+"""benchmarks/lab: which steps there are, what each waits for, and how cores are shared out. Nothing runs here."""
+
+from pathlib import Path
+
+import pytest
+from benchmarks.lab import flow as flow_module
+from benchmarks.lab.__main__ import RECIPES
+from benchmarks.lab.flow import Flow
+from benchmarks.lab.grid import grid_steps
+from benchmarks.lab.recipes import Shelf
+from benchmarks.lab.steps import Step
+
+
+def grid(tmp_path: Path, **options: object) -> dict[str, Step]:
+    """The whole grid of the real recipes."""
+    flow = Flow(tmp_path, tmp_path, Shelf(RECIPES), **options)  # type: ignore[arg-type]
+    return {step.name: step for step in grid_steps(flow)}
+
+
+def setting(step: Step, name: str) -> str | None:
+    """The value behind `--NAME`, or of `--set NAME=` in the step's only command."""
+    (words,) = step.commands()
+    if f"--{name}" in words:
+        return words[words.index(f"--{name}") + 1]
+    return next((word.removeprefix(f"{name}=") for word in words if word.startswith(f"{name}=")), None)
+
+
+def test_nothing_waits_without_need(tmp_path: Path) -> None:
+    steps = grid(tmp_path)
+    for name in ("lab-lm", "lab-encoder-general", "lab-encoder-speech", "lab-encoder-unified"):
+        assert steps[name].needs == ("world",)
+    assert steps["frames-unified"].needs == ("tests", "lab-encoder-unified"), "frames need no language model"
+    assert steps["frames-general+speech"].needs == ("tests", "lab-encoder-general", "lab-encoder-speech")
+    assert set(steps["lal-x1"].needs) == {"tests", "lab-lm", "lab-encoder-unified", "frames-unified"}
+    assert steps["conditions"].needs == ("tests",)
+
+
+def test_what_most_need_and_what_takes_longest_comes_first(tmp_path: Path) -> None:
+    names = list(grid(tmp_path))
+    assert names[2:6] == ["lab-encoder-unified", "lab-lm", "lab-encoder-general", "lab-encoder-speech"]
+    assert names.index("frames-unified") < names.index("frames-general+speech")
+    tried = [name for name in names if name.endswith("-x1")]
+    assert tried == ["plits-x1", "flamingo-x1", "pal-x1", "lal-x1"]
+    first = [name for name in names if name.endswith("-0") and not name.startswith("robust")][:10]
+    assert first[:2] == ["plits-0", "pal-multi-0"]
+    assert first[-1] == "blind-0"
+    assert names.index("blind-0") < names.index("plits-1"), "a part of the grid has whole seeds"
+
+
+@pytest.mark.parametrize(
+    ("cores", "unified", "speech", "frames", "robust"), [(64, 32, 16, 32, 21), (16, 8, 4, 8, 5), (4, 2, 1, 2, 1)]
+)
+def test_steps_that_read_sound_share_the_cores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cores: int, unified: int, speech: int, frames: int, robust: int
+) -> None:
+    monkeypatch.setattr(flow_module, "num_cores", lambda: cores)
+    (tmp_path / "marks").mkdir()
+    (tmp_path / "marks" / "best.json").write_text('{"arm": "lal"}')
+    (tmp_path / "rates").mkdir()
+    (tmp_path / "rates" / "lal.json").write_text('{"factor": 1}')
+    steps = grid(tmp_path, jobs=16)
+    assert setting(steps["lab-encoder-unified"], "workers") == str(unified)
+    assert setting(steps["lab-encoder-general"], "workers") == setting(steps["lab-encoder-speech"], "workers") == str(speech)
+    assert setting(steps["frames-unified"], "workers") == setting(steps["frames-general+speech"], "workers") == str(frames)
+    assert setting(steps["robust-0"], "workers") == str(robust)
+    assert setting(steps["lab-lm"], "workers") is None
+    assert setting(steps["lal-x1"], "workers") is None, "frames are mapped, not read"
+
+
+def test_a_step_that_runs_alone_or_on_two_cores_takes_what_pal_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for cores, jobs in ((64, 1), (2, 4)):
+        monkeypatch.setattr(flow_module, "num_cores", lambda cores=cores: cores)
+        steps = grid(tmp_path, jobs=jobs)
+        assert {setting(steps[name], "workers") for name in ("lab-encoder-unified", "frames-unified")} == {None}
+    one = grid(tmp_path, jobs=4, arms=["lal"])
+    monkeypatch.setattr(flow_module, "num_cores", lambda: 8)
+    assert setting(grid(tmp_path, jobs=4, arms=["lal"])["lab-encoder-unified"], "workers") == "8", "the only one that reads"
+    assert "lab-encoder-speech" not in one
+
+
+def test_a_run_for_its_time_is_asked_little(tmp_path: Path) -> None:
+    (tmp_path / "rates").mkdir()
+    (tmp_path / "rates" / "lal.json").write_text('{"factor": 1}')
+    step = grid(tmp_path, pace_steps=60)["pace-lal"]
+    (words,) = step.commands()
+    given = [word for word in words if word.startswith("data.test=")]
+    assert '"first": 8' in given[-1], "the last one holds"
+    assert step.alone
