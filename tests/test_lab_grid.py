@@ -1,5 +1,6 @@
 """benchmarks/lab: which steps there are, what each waits for, and how cores are shared out. Nothing runs here."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ from benchmarks.lab.flow import Flow
 from benchmarks.lab.grid import grid_steps
 from benchmarks.lab.recipes import Shelf
 from benchmarks.lab.steps import Step
+
+from pal_audio.errors import PalError
 
 
 def grid(tmp_path: Path, **options: object) -> dict[str, Step]:
@@ -86,3 +89,28 @@ def test_a_run_for_its_time_is_asked_little(tmp_path: Path) -> None:
     given = [word for word in words if word.startswith("data.test=")]
     assert '"first": 8' in given[-1], "the last one holds"
     assert step.alone
+
+
+def test_the_best_arm_is_one_that_can_be_bundled(tmp_path: Path) -> None:
+    steps = grid(tmp_path, arms=["lal", "flamingo", "blind"], seeds=(0, 1))
+    scores = {"flamingo": (0.9, 0.9, 10_700_000), "lal": (0.8, 0.7, 8_700_000), "blind": (0.1, 0.2, 8_300_000)}
+
+    def write(arm: str, seed: int, size: int) -> None:
+        task = {"values": {}, "score": scores[arm][seed]}
+        mark = steps[f"{arm}-{seed}"].mark
+        mark.parent.mkdir(exist_ok=True)
+        mark.write_text(json.dumps({"arm": arm, "tasks": {"sound": task}, "parameters": {"total": size}}))
+
+    for arm, (*_, size) in scores.items():
+        write(arm, 0, size)
+    with pytest.raises(PalError, match="no arm has finished"):
+        steps["best"].finish()
+    for arm, (*_, size) in scores.items():
+        write(arm, 1, size)
+    best = steps["best"].finish()
+    assert (best["arm"], best["too_large"]) == ("lal", ["flamingo"])
+    assert best["means"] == pytest.approx({"flamingo": 0.9, "lal": 0.75, "blind": 0.15})
+    for arm in scores:
+        write(arm, 1, 10**8)
+    with pytest.raises(PalError, match="take a smaller LM"):
+        steps["best"].finish()

@@ -27,6 +27,7 @@ from pal_audio.model.export import save_folder
 from pal_audio.training.report import table
 
 MAX_BYTES = 20 * 10**6
+MOST_PARAMETERS = 49 * MAX_BYTES // 100  # two bytes each, and room for tokenizer and papers
 _OLD, _NEW = "runs/lab-encoder-", "runs/bundle-encoder-"
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from benchmarks.lab import collecting, questions, robustness
+from benchmarks.lab.bundle import MOST_PARAMETERS
 from benchmarks.lab.elsewhere.asking import elsewhere_steps
 from benchmarks.lab.flow import Flow
 from benchmarks.lab.questions import read_json
@@ -144,18 +145,24 @@ def _arm(flow: Flow, recipe: LabRecipe, seed: int, ablation: bool = False) -> St
 
 
 def _best(flow: Flow, scored: list[Step]) -> Step:
-    """The arm of the best mean over tasks, errors counted from 1 down, and over seeds."""
+    """The arm of the best mean over tasks (errors: 1 less them) and seeds, of those that are small enough to be bundled."""
 
     def finish() -> dict[str, Any]:
         found: dict[str, list[float]] = {}
+        sizes: dict[str, int] = {}
         for step in scored:
             if step.done:
                 told = read_json(step.mark)
                 found.setdefault(told["arm"], []).append(collecting.mean_score(told["tasks"]))
+                sizes[told["arm"]] = told["parameters"]["total"]
         means = {arm: float(np.mean(values)) for arm, values in found.items() if len(values) == len(flow.seeds)}
         if not means:
             raise PalError("no arm has finished with all its seeds, so there is no best one")
-        return {"arm": max(means, key=lambda arm: means[arm]), "means": means}
+        too_large = sorted(arm for arm in means if sizes[arm] > MOST_PARAMETERS)
+        fitting = [arm for arm in means if arm not in too_large]
+        if not fitting:
+            raise PalError(f"every arm has more than {MOST_PARAMETERS:,} parameters, so none can be bundled; take a smaller LM")
+        return {"arm": max(fitting, key=lambda arm: means[arm]), "means": means, "too_large": too_large}
 
     follows = tuple(step.name for step in scored)
     return Step("best", "best", flow.mark("best"), follows=follows, finish=finish, on_gpu=False)
