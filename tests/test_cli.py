@@ -345,6 +345,14 @@ def test_interrupted(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     assert "Traceback" not in capsys.readouterr().err
 
 
+def test_a_library_that_misses_another_says_nothing() -> None:
+    """transformers imports peft where it saves a model, peft bitsandbytes, and that warns on some processors."""
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes, an optional extra, is not installed")
+    code = "from pal_audio import cli; cli.main(['recipes', 'list']); import peft"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+
+
 def test_a_closed_pipe_is_quiet() -> None:
     command = f"{sys.executable} -m pal_audio --help | true; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", f"sleep 0; {command}"], capture_output=True, text=True, check=False)

@@ -3,6 +3,7 @@
 Nothing here, and nothing that a verb imports at its top, loads torch: `--help` and mistakes in the arguments answer at once.
 """
 
+import logging
 import os
 import sys
 import traceback
@@ -62,6 +63,8 @@ def main(argv: list[str] | None = None) -> int:
     """Runs `pal` and returns its exit status: 0, 2 for the user's mistake, 1 for ours, 128 plus its number for a signal."""
     arguments, debug = _take_debug(sys.argv[1:] if argv is None else argv)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    if not debug:
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it misses a package that nobody asked for
     try:
         with warnings.catch_warnings():
             if not debug:
