@@ -60,6 +60,29 @@ def test_noise_is_as_far_below_as_the_manifest_says(root: Path, colour: str) -> 
     assert max(ratios) - min(ratios) > 10
 
 
+def test_a_trimmed_scene_is_its_sound_alone(root: Path) -> None:
+    """As a recording of its own is. All else stays, also the random numbers of scenes that are not cut."""
+    tasks: dict[str, Any] = {"classify": {"categories": ["digit"]}}
+    whole, cut = composer(root, tasks=tasks), composer(root, tasks=tasks, scene={"trim": 0.5})
+    num_cut = 0
+    for index in range(24):
+        one, other = whole.item("train", index), cut.item("train", index)
+        assert (one.question, one.answer) == (other.question, other.answer)
+        (before,), (after,) = one.meta["events"], other.meta["events"]
+        assert after["offset_s"] - after["onset_s"] == pytest.approx(before["offset_s"] - before["onset_s"], abs=1e-5)
+        if other.meta["seconds"] == one.meta["seconds"]:
+            np.testing.assert_array_equal(one.wav_S, other.wav_S)
+            continue
+        num_cut += 1
+        assert after["onset_s"] == 0
+        assert after["offset_s"] == pytest.approx(other.meta["seconds"])
+        assert len(other.wav_S) == round(other.meta["seconds"] * RATE_HZ) < len(one.wav_S)
+        start = round(before["onset_s"] * RATE_HZ)
+        gain = 10 ** ((other.meta["scale_db"] - one.meta["scale_db"]) / 20)
+        np.testing.assert_allclose(other.wav_S, one.wav_S[start : start + len(other.wav_S)] * gain, atol=1e-6)
+    assert 4 < num_cut < 20
+
+
 def test_a_background_sound_is_behind_from_end_to_end(root: Path) -> None:
     scene = {"background": {"sound": "sound", "snr_db": 3}}
     made = composer(root, tasks={"transcribe": 1}, scene=scene)

@@ -62,6 +62,8 @@ def test_a_task_without_weight_is_not_looked_at() -> None:
             {"scene": {"num_events": [6, 8], "seconds": 5}, "tasks": {"caption": 1}},
             "tasks.caption: 8 events of 0.6 s .* take 6.40 s, more than the 5 s",
         ),
+        ({"scene": {"trim": 0.5}, "tasks": {"count": 1}}, "tasks.count: scene.trim: the length of a cut scene would tell"),
+        ({"scene": {"trim": 1.5}}, "trim"),
         ({"scene": {"num_events": [4, 2]}}, "lowest and highest"),
         ({"scene": {"num_events": [1, 50]}}, "num_events: 1 to 50 is out of range"),
         ({"scene": {"gain_db": [-90, 0]}}, "gain_db"),

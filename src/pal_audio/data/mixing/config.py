@@ -100,6 +100,8 @@ class MixConfig(StrictConfig):
         low, high = kind.num_events(scene)
         if high < low:
             raise PalError(f"it needs {low} sounds in a scene, and num_events allows {scene.num_events[1]}")
+        if scene.trim is not None and (kind.digits or high > 1):
+            raise PalError("scene.trim: the length of a cut scene would tell how many sounds there are; take it out")
         if not kind.digits:
             scene.check_fits(high)
         if task.kind == "background" and (scene.background is None or behind != scene.background.sound or len(behind) != 1):

@@ -65,6 +65,9 @@ def lay_out(lengths: Sequence[int], scene: SceneConfig, rate_hz: int, rng: np.ra
     silences = _shared(num_samples - sum(ends), np.array(spans) * rate_hz, rng)
     if silences is None:
         return None
+    if scene.trim is not None and rng.uniform() < scene.trim:
+        num_samples -= silences[0] + silences[-1]
+        silences[0] = silences[-1] = 0
     onsets, begin, event = [], silences[0], 0
     for group, (size, length) in enumerate(zip(groups, ends, strict=True)):
         onsets += [begin + start for start in starts[event : event + size]]

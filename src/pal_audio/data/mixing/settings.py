@@ -97,6 +97,8 @@ class SceneConfig(StrictConfig):
         event_s: a longer recording is cut to a stretch of this length, which begins where it sounds; digits are never cut.
         gain_db: of each event. At 0 dB its RMS is `compose.EVENT_RMS`.
         lead_s, gap_s, tail_s: silence before, between and after events. The tail takes what is left where all are longest.
+        trim: chance that silence before and after the events is cut off, as in a recording of one sound; None for never. Not for
+            tasks with several events, as a scene's length would tell how many.
         overlap: None for never.
         num_digits, digit_gap_s: of a string of spoken digits.
         interval: semitones between two notes.
@@ -112,6 +114,7 @@ class SceneConfig(StrictConfig):
     lead_s: TimeSpan = (0.1, 60.0)
     gap_s: TimeSpan = (0.2, 60.0)
     tail_s: TimeSpan = (0.1, 60.0)
+    trim: Chance | None = None
     overlap: Overlap | None = None
     num_digits: CountSpan = (3, 10)
     digit_gap_s: TimeSpan = (0.05, 0.3)
