@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from benchmarks.lab.__main__ import main
+from benchmarks.lab.__main__ import _flow, _parser, main
 from benchmarks.lab.analysis import read_grid
 from benchmarks.lab.elsewhere import asking, folder, notes, speech
 from benchmarks.lab.elsewhere.programs import called
@@ -234,6 +234,12 @@ def test_the_folder_is_remembered_and_looked_at_first(flow: Flow, tmp_path: Path
     assert flow_in(out).elsewhere == flow.elsewhere
     assert main([*words, "--out", str(out)]) == 3
     assert flow_in(out).elsewhere is None
+
+
+def test_a_folder_that_is_named_from_here_is_found_from_where_the_steps_run(tmp_path: Path) -> None:
+    words = ["run", "--root", str(tmp_path), "--out", "out", "--tiny", "--elsewhere", "sounds"]
+    flow = _flow(_parser().parse_args(words))
+    assert flow.elsewhere == Path.cwd() / "sounds"
 
 
 def test_an_answer_that_the_world_never_taught_is_refused(flow: Flow) -> None:

@@ -124,7 +124,7 @@ def _flow(options: argparse.Namespace) -> Flow:
     return Flow(
         options.root, options.out.absolute(), shelf, arms, seeds, tuple(tried), options.jobs, device,
         "float32" if tiny else "bfloat16", 16 if tiny else 128, 1 if tiny else num_cores(), options.questions, options.pace,
-        options.gpus, options.elsewhere,
+        options.gpus, options.elsewhere and options.elsewhere.absolute(),
     )  # fmt: skip
 
 

@@ -37,6 +37,7 @@ def measure_case(case: Case, device: torch.device, steps: int, warmup: int, rate
     optimizer, update = adamw(case, trained, device)
     compute = compiled_loss(case, model, batch)
     loss = compute()
+    first_loss = float(loss.detach())  # at once: CUDA graphs of `compile_mode: reduce-overhead` write over their outputs
     loss.backward()
     gradients = measure.gradients_bytes(model)
     update()
@@ -65,7 +66,7 @@ def measure_case(case: Case, device: torch.device, steps: int, warmup: int, rate
         "matrix_share": flops / times.median_s / rates["matrix_flops"],
         "floor_s": step_seconds(case.llm, work, way, card, FLOOR),
         "rates": rates,
-        "first_loss": float(loss.detach()),
+        "first_loss": first_loss,
     }
 
 
