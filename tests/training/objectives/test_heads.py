@@ -10,9 +10,11 @@ from torch import nn
 from pal_audio import encoders
 from pal_audio.data.collation import Collator
 from pal_audio.data.manifest import Example, Message, read_manifest
+from pal_audio.encoders.base import Frames
 from pal_audio.errors import PalError
 from pal_audio.model.parts import Parts, PartsProcessor
 from pal_audio.training.objectives import OBJECTIVES
+from pal_audio.training.objectives.encoder import HeadedEncoder
 from pal_audio.training.objectives.tags import TagsHead
 from pal_audio.training.recipe import Stage
 from tests.training.objectives.made import ENCODER, example, manifest
@@ -162,3 +164,23 @@ def test_only_the_named_encoder_and_its_head_train() -> None:
     made.stage.train.pop("head")
     assert {group["lr"] for group in made.parameter_groups()} == {1e-3}
     assert not any(parameter.requires_grad for parameter in other.parameters())
+
+
+def test_lengths_come_where_the_scores_are() -> None:
+    """Encoders keep lengths on the CPU, whatever computes; targets and scores are not there. torch's device without memory stands
+    for a GPU.
+    """
+    seen = []
+
+    class Encoder(nn.Module):
+        def forward(self, features: torch.Tensor, num_samples: torch.Tensor) -> Frames:
+            return Frames([features], torch.tensor([3, 2]))
+
+    class Head(nn.Module):
+        def forward(self, frames_CTD: torch.Tensor, lengths_C: torch.Tensor) -> torch.Tensor:
+            seen.append(lengths_C.device)
+            return frames_CTD
+
+    module = HeadedEncoder(Encoder(), Head())  # type: ignore[arg-type]
+    scores_CTV, lengths_C = module(torch.empty(2, 3, 4, device="meta"), torch.tensor([48000, 32000]))
+    assert [scores_CTV.device, lengths_C.device, *seen] == [torch.device("meta")] * 3

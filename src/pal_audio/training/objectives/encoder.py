@@ -47,7 +47,8 @@ class HeadedEncoder(nn.Module):
             num_samples: (C,) int64.
         """
         frames = self.encoder(features, num_samples)
-        return self.head(frames.layers[-1], frames.lengths), frames.lengths
+        lengths_C = frames.lengths.to(features.device)  # encoders keep them on the CPU
+        return self.head(frames.layers[-1], lengths_C), lengths_C
 
 
 class FrameHead(nn.Linear):
