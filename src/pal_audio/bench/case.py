@@ -58,6 +58,11 @@ class Setup(StrictConfig):
     frozen_llm: bool = False
     positions: Literal["span", "zero"] = "span"
 
+    @property
+    def replays_graphs(self) -> bool:
+        """Whether steps replay CUDA graphs, whose memory torch's allocator does not count as allocated."""
+        return self.compile != "none" and self.compile_mode in ("reduce-overhead", "max-autotune")
+
     @model_validator(mode="after")
     def _known(self) -> "Setup":
         shapes.find(self.llm, shapes.LLMS, "llm")

@@ -59,13 +59,13 @@ def measure_case(case: Case, device: torch.device, repeats: int, warmup: int, ra
         whole = measure.timed(lambda: first_token(model, text, shared(encode(), case.batch)), repeats, device)
         measure.reset_peak(device)
         token_s = decode(Asked(model, text, shared(memory, case.batch), extra["new_tokens"], device, repeats))
-        resident_peak = measure.peak_bytes(device)
+        resident_peak = None if case.setup.replays_graphs else measure.peak_bytes(device)
         held, memory = 0 if memory is None else memory.num_bytes, None
         measure.reset_peak(device)
         cache = first_token(model, text, shared(encode(), case.batch))
         kv = cache_bytes(cache)
         weights = measure.weights_bytes(model)
-        row = memory_row(measure.peak_bytes(device), weights)
+        row = memory_row(None if case.setup.replays_graphs else measure.peak_bytes(device), weights)
     work = case.work()
     prefill = cost.forward_flops(case.llm, replace(work, logits=1))
     # A decoding step reads the LLM's weights, the text cache (PLITS slots stand in it) and the memory's keys and values.
