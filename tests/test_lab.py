@@ -87,11 +87,12 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, floa
     marks = {path.name: path.stat().st_mtime for path in (out / "marks").iterdir()}
     assert "lab-lm.json" in marks
     assert not list((out / "results").glob("*-0.json"))
-    last = lab(without_av, *words)
+    last = lab(without_av, *words, "--bundle", folder / "model")
     told, _ = last.communicate(timeout=900)
     assert last.returncode == 0, told
-    assert "all steps are done" in told
-    assert re.search(r"\[\d+/15\] lal-0: \d+ s; ", told), "a line for each step"
+    assert told.count("all steps are done") == 2, "the grid, then the bundle"
+    assert re.search(r"\[\d+/18\] lal-0: \d+ s; ", told), "a line for each step, those of the bundle that need no best arm too"
+    assert told.index("frames-bundle-unified:") < told.index("] best:") < told.index("bundle-arm:")
     return out, marks
 
 
@@ -148,9 +149,9 @@ def test_what_is_packed_is_small_and_read_as_the_whole(done: tuple[Path, dict[st
 
 
 @pytest.mark.slow
-def test_the_bundled_model_is_whole_and_has_its_papers(done: tuple[Path, dict[str, float]], tmp_path: Path) -> None:
-    out, target = done[0], tmp_path / "model"
-    assert main(["bundle", str(out), str(target)]) == 0
+def test_the_bundled_model_is_whole_and_has_its_papers(done: tuple[Path, dict[str, float]]) -> None:
+    out = done[0]
+    target = out.parent / "model"
     model, _ = load(target)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
     worth = calibration_of(model.config)
@@ -212,6 +213,10 @@ def test_other_settings_and_foreign_folders_are_refused(tmp_path: Path, capsys: 
     assert "was begun with other settings (steps)" in capsys.readouterr().err
     assert main([*words, "--factors", "1,2,3"]) == 2
     assert "was begun with other settings (factors)" in capsys.readouterr().err
+    assert main([*words, "--compile"]) == 2
+    assert "was begun with other settings (compiled)" in capsys.readouterr().err
+    assert main([*words, "--bundle", str(recipes)]) == 2
+    assert "is not empty; choose another folder" in capsys.readouterr().err
     assert main([*words[:2], "--out", str(recipes), *words[4:]]) == 2
     assert "holds no lab" in capsys.readouterr().err
     (out / "lab.json").write_text('{"fixed": {}, "last": {}}')

@@ -1,6 +1,6 @@
 """The lab: a controlled comparison of ways to join sound and a language model, from recordings to a report.
 
-    python -m benchmarks.lab run --root DATA --out OUT [--device cuda] [--jobs 8] [--minutes 9]     again to go on
+    python -m benchmarks.lab run --root DATA --out OUT [--device cuda] [--jobs 8] [--bundle MODEL]  again to go on
     python -m benchmarks.lab status OUT                         what is done, what is left, about how long
     python -m benchmarks.lab report OUT [--page docs/lab.md]    tables and pictures, also of a part of the grid
     python -m benchmarks.lab pack OUT FOLDER                    what is small: results, encoders, the language model

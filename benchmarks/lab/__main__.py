@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import benchmarks.lab
-from benchmarks.lab.bundle import bundle
+from benchmarks.lab.bundle import bundle, check_target, early_steps
 from benchmarks.lab.elsewhere import asking as elsewhere
 from benchmarks.lab.elsewhere.folder import render
 from benchmarks.lab.elsewhere.notes import SOUNDFONT
@@ -48,11 +48,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> int:
     started = time.monotonic()
     flow = _flow(options)
+    model = options.bundle and options.bundle.absolute()
+    is_made = model is not None and flow.mark("bundle").is_file() and (model / "README.md").is_file()
+    if model is not None and not is_made:
+        check_target(model)
     elsewhere.check(flow)
     flow.check()
     with locked(flow.out):
         deadline = None if options.minutes is None else started + 60 * options.minutes
-        return run_steps(grid_steps(flow), flow, deadline)
+        steps = grid_steps(flow)
+        if model is None or is_made:
+            return run_steps(steps, flow, deadline)
+        begun = next((number for number, step in enumerate(steps) if step.kind == "train"), len(steps))
+        status = run_steps([*steps[:begun], *early_steps(flow), *steps[begun:]], flow, deadline)
+        return status or run_steps(bundle(flow, model), flow, deadline)
 
 
 def run_steps(steps: list[Step], flow: Flow, deadline: float | None) -> int:
@@ -120,7 +129,7 @@ def _flow(options: argparse.Namespace) -> Flow:
     seeds = tuple(range(options.seeds)) if options.seeds else SEEDS[:1] if tiny else SEEDS
     tried = [float(word) for word in options.factors.split(",")] if options.factors else FACTORS[1:] if tiny else FACTORS
     device = "cpu" if tiny and options.device == "auto" else options.device
-    shelf = Shelf(options.recipes, tiny, options.steps)
+    shelf = Shelf(options.recipes, tiny, options.steps, options.compile)
     return Flow(
         options.root, options.out.absolute(), shelf, arms, seeds, tuple(tried), options.jobs, device,
         "float32" if tiny else "bfloat16", 16 if tiny else 128, 1 if tiny else num_cores(), options.questions, options.pace,
@@ -148,6 +157,10 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--minutes", type=float, help="then save and stop; the same command goes on")
     run.add_argument("--pace", type=int, default=0, metavar="STEPS", help="also a run of each arm alone, of so many steps")
     run.add_argument("--tiny", action="store_true", help="two arms of tiny models, in about a minute on two cores")
+    run.add_argument("--compile", action="store_true", help="train arms under `compile: true`")
+    run.add_argument(
+        "--bundle", type=Path, metavar="MODEL", help="then also `bundle`; what it needs of sound is made beside the arms"
+    )
     run.add_argument("--elsewhere", type=Path, metavar="FOLDER", help="sound of `elsewhere` that the best arm is asked about too")
     run.set_defaults(command=_run)
     other = commands.add_parser("elsewhere", help="render sound by other voices and another soundfont, to be asked about")

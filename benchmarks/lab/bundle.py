@@ -7,6 +7,8 @@ MODEL/                  model and processor, README.md (the card), ATTRIBUTION.m
 
 import csv
 import json
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -43,29 +45,11 @@ def bundle(flow: Flow, model: Path) -> list[Step]:
     """
     best = flow.best()
     grid = read_grid(flow.out)
-    unfinished = (model / "config.json").is_file() and not (model / "README.md").is_file()
-    if model.exists() and not unfinished and (not model.is_dir() or any(model.iterdir())):
-        raise PalError(f"{model} is not empty; choose another folder")
-    recipe = write_recipe(flow, best)
-    sources = [{"path": str(flow.out / world / "train.jsonl"), "name": world} for world in ("world", "world-dev")]
-    both = written({"data.train": sources, "data.roots": [str(root) for root in flow.roots]})
-
-    def train(name: str, of: LabRecipe, settings: list[str], needs: tuple[str, ...], made: str) -> Step:
-        folder = flow.out / "runs" / name
-        command = ["train", str(of.path), *of.settings(), *settings, *both, "--out", str(folder), "--resume"]
-        return Step(name, name, flow.mark(name), needs, products=(folder / made,), commands=lambda: [command])
-
-    steps = [flow.mixed("world-dev")]
-    for name in best.encoders:
-        steps.append(train(f"bundle-encoder-{name}", flow.shelf.recipe(f"encoder-{name}"), [], ("world-dev",), "encoders"))
-    frames, held_out = flow.out / "frames" / "bundle", flow.out / "tests" / "curve.jsonl"
-    if best.encoders:
-        manifests = [*(Path(source["path"]) for source in sources), held_out]
-        needs = tuple(step.name for step in steps)
-        steps.append(flow.encoding("bundle-frames", recipe.path, manifests, frames, needs))
-    cached = frames if best.encoders else None
-    settings = recipe.arm_settings(flow.seeds[0], 1.0, cached, flow.roots, held_out)
-    steps.append(train("bundle-arm", recipe, settings, (steps[-1].name,), "final"))
+    check_target(model)
+    recipe = write_recipe(flow, best, flow.factor_of(best))
+    steps, cached = _heard(flow, recipe, best.encoders)
+    settings = recipe.arm_settings(flow.seeds[0], 1.0, cached, flow.roots, flow.out / "tests" / "curve.jsonl")
+    steps.append(_train(flow, "bundle-arm", recipe, settings, (steps[-1].name,), "final"))
 
     def finish() -> dict[str, Any]:
         return {"bytes": write_model(flow, grid, best, model)}
@@ -75,15 +59,62 @@ def bundle(flow: Flow, model: Path) -> list[Step]:
     return [*steps, last]
 
 
-def write_recipe(flow: Flow, best: LabRecipe) -> LabRecipe:
-    """The best arm's recipe with its chosen rates and the encoders of the bundle; stands alone as OUT/bundle.yaml."""
+def early_steps(flow: Flow) -> list[Step]:
+    """What `bundle` needs of sound, by the encoders that most arms hear by: made beside the arms, before the best is known."""
+    hearing = [recipe for recipe in flow.chosen if recipe.encoders]
+    if not hearing:
+        return []
+    most = Counter(tuple(recipe.encoders) for recipe in hearing).most_common(1)[0][0]
+    first = next(recipe for recipe in hearing if tuple(recipe.encoders) == most)
+    steps, _ = _heard(flow, write_recipe(flow, first, 1.0), list(most))
+    own = f"frames-{flow.frames(first).name}"  # the arms' own sound has the cores first
+    return [replace(steps[0], needs=(own,)), *steps[1:]]
+
+
+def check_target(model: Path) -> None:
+    """That a model can be written into a folder.
+
+    Raises:
+        PalError: something else is in it.
+    """
+    unfinished = (model / "config.json").is_file() and not (model / "README.md").is_file()
+    if model.exists() and not unfinished and (not model.is_dir() or any(model.iterdir())):
+        raise PalError(f"{model} is not empty; choose another folder")
+
+
+def _heard(flow: Flow, recipe: LabRecipe, encoders: list[str]) -> tuple[list[Step], Path | None]:
+    """The second world, encoders trained on both, and where their frames will be."""
+    steps = [flow.mixed("world-dev")]
+    for name in encoders:
+        steps.append(_train(flow, f"bundle-encoder-{name}", flow.shelf.recipe(f"encoder-{name}"), [], ("world-dev",), "encoders"))
+    if not encoders:
+        return steps, None
+    frames = flow.out / "frames" / f"bundle-{'+'.join(encoders)}"
+    manifests = [*(Path(source["path"]) for source in _sources(flow)), flow.out / "tests" / "curve.jsonl"]
+    needs = ("tests", *(step.name for step in steps))
+    return [*steps, flow.encoding(f"frames-{frames.name}", recipe.path, manifests, frames, needs)], frames
+
+
+def _train(flow: Flow, name: str, of: LabRecipe, settings: list[str], needs: tuple[str, ...], made: str) -> Step:
+    """A run on both worlds."""
+    both = written({"data.train": _sources(flow), "data.roots": [str(root) for root in flow.roots]})
+    folder = flow.out / "runs" / name
+    command = ["train", str(of.path), *of.settings(), *settings, *both, "--out", str(folder), "--resume"]
+    return Step(name, name, flow.mark(name), needs, products=(folder / made,), commands=lambda: [command])
+
+
+def _sources(flow: Flow) -> list[dict[str, str]]:
+    return [{"path": str(flow.out / world / "train.jsonl"), "name": world} for world in ("world", "world-dev")]
+
+
+def write_recipe(flow: Flow, best: LabRecipe, factor: float) -> LabRecipe:
+    """The best arm's recipe at a factor of its rates, with the encoders of the bundle; stands alone as OUT/bundle.yaml."""
     content = json.loads(json.dumps(best.content).replace(_OLD, _NEW))
-    factor = flow.factor_of(best)
     for stage in content["stages"]:
         stage["train"] = {part: float(rate) * factor for part, rate in stage["train"].items()}
     path = flow.out / "bundle.yaml"
     write_text(path, json.dumps(content, indent=1) + "\n")
-    return LabRecipe(best.name, path, best.tiny, best.steps)
+    return replace(best, path=path)
 
 
 def write_model(flow: Flow, grid: Grid, best: LabRecipe, target: Path) -> int:

@@ -106,6 +106,7 @@ class Flow:
         if self.out.exists() and not self.out.is_dir():
             raise PalError(f"--out {self.out} is a file; give a folder")
         fixed = {"tiny": self.shelf.tiny, "steps": self.shelf.steps, "factors": list(self.factors)}
+        fixed["compiled"] = self.shelf.compiled
         fixed["most_questions"] = self.most_questions
         file = self.out / SETTINGS
         if file.is_file():
@@ -229,7 +230,7 @@ def flow_in(out: Path) -> Flow:
     told = read_json(out / SETTINGS)
     try:
         fixed, last = told["fixed"], dict(told["last"])
-        shelf = Shelf(Path(last.pop("recipes")), fixed["tiny"], fixed["steps"])
+        shelf = Shelf(Path(last.pop("recipes")), fixed["tiny"], fixed["steps"], fixed["compiled"])
         root, seeds, factors = Path(last.pop("root")), tuple(last.pop("seeds")), tuple(fixed["factors"])
         elsewhere = last.pop("elsewhere", None)
         last["elsewhere"] = None if elsewhere is None else Path(elsewhere)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pal_audio.errors import PalError
 
-MAX_BYTES = 16 * 2**20
+MAX_BYTES = 32 * 2**20
 _FOLDERS = ("results", "sweep", "rates", "pace", "marks", "logs", "report", "elsewhere")
 _LOG_BYTES = 4096
 

@@ -47,12 +47,14 @@ class LabRecipe:
         path: of the file.
         tiny: shrink it so that it runs within seconds on a CPU.
         steps: of each stage of an arm, where it is not the recipe's own number.
+        compiled: arms train under `compile: true`.
     """
 
     name: str
     path: Path
     tiny: bool = False
     steps: int | None = None
+    compiled: bool = False
 
     @cached_property
     def content(self) -> dict[str, Any]:
@@ -115,6 +117,7 @@ class LabRecipe:
         for number, stage in enumerate(self.content["stages"]):
             place = f"stages.{number}"
             changes[f"{place}.train"] = {part: float(rate) * factor for part, rate in stage["train"].items()}
+            changes |= {f"{place}.compile": True} if self.compiled else {}
             steps = _TINY_STEPS if self.tiny else self.steps or stage.get("steps")
             if self.steps and not self.tiny:
                 changes |= {f"{place}.epochs": None, f"{place}.steps": self.steps}
@@ -134,6 +137,7 @@ class Shelf:
     folder: Path
     tiny: bool = False
     steps: int | None = None
+    compiled: bool = False
 
     def recipe(self, name: str) -> LabRecipe:
         """A recipe by its place in the folder, without ending.
@@ -144,7 +148,7 @@ class Shelf:
         path = self.folder / f"{name}.yaml"
         if not path.is_file():
             raise PalError(f"no recipe {path}; --recipes names the folder of the lab's recipes")
-        return LabRecipe(Path(name).name, path.resolve(), self.tiny, self.steps)
+        return LabRecipe(Path(name).name, path.resolve(), self.tiny, self.steps, self.compiled)
 
     def arms(self, names: list[str] | None = None) -> list[LabRecipe]:
         """Arms in the order of `ARMS`, those that are named or all that are there."""

@@ -28,7 +28,7 @@ def encode(
     manifests: Annotated[list[Path], typer.Argument(metavar="MANIFEST...", help="Files in .jsonl.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the frames; an unfinished one is gone on with.")],
     model: Annotated[str | None, typer.Option(metavar="FOLDER", help="Encoders of this model or run.")] = None,
-    recipe: Annotated[str | None, typer.Option(metavar="RECIPE", help="Encoders that this recipe names.")] = None,
+    recipe: Annotated[str | None, typer.Option(metavar="NAME", help="Encoders that this recipe names.")] = None,
     encoder: Annotated[str | None, typer.Option(metavar="NAME", help="One of several encoders. Otherwise all.")] = None,
     roots: Annotated[
         list[Path] | None, typer.Option("--root", metavar="DIR", help="A folder outside a manifest's own that may hold audio.")
