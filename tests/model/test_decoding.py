@@ -2,14 +2,16 @@
 
 import os
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 
 from pal_audio.errors import PalError
+from pal_audio.integration.attention import folded_sdpa
 from pal_audio.integration.decode_attention import Keys, one_query_attention
-from pal_audio.integration.shared_attention import merge, partial_attention, shared_attention
+from pal_audio.integration.shared_attention import rows_at_once, shared_attention, shared_mask
 from pal_audio.model.decoder import Decoder
 from pal_audio.model.decoding import greedy, why_plain
 from tests.model.test_invariants import ARMS, CLIPS, CONVERSATIONS
@@ -321,34 +323,36 @@ def test_one_query_over_parts_equals_sdpa_over_joined_keys(held: int, dtype: tor
     torch.testing.assert_close(output.float(), expected[:, :, 0], **({} if tolerance is None else {"atol": tolerance, "rtol": 0}))
 
 
-@pytest.mark.parametrize("at_once", [1, 7, 10_000])
-def test_shared_attention_equals_sdpa_over_joined_keys(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pal_audio.integration.shared_attention.MAX_SCORES", at_once * 2 * 11)
-    query, audio = _heads(3, 8, 5, 16), [_heads(1, 2, 11, 16) for _ in range(2)]
-    text = [_heads(3, 2, 5, 16) for _ in range(2)]
-    hears, seen = torch.rand(3, 1, 5, 11) > 0.5, torch.ones(5, 5, dtype=torch.bool).tril().expand(3, 1, 5, 5).clone()
-    hears[0, 0, :2] = False
-    seen[2, 0, 0] = False
-    hears[2, 0, 0] = False
-    output = shared_attention(query, (*text, seen), (*audio, hears))
+@pytest.mark.parametrize("at_once", [1, 2, 3, 5])
+def test_shared_attention_equals_sdpa_over_joined_keys(at_once: int) -> None:
+    query, audio = _heads(5, 8, 4, 16).requires_grad_(), [_heads(1, 2, 11, 16).requires_grad_() for _ in range(2)]
+    text = [_heads(5, 2, 6, 16).requires_grad_() for _ in range(2)]
+    hears, seen = torch.rand(5, 4, 11) > 0.5, torch.rand(5, 4, 6) > 0.5
+    seen[..., 0] = True
+    hears[0, :2] = False
+    mask = shared_mask(seen, hears, at_once)
+    assert mask.shape == (-(-5 // at_once), 1, at_once * 4, 11 + at_once * 6)
+    output = shared_attention(partial(folded_sdpa, mask=mask), query, (text[0], text[1]), (audio[0], audio[1]), at_once)
     keys, values = (
-        torch.cat([a.expand(3, -1, -1, -1), t], dim=2).repeat_interleave(4, 1) for a, t in zip(audio, text, strict=True)
+        torch.cat([a.expand(5, -1, -1, -1), t], dim=2).repeat_interleave(4, 1) for a, t in zip(audio, text, strict=True)
     )
-    expected = torch.nn.functional.scaled_dot_product_attention(query, keys, values, attn_mask=torch.cat([hears, seen], dim=-1))
+    joined = torch.cat([hears, seen], dim=-1)[:, None]
+    expected = torch.nn.functional.scaled_dot_product_attention(query, keys, values, attn_mask=joined)
     torch.testing.assert_close(output, expected)
-    assert not output[2, :, 0].any(), "a query that sees nothing"
+    cotangent = torch.randn_like(output)
+    leaves = [query, *audio, *text]
+    for ours, theirs in zip(*(torch.autograd.grad(one, leaves, cotangent) for one in (output, expected)), strict=True):
+        torch.testing.assert_close(ours, theirs)
 
 
-def test_parts_merge_in_any_order() -> None:
-    query, key, value = _heads(1, 1, 3, 8), _heads(1, 1, 6, 8), _heads(1, 1, 6, 8)
-    mask = torch.ones(1, 1, 3, 6, dtype=torch.bool)
-    whole, lse = partial_attention(query, key, value, mask, 0.5)
-    halves = [
-        partial_attention(query, key[:, :, part], value[:, :, part], mask[..., part], 0.5) for part in (slice(2), slice(2, 6))
-    ]
-    torch.testing.assert_close(merge(*halves[0], *halves[1]), whole)
-    torch.testing.assert_close(merge(*halves[1], *halves[0]), whole)
-    torch.testing.assert_close(torch.logaddexp(halves[0][1], halves[1][1]), lse)
+def test_copies_of_shared_audio_are_few() -> None:
+    """Rows behind one copy make at most a quarter of it, so that all copies are at most eight times the text, or one."""
+    assert rows_at_once(64, 64, 1500) == 5
+    assert rows_at_once(3, 64, 540_000) == 3
+    assert rows_at_once(64, 128, 100) == 1
+    for rows, num_text, num_audio in ((64, 64, 1500), (1000, 8, 300), (7, 40, 170)):
+        copies = -(-rows // rows_at_once(rows, num_text, num_audio))
+        assert copies == 1 or (copies - 1) * num_audio <= 8 * rows * num_text
 
 
 @pytest.fixture

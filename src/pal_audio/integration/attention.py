@@ -10,6 +10,7 @@ its place at the right. Without a context the stock kernel runs with its stock a
 Shapes: B rows, H query heads, K key/value heads, L text tokens of this call, T text keys (cache included), A audio keys.
 """
 
+import math
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -22,11 +23,11 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from pal_audio.errors import PalError
-from pal_audio.integration.decode_attention import DecodingStep
+from pal_audio.integration.decode_attention import DecodingStep, Keys, one_query_attention
 from pal_audio.integration.key_values import UnsupportedLlmError
 from pal_audio.integration.packing import Packing
 from pal_audio.integration.recompute import Recompute, recomputed
-from pal_audio.integration.shared_attention import shared_attention
+from pal_audio.integration.shared_attention import rows_at_once, shared_attention, shared_mask
 
 # The user's name of an inner kernel -> ours in transformers' registry. Names containing "sdpa", "flash" or
 # "flex_attention" make transformers check or load other things.
@@ -124,10 +125,8 @@ def _hear(
     audio_keys, audio_values = pal_audio.keys_values(layer)
     key, value = _filled(query, key, value, attention_mask)
     if audio_keys.shape[0] != query.shape[0]:  # held once for all rows
-        text_mask = _text_mask(query, key, attention_mask)
-        if inner_with_audio is _folded_inner and text_mask.dtype == torch.bool:
-            parts = (key, value, text_mask), (audio_keys, audio_values, pal_audio.visible(layer))
-            return shared_attention(query, *parts, kwargs.get("scaling")).transpose(1, 2).contiguous(), None
+        if inner_with_audio is _folded_inner and (attention_mask is None or attention_mask.dtype == torch.bool):
+            return _hear_shared(pal_audio, layer, query, (key, value), (audio_keys, audio_values), attention_mask, **kwargs), None
         audio_keys, audio_values = (side.expand(query.shape[0], -1, -1, -1) for side in (audio_keys, audio_values))
 
     def joint_mask() -> Tensor:
@@ -142,6 +141,35 @@ def _hear(
     values = torch.cat([audio_values.to(value.dtype), value], dim=2)
     # The window is in the text's mask already; audio keys are exempt from it.
     return inner_with_audio(module, query, keys, values, mask, **(kwargs | {"sliding_window": None}))
+
+
+def _hear_shared(
+    pal_audio: AudioContext,
+    layer: int,
+    query: Tensor,
+    text: tuple[Tensor, Tensor],
+    audio: tuple[Tensor, Tensor],
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **_: Any,
+) -> Tensor:
+    """`_hear` where all rows share their audio, by SDPA or, for one token, without a copy."""
+    rows, heads, num_tokens, size = query.shape
+
+    def masks() -> tuple[Tensor, Tensor]:
+        visible = pal_audio.visible(layer).expand(-1, -1, num_tokens, -1)
+        return _text_mask(query, text[0], attention_mask).expand(-1, -1, num_tokens, -1)[:, 0], visible[:, 0]
+
+    if num_tokens == 1:
+        seen, hears = masks()
+        scale = 1 / math.sqrt(size) if scaling is None else scaling
+        return one_query_attention(query[:, :, 0], Keys(*text, seen[:, 0]), Keys(*audio, hears[:, 0]), scale)[:, None]
+    at_once = rows_at_once(rows, text[0].shape[2], audio[0].shape[2])
+    groups, dtype = heads // text[0].shape[1], text[1].dtype
+    mask = pal_audio.once(layer, attention_mask, lambda: _folded_mask(shared_mask(*masks(), at_once), groups, dtype))
+    attend = partial(folded_sdpa, mask=mask, dropout=dropout, scale=scaling)
+    return shared_attention(attend, query, text, audio, at_once).transpose(1, 2).contiguous()
 
 
 def _folded_inner(

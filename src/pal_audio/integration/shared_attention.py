@@ -1,86 +1,82 @@
 """Attention of several rows to audio that is held once for all of them, in a prefill.
 
-    B rows' queries side by side ──► the audio ┐
-    each row's queries ──► its own text        ┴ merged by log-sum-exp
+    audio, once | row 1's text | row 2's text | ...     one softmax a query, which sees its own row's text alone
+    audio, once | row 6's text | ...
 
-Exact, and differentiable in text. Source: our choice.
+Rows stand side by side behind a copy of the audio, so many that their text is short beside it: a copy for each row would be as
+much memory as audio of their own, and all rows behind one copy would be the square of their text in scores. SDPA is called
+once in any case. Exact, and differentiable. Source: our choice.
 
-Shapes: B rows, H query heads, K key/value heads, G = H / K, L queries of a row, M queries of a key head, T text keys,
+Shapes: B rows, R rows side by side, S = B / R rounded up, H query heads, K key/value heads, L queries of a row, T text keys,
 A audio keys, d head width.
 """
 
-import math
+from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-MAX_SCORES = 2**25  # scores at once, which bounds the memory of a prefill
+_AUDIO_PER_TEXT = 4  # text side by side is at most this part of the audio: a quarter more scores
+
+
+def rows_at_once(rows: int, num_text: int, num_audio: int) -> int:
+    """R: how many rows stand behind one copy of the audio."""
+    return max(1, min(rows, num_audio // (_AUDIO_PER_TEXT * num_text)))
+
+
+def shared_mask(text_BLT: Tensor, audio_BLA: Tensor, at_once: int) -> Tensor:
+    """What queries of rows that stand side by side see.
+
+    Args:
+        text_BLT: (B, L, T) bool: a row's own text.
+        audio_BLA: (B, L, A) bool.
+        at_once: R.
+
+    Returns:
+        (S, 1, R * L, A + R * T) bool.
+    """
+    _, num_tokens, num_text = text_BLT.shape
+    audio, text = (_in_groups(part, at_once) for part in (audio_BLA, text_BLT))
+    own = text.new_zeros(len(text), at_once, num_tokens, at_once, num_text)
+    own.diagonal(dim1=1, dim2=3).copy_(text.permute(0, 2, 3, 1))
+    return torch.cat([audio.flatten(1, 2), own.flatten(3, 4).flatten(1, 2)], dim=-1)[:, None]
 
 
 def shared_attention(
+    attend: Callable[[Tensor, Tensor, Tensor], Tensor],
     query: Tensor,
-    text: tuple[Tensor, Tensor, Tensor],
-    audio: tuple[Tensor, Tensor, Tensor],
-    scale: float | None = None,
+    text: tuple[Tensor, Tensor],
+    audio: tuple[Tensor, Tensor],
+    at_once: int,
 ) -> Tensor:
-    """Grouped-query attention over each row's own text and over audio that all rows share, which is not expanded.
+    """Attention over each row's own text and over audio that all rows share.
 
     Args:
+        attend: from queries (S, H, R * L, d), keys and values (S, K, A + R * T, d) to (S, H, R * L, d), under `shared_mask`.
         query: (B, H, L, d).
-        text: keys and values (B, K, T, d), and which are seen, (B, 1, L, T) bool.
-        audio: keys and values (1, K, A, d), and which are seen, (B, 1, L, A) bool.
-        scale: of the scores; 1 / sqrt(d) if None.
+        text: keys and values (B, K, T, d).
+        audio: keys and values (1, K, A, d).
+        at_once: R.
 
     Returns:
-        (B, H, L, d) in the values' dtype; 0 for a query that sees nothing.
+        (B, H, L, d).
     """
-    rows, heads, num_tokens, size = query.shape
-    key_heads = text[0].shape[1]
-    groups = heads // key_heads
-    scale = 1 / math.sqrt(size) if scale is None else scale
-    grouped = query.reshape(rows, key_heads, groups * num_tokens, size)
+    rows, _, num_tokens, _ = query.shape
 
-    def folded(mask: Tensor) -> Tensor:
-        return mask.expand(-1, -1, num_tokens, -1)[:, :, None].expand(-1, -1, groups, -1, -1).flatten(2, 3)
+    def side_by_side(heads: Tensor) -> Tensor:
+        return _in_groups(heads, at_once).transpose(1, 2).flatten(2, 3)
 
-    own, own_lse = partial_attention(grouped, text[0], text[1], folded(text[2]), scale)
-    side_by_side = grouped.transpose(0, 1).reshape(1, key_heads, -1, size)
-    seen = folded(audio[2]).reshape(1, 1, -1, audio[2].shape[-1])
-    joint, joint_lse = partial_attention(side_by_side, audio[0], audio[1], seen, scale)
-    joint = joint.view(key_heads, rows, -1, size).transpose(0, 1)
-    joint_lse = joint_lse.view(key_heads, rows, -1).transpose(0, 1)
-    return merge(own, own_lse, joint, joint_lse).reshape(rows, heads, num_tokens, size).to(text[1].dtype)
+    def joined(once: Tensor, own: Tensor) -> Tensor:
+        own = side_by_side(own)
+        return torch.cat([once.to(own.dtype).expand(len(own), -1, -1, -1), own], dim=2)
+
+    output = attend(side_by_side(query), joined(audio[0], text[0]), joined(audio[1], text[1]))
+    return output.unflatten(2, (at_once, num_tokens)).transpose(1, 2).flatten(0, 1)[:rows]
 
 
-def partial_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """Attention over a part of the keys, with what is needed to merge it with the rest.
-
-    Args:
-        query: (B, K, M, d).
-        key, value: (B, K, T, d).
-        mask: (B, 1, M, T) bool.
-        scale: of the scores.
-
-    Returns:
-        The output (B, K, M, d) and the logarithm of the sum of exponentiated scores (B, K, M), both float32; 0 and
-        -inf where a query sees nothing.
-    """
-    at_once = max(1, MAX_SCORES // (query.shape[0] * query.shape[1] * key.shape[2]))
-    outputs, sums = [], []
-    for start in range(0, query.shape[2], at_once):
-        part = slice(start, start + at_once)
-        scores = (query[:, :, part].to(key.dtype) @ key.transpose(-1, -2)).float().mul_(scale)
-        scores.masked_fill_(~mask[:, :, part], -torch.inf)
-        highest = scores.detach().amax(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).min)
-        weights = scores.sub_(highest).exp_()
-        total = weights.sum(-1, keepdim=True)
-        weights = weights / total.clamp(min=torch.finfo(torch.float32).tiny)
-        outputs.append((weights.to(value.dtype) @ value).float())
-        sums.append((highest + total.log())[..., 0])
-    return torch.cat(outputs, dim=2), torch.cat(sums, dim=2)
-
-
-def merge(one: Tensor, one_lse: Tensor, other: Tensor, other_lse: Tensor) -> Tensor:
-    """Two partial attentions of the same queries as one: each weighs as the sum of its exponentiated scores."""
-    both = torch.logaddexp(one_lse, other_lse).clamp(min=torch.finfo(torch.float32).min)
-    return (one_lse - both).exp()[..., None] * one + (other_lse - both).exp()[..., None] * other
+def _in_groups(rows: Tensor, at_once: int) -> Tensor:
+    """(B, ...) -> (S, R, ...); the last group is filled up with zeros."""
+    if missing := -len(rows) % at_once:
+        rows = F.pad(rows, [0, 0] * (rows.ndim - 1) + [0, missing])
+    return rows.unflatten(0, (-1, at_once))
