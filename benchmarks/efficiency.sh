@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The tables of docs/efficiency.md. Each name below is one command of less than 8 minutes on one H200:
+# The tables of docs/efficiency.md. Each name below is one command; most take less than 5 minutes on one H200, compiling included:
 #
 #     OUT=results bash benchmarks/efficiency.sh train-16x1024
 #
@@ -22,12 +22,15 @@ infer() {
 
 name=${1:?one of: $(sed -n 's/^    \([a-z0-9-]*\)).*/\1/p' "$0" | tr '\n' ' ')}
 case $name in
-    train-16x1024) train "$name" --batch 16 --audio-tokens 1024 --integrations lal,pal --projector per_layer,low_rank:256 ;;
+    train-16x1024) train "$name" --batch 16 --audio-tokens 1024 --integrations lal,pal ;;
+    train-16x1024-graphs) train "$name" --batch 16 --audio-tokens 1024 --integrations lal,pal --set setup.compile_mode=reduce-overhead ;;
+    train-16x1024-low-rank) train "$name" --batch 16 --audio-tokens 1024 --integrations lal --projector low_rank:256 ;;
     train-16x1500) train "$name" --batch 16 --audio-tokens 1500 --integrations lal,pal ;;
-    train-64x1024) train "$name" --batch 64 --audio-tokens 1024 --integrations lal,pal --projector per_layer,low_rank:256 --steps 10 ;;
+    train-64x1024) train "$name" --batch 64 --audio-tokens 1024 --integrations lal,pal --steps 10 ;;
+    train-64x1024-low-rank) train "$name" --batch 64 --audio-tokens 1024 --integrations lal --projector low_rank:256 --steps 10 ;;
     train-16x1024-lean) train "$name" --batch 16 --audio-tokens 1024 --integrations lal,pal --set setup.recompute_audio=full ;;
     train-64x1024-lean) train "$name" --batch 64 --audio-tokens 1024 --integrations lal,pal --steps 10 --set setup.recompute_audio=full ;;
-    train-settings) # what each setting is worth
+    train-settings) # what each setting is worth; compiling AdamW alone takes 100 s a case
         number=0
         for more in "" "optimizer=compiled" "compile_mode=reduce-overhead" "optimizer=compiled compile_mode=reduce-overhead" \
             "recompute_audio=light" "recompute_audio=full"; do
@@ -58,6 +61,8 @@ case $name in
         for llm in llama-3.2-3b qwen2.5-1.5b; do
             LLM=$llm train "$name-$llm" --batch 8 --audio-tokens 750 --integrations lal --steps 10 --warmup 3
         done ;;
+    infer-1500-compiled) # with a compiled prefill, of fewer launches
+        infer "$name" --batch 1,16 --audio-tokens 1500 --integrations lal --decode compiled --set setup.compile=model ;;
     infer-1500) infer "$name" --batch 1,16 --audio-tokens 1500 --integrations lal,pal --new-tokens 64 --decode compiled ;;
     infer-one-clip) infer "$name" --batch 64 --audio-tokens 1500 --integrations lal --one-clip --decode compiled ;;
     infer-long) # 10 minutes and 1 hour; 25 tokens a second
