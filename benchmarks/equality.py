@@ -1,0 +1,205 @@
+"""Every fast path beside the eager reference, on the device that is there: loss, gradients, logits and greedy tokens.
+
+    python benchmarks/equality.py --llm tiny-llama --out results/equality        seconds on a CPU without --compiled
+    python benchmarks/equality.py --llm llama-3.2-1b --compiled --out results/equality
+
+The reference of each integration is unpacked, by transformers' eager attention over joined keys, in float32 (TF32 off). A fast
+path is that plus one setting; each has the same weights and batch. A difference is the norm of what differs over the norm of the
+reference, the worst over all tensors for gradients. In bfloat16 the reference stays in float32, and bfloat16's own eager
+row says what its rounding alone makes. A fast path fails where its float32 difference is above `--tolerance`, or its
+tokens are not those of `generate`.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from pal_audio.bench import infer, measure, models, train
+from pal_audio.bench.case import Case, Setup
+from pal_audio.bench.run import find_device
+from pal_audio.errors import PalError
+from pal_audio.model.decoding import greedy
+
+REFERENCE: dict[str, Any] = {"kernel": "eager", "packed": False, "precision": "float32"}
+FAST: dict[str, dict[str, Any]] = {
+    "sdpa": {"kernel": "sdpa"},
+    "sdpa, packed": {"kernel": "sdpa", "packed": True},
+    "checkpointing": {"kernel": "sdpa", "packed": True, "checkpointing": True},
+    "recompute_audio light": {"kernel": "sdpa", "packed": True, "recompute_audio": "light"},
+    "recompute_audio full": {"kernel": "sdpa", "packed": True, "recompute_audio": "full"},
+}
+COMPILED: dict[str, dict[str, Any]] = {
+    "compiled": {"kernel": "sdpa", "packed": True, "compile": "model"},
+    "compiled, graphs": {"kernel": "sdpa", "packed": True, "compile": "model", "compile_mode": "reduce-overhead"},
+    "compiled, light": {"kernel": "sdpa", "packed": True, "compile": "model", "recompute_audio": "light"},
+}
+Result = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Computed:
+    """What one way computes.
+
+    Attributes:
+        loss: of the batch.
+        gradients: by name of parameter, on the CPU, float32.
+    """
+
+    loss: float
+    gradients: dict[str, Tensor]
+
+
+def compute(case: Case, device: torch.device) -> Computed:
+    """Loss and gradients of a case; twice where steps replay graphs, which are recorded first."""
+    model = models.build(case, device)
+    models.training_mode(case, model)
+    loss_of = train.compiled_loss(case, model, models.make_batch(case, model))
+    for _ in range(3 if case.setup.replays_graphs else 1):
+        model.zero_grad(set_to_none=True)
+        loss = loss_of()
+        value = float(loss.detach())
+        loss.backward()
+    gradients = {name: parameter.grad.float().cpu() for name, parameter in model.named_parameters() if parameter.grad is not None}
+    return Computed(value, gradients)
+
+
+def difference(one: Tensor, other: Tensor) -> float:
+    """Norm of the difference over that of the second."""
+    return float((one.double() - other.double()).norm() / other.double().norm().clamp(min=1e-12))
+
+
+def training_rows(base: Case, ways: dict[str, dict[str, Any]], device: torch.device, precisions: list[str]) -> Iterator[Result]:
+    """Rows of one integration."""
+    reference = compute(varied(base, {}), device)
+    for precision in precisions:
+        own = {} if precision == "float32" else {"eager": {"kernel": "eager"}}
+        for name, settings in {**own, **ways}.items():
+            row: Result = {"integration": base.integration, "precision": precision, "way": name}
+            try:
+                found = compute(varied(base, settings | {"precision": precision}), device)
+            except Exception as error:  # one way that fails is a row that says so
+                yield row | {"error": f"{type(error).__name__}: {error}"[:300]}
+                continue
+            assert found.gradients.keys() == reference.gradients.keys()
+            each = {key: difference(found.gradients[key], reference.gradients[key]) for key in reference.gradients}
+            worst = max(each, key=lambda key: each[key])
+            loss = abs(found.loss - reference.loss) / abs(reference.loss)
+            yield row | {"error": None, "loss": loss, "gradient": each[worst], "worst": worst, "num_gradients": len(each)}
+            measure.clean(device)
+
+
+def varied(base: Case, settings: dict[str, Any]) -> Case:
+    return base.model_copy(update={"setup": Setup.model_validate(base.setup.model_dump() | REFERENCE | settings)})
+
+
+def generation_rows(base: Case, device: torch.device, new_tokens: int) -> Iterator[Result]:
+    """Greedy tokens of the fixed-size loop beside `generate`'s, and a memory that all rows share beside one for each row."""
+    case = varied(base, {"kernel": "sdpa"})
+    model = models.build(case, device).eval()
+    inputs = models.make_batch(case, model, 1).inputs
+    text = {name: inputs.pop(name) for name in ("input_ids", "attention_mask")}
+    with torch.no_grad():
+        memory = infer.make_memory(case, model, inputs, 0)
+        asked = {name: tensor.to(device) for name, tensor in text.items()}
+        if memory is None:
+            held: dict[str, Any] = {"one for each row": None}
+        else:
+            copies = memory.concatenate([memory] * case.batch)
+            held = {"one for each row": copies, "shared": memory.share(case.batch)}
+        expected = prefill = None
+        for name, audio in held.items():
+            options: dict[str, Any] = {} if audio is None else {"audio_memory": audio}
+            logits = model(**asked, **options).logits[:, -1].float().cpu()
+            tokens = model.generate(
+                **asked, **options, do_sample=False, max_new_tokens=new_tokens, min_new_tokens=new_tokens, pad_token_id=0
+            )[:, -new_tokens:]
+            expected, prefill = tokens if expected is None else expected, logits if prefill is None else prefill
+            fast = greedy(model, **asked, **options, max_new_tokens=new_tokens)[:, -new_tokens:]
+            same = bool(torch.equal(tokens, expected) and torch.equal(fast.to(tokens.device), expected))
+            yield {
+                "integration": base.integration, "precision": "float32", "way": f"greedy, memory {name}", "error": None,
+                "logits": difference(logits, prefill), "same_tokens": same, "num_tokens": int(tokens.numel()),
+            }  # fmt: skip
+    measure.clean(device)
+
+
+def failed(row: Result, tolerance: float) -> bool:
+    """Whether a row is no equality."""
+    if row["error"] is not None:
+        return True
+    if "same_tokens" in row:
+        return not row["same_tokens"] or row["logits"] > tolerance
+    return row["precision"] == "float32" and max(row["loss"], row["gradient"]) > tolerance
+
+
+def main(arguments: list[str] | None = None) -> list[Result]:
+    """Compare, print a table, write OUT/equality.json.
+
+    Raises:
+        SystemExit: status 1 where a fast path is not equal.
+    """
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--llm", default="tiny-llama")
+    parser.add_argument("--encoder", default="frames")
+    parser.add_argument("--integrations", default="plits,lal,pal,flamingo")
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--audio-tokens", type=int, default=300)
+    parser.add_argument("--text-tokens", type=int, default=64)
+    parser.add_argument("--new-tokens", type=int, default=16)
+    parser.add_argument("--precisions", default="float32,bf16")
+    parser.add_argument("--compiled", action="store_true", help="compiled ways too")
+    parser.add_argument("--tolerance", type=float, default=1e-4)
+    parser.add_argument("--device")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args(arguments)
+    device = find_device(options.device)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    ways = FAST | (COMPILED if options.compiled else {})
+    rows: list[Result] = []
+    for integration in options.integrations.split(","):
+        setup = Setup(llm=options.llm, encoder=options.encoder)
+        case = Case(
+            setup=setup, integration=integration, batch=options.batch, audio_tokens=options.audio_tokens,
+            text_tokens=options.text_tokens,
+        )  # fmt: skip
+        keyed = integration in ("lal", "pal")
+        chosen = {name: way for name, way in ways.items() if keyed or "recompute_audio" not in way}
+        print(f"equality: {integration}", file=sys.stderr)
+        rows += training_rows(case, chosen, device, options.precisions.split(","))
+        rows += generation_rows(case, device, options.new_tokens)
+    header = {"hardware": measure.hardware(device), "date": measure.now(), "tolerance": options.tolerance}
+    if options.out is not None:
+        options.out.mkdir(parents=True, exist_ok=True)
+        (options.out / "equality.json").write_text(json.dumps({"header": header, "rows": rows}, indent=1) + "\n")
+    show(rows, options.tolerance)
+    if any(failed(row, options.tolerance) for row in rows):
+        raise SystemExit(1)
+    return rows
+
+
+def show(rows: list[Result], tolerance: float) -> None:
+    table = Table("integration", "precision", "way", "loss", "gradients (worst)", "logits", "tokens", "")
+    for row in rows:
+        table.add_row(
+            row["integration"], row["precision"], row["way"],
+            *(f"{row[name]:.1e}" if name in row else "" for name in ("loss", "gradient", "logits")),
+            "" if "same_tokens" not in row else "the same" if row["same_tokens"] else "DIFFER",
+            row["error"] or ("not equal" if failed(row, tolerance) else ""),
+        )  # fmt: skip
+    Console(width=160).print(table)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except PalError as error:
+        sys.exit(f"equality: error: {error}")
