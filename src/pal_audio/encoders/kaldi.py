@@ -50,7 +50,8 @@ class LogMelBank:
         frames_FS = wav_S.unfold(0, FRAME_SAMPLES, HOP_SAMPLES)
         frames_FS = frames_FS - frames_FS.mean(dim=1, keepdim=True)
         before_FS = torch.cat([frames_FS[:, :1], frames_FS[:, :-1]], dim=1)
-        power_FP = torch.fft.rfft((frames_FS - PRE_EMPHASIS * before_FS) * self.hann_S, n=FFT_SAMPLES).abs().square()
+        spectrum_FP = torch.fft.rfft((frames_FS - PRE_EMPHASIS * before_FS) * self.hann_S, n=FFT_SAMPLES)
+        power_FP = spectrum_FP.real.square() + spectrum_FP.imag.square()  # abs() takes a root for nothing
         return (power_FP @ self.bank_PM).clamp(min=FLOOR).log()
 
 
