@@ -1,9 +1,15 @@
 """benchmarks/lab: which steps there are, what each waits for, and how cores are shared out. Nothing runs here."""
 
 import json
+import os
+import signal
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+from benchmarks.lab import __main__ as main_module
+from benchmarks.lab import bundle as bundle_module
 from benchmarks.lab import flow as flow_module
 from benchmarks.lab.__main__ import RECIPES
 from benchmarks.lab.flow import Flow
@@ -114,3 +120,64 @@ def test_the_best_arm_is_one_that_can_be_bundled(tmp_path: Path) -> None:
         write(arm, 1, 10**8)
     with pytest.raises(PalError, match="take a smaller LM"):
         steps["best"].finish()
+
+
+@pytest.mark.parametrize("arm", ["lal", "pal-multi", "blind"])
+def test_every_step_of_the_bundle_stands_behind_what_it_needs(arm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both alone, after a grid, and with what is made early, where another arm may have been guessed."""
+    monkeypatch.setattr(bundle_module, "read_grid", lambda out: None)
+    flow = Flow(tmp_path, tmp_path, Shelf(RECIPES))
+    for folder in ("marks", "rates"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "marks" / "best.json").write_text(json.dumps({"arm": arm}))
+    for family in ("lal", "pal"):
+        (tmp_path / "rates" / f"{family}.json").write_text('{"factor": 1}')
+    early = bundle_module.early_steps(flow)
+    after = bundle_module.bundle(flow, tmp_path / "model")
+    for steps in ([*grid_steps(flow), *early], after):
+        before: set[str] = set()
+        for step in steps:
+            assert before >= {*step.needs, *step.follows}, step.name
+            before.add(step.name)
+        assert len(before) == len(steps)
+    assert {step.name for step in early} == {"world-dev", "bundle-encoder-unified", "frames-bundle-unified"}
+    assert ({step.name for step in early} < {step.name for step in after}) is (arm != "pal-multi")
+
+
+def test_a_model_is_made_where_the_mark_says(tmp_path: Path) -> None:
+    flow, model = Flow(tmp_path, tmp_path, Shelf(RECIPES)), tmp_path / "model"
+    model.mkdir()
+    (model / "README.md").write_text("a card")
+    assert not bundle_module.is_made(flow, model)
+    (tmp_path / "marks").mkdir()
+    flow.mark("bundle").write_text(json.dumps({"bytes": 1, "model": str(model)}))
+    assert bundle_module.is_made(flow, model)
+    assert not bundle_module.is_made(flow, tmp_path), "another folder"
+    with pytest.raises(PalError, match="not empty"):
+        bundle_module.check_target(model)
+
+
+def test_a_signal_in_the_grids_last_step_ends_before_the_bundle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def last() -> dict[str, Any]:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.5)  # the handler runs in the main thread
+        return {}
+
+    monkeypatch.setattr(main_module, "grid_steps", lambda flow: [Step("last", "pace", tmp_path / "last.json", finish=last)])
+    monkeypatch.setattr(main_module, "early_steps", lambda flow: [])
+    monkeypatch.setattr(main_module, "bundle", lambda *_: pytest.fail("it began"))
+    words = [
+        "run",
+        "--root",
+        str(tmp_path),
+        "--out",
+        str(tmp_path / "out"),
+        "--device",
+        "cpu",
+        "--bundle",
+        str(tmp_path / "model"),
+    ]
+    assert main_module.main(words) == main_module.TIME_IS_UP
+    assert main_module.main(["run", *words[1:7]]) == 0, "alone it has ended"

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import benchmarks.lab
-from benchmarks.lab.bundle import bundle, check_target, early_steps
+from benchmarks.lab.bundle import bundle, check_target, early_steps, is_made
 from benchmarks.lab.elsewhere import asking as elsewhere
 from benchmarks.lab.elsewhere.folder import render
 from benchmarks.lab.elsewhere.notes import SOUNDFONT
@@ -49,23 +49,33 @@ def _run(options: argparse.Namespace) -> int:
     started = time.monotonic()
     flow = _flow(options)
     model = options.bundle and options.bundle.absolute()
-    is_made = model is not None and flow.mark("bundle").is_file() and (model / "README.md").is_file()
-    if model is not None and not is_made:
+    if model is not None and is_made(flow, model):
+        model = None
+    if model is not None:
         check_target(model)
     elsewhere.check(flow)
     flow.check()
     with locked(flow.out):
         deadline = None if options.minutes is None else started + 60 * options.minutes
         steps = grid_steps(flow)
-        if model is None or is_made:
+        if model is None:
             return run_steps(steps, flow, deadline)
         begun = next((number for number, step in enumerate(steps) if step.kind == "train"), len(steps))
-        status = run_steps([*steps[:begun], *early_steps(flow), *steps[begun:]], flow, deadline)
+        status = run_steps([*steps[:begun], *early_steps(flow), *steps[begun:]], flow, deadline, more=True)
         return status or run_steps(bundle(flow, model), flow, deadline)
 
 
-def run_steps(steps: list[Step], flow: Flow, deadline: float | None) -> int:
-    """Run steps until they are done or the time is up; SIGINT and SIGTERM end it as the time does. Returns the exit status."""
+def run_steps(steps: list[Step], flow: Flow, deadline: float | None, more: bool = False) -> int:
+    """Run steps until they are done or the time is up; SIGINT and SIGTERM end it as the time does.
+
+    Args:
+        steps, flow: what is to do.
+        deadline: see `Runner`.
+        more: others follow, so that being told to stop counts although these steps are done.
+
+    Returns:
+        The exit status.
+    """
     if len(flow.gpus) > 1:
         print(f"GPUs: {', '.join(flow.gpus)}; each process sees one of them", flush=True)
     say = partial(print, flush=True)
@@ -74,7 +84,7 @@ def run_steps(steps: list[Step], flow: Flow, deadline: float | None) -> int:
     try:
         if runner.run():
             print("all steps are done")
-            return 0
+            return TIME_IS_UP if more and runner.stopped else 0
     finally:
         for name, handler in before.items():
             signal.signal(name, handler)

@@ -17,6 +17,7 @@ import torch
 from benchmarks.lab.analysis import Grid, read_grid
 from benchmarks.lab.calibrating import calibration
 from benchmarks.lab.flow import Flow
+from benchmarks.lab.questions import read_json
 from benchmarks.lab.recipes import LabRecipe, written
 from benchmarks.lab.steps import Step
 
@@ -52,7 +53,7 @@ def bundle(flow: Flow, model: Path) -> list[Step]:
     steps.append(_train(flow, "bundle-arm", recipe, settings, (steps[-1].name,), "final"))
 
     def finish() -> dict[str, Any]:
-        return {"bytes": write_model(flow, grid, best, model)}
+        return {"bytes": write_model(flow, grid, best, model), "model": str(model)}
 
     made = (model / "README.md",)
     last = Step("bundle", "bundle", flow.mark("bundle"), ("bundle-arm",), products=made, finish=finish, on_gpu=False)
@@ -69,6 +70,12 @@ def early_steps(flow: Flow) -> list[Step]:
     steps, _ = _heard(flow, write_recipe(flow, first, 1.0), list(most))
     own = f"frames-{flow.frames(first).name}"  # the arms' own sound has the cores first
     return [replace(steps[0], needs=(own,)), *steps[1:]]
+
+
+def is_made(flow: Flow, model: Path) -> bool:
+    """Whether the bundle was written into this very folder."""
+    mark = flow.mark("bundle")
+    return mark.is_file() and read_json(mark).get("model") == str(model) and (model / "README.md").is_file()
 
 
 def check_target(model: Path) -> None:
@@ -91,7 +98,7 @@ def _heard(flow: Flow, recipe: LabRecipe, encoders: list[str]) -> tuple[list[Ste
         return steps, None
     frames = flow.out / "frames" / f"bundle-{'+'.join(encoders)}"
     manifests = [*(Path(source["path"]) for source in _sources(flow)), flow.out / "tests" / "curve.jsonl"]
-    needs = ("tests", *(step.name for step in steps))
+    needs = tuple(step.name for step in steps)
     return [*steps, flow.encoding(f"frames-{frames.name}", recipe.path, manifests, frames, needs)], frames
 
 

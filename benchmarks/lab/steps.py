@@ -132,6 +132,11 @@ class Runner:
                 self.say(f"not begun: {step.name}, which needs {', '.join(lacking)}")
         return all(step.done for step in self.steps)
 
+    @property
+    def stopped(self) -> bool:
+        """Whether it was told to stop."""
+        return self._stopping.is_set()
+
     def stop(self) -> None:
         """Begin nothing more, and tell what runs to save and stop; what does not listen is killed after a while."""
         self._stopping.set()

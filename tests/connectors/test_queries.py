@@ -67,3 +67,10 @@ def test_low_precision_keeps_its_type_and_comes_near() -> None:
     assert low.dtype == torch.bfloat16
     exact = plain(attention.float(), queries_CAD.bfloat16().float(), memory_CTD.bfloat16().float(), mask_CT)
     assert (low.float() - exact).abs().max().item() < 0.03 * exact.abs().max().item() + 0.01
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("num_queries", [FEW, MANY])
+def test_a_clip_without_frames_spoils_nothing(num_queries: int) -> None:
+    mask_CT = torch.arange(FRAMES) < torch.tensor([FRAMES, 0])[:, None]
+    assert Attention(SIZE, HEADS)(torch.randn(2, num_queries, SIZE), torch.randn(2, FRAMES, SIZE), mask_CT).isfinite().all()

@@ -297,6 +297,20 @@ def test_a_shared_memory_is_not_concatenated() -> None:
         model.attach(memory.share(3), one["input_ids"].repeat(2, 1))
 
 
+def test_padding_that_is_fed_alone_spoils_nothing() -> None:
+    """A piece of one column of padding sees no key at all: what stands there is finite, as where rows hold audio of their own."""
+    model, processor = tiny_model("llama", "lal")
+    one = batch(processor, [message(CLIPS[1])])
+    memory = model.encode_audio(one["input_features"], one["audio_num_samples"])
+    questions = [message(CLIPS[1], question=text) for text in ("a bell", "how many sounds come before the siren?")]
+    inputs = batch(processor, questions)
+    asked = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+    assert (asked["attention_mask"] == 0).sum() > 3
+    expected = model.generate(**asked, audio_memory=memory.share(2), max_new_tokens=5, do_sample=False)
+    in_pieces = model.generate(**asked, audio_memory=memory.share(2), max_new_tokens=5, do_sample=False, prefill_chunk_size=1)
+    assert torch.equal(in_pieces, expected)
+
+
 # ---- the attention of a step ----------------------------------------------------------------------------------------
 
 

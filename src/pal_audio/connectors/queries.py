@@ -76,7 +76,7 @@ class Attention(nn.Module):
         same = rearrange((q * b_k).sum(-1, keepdim=True), "h (c a) 1 -> c (h a) 1", c=clips)  # of all frames: softmax drops it
         scores = (asked @ memory_CTD.transpose(1, 2) + same).float()
         if mask_CT is not None:
-            scores = scores.masked_fill(~mask_CT[:, None], -torch.inf)
+            scores = scores.masked_fill(~mask_CT[:, None], torch.finfo(torch.float32).min)
         read = scores.softmax(-1).to(memory_CTD.dtype) @ memory_CTD
         value = rearrange(read, "c (h a) m -> h (c a) m", h=heads) @ w_v.transpose(1, 2) + b_v
         return self.out_proj(rearrange(value, "h (c a) d -> c a (h d)", c=clips))

@@ -161,7 +161,7 @@ def _hear_shared(
         visible = pal_audio.visible(layer).expand(-1, -1, num_tokens, -1)
         return _text_mask(query, text[0], attention_mask).expand(-1, -1, num_tokens, -1)[:, 0], visible[:, 0]
 
-    if num_tokens == 1:
+    if num_tokens == 1 and not dropout:
         seen, hears = masks()
         scale = 1 / math.sqrt(size) if scaling is None else scaling
         return one_query_attention(query[:, :, 0], Keys(*text, seen[:, 0]), Keys(*audio, hears[:, 0]), scale)[:, None]

@@ -163,7 +163,8 @@ def one_query_attention(query_BHd: Tensor, text: Keys, audio: Keys | None, scale
         assert part.tables is None
         one = _per_key_head(grouped.to(part.keys.dtype), part.keys) @ part.keys.transpose(-1, -2)
         one = _per_row(one, rows, part.keys).float() * scale
-        scores.append(one.masked_fill(~part.seen_BT[:, None, None, :], -torch.inf))
+        # Not -inf: a column of padding that is fed alone sees nothing, and NaN would reach the row's text through the cache.
+        scores.append(one.masked_fill(~part.seen_BT[:, None, None, :], torch.finfo(torch.float32).min))
     weights = torch.cat(scores, dim=-1).softmax(-1).split([part.keys.shape[2] for part in parts], dim=-1)
     output = torch.zeros_like(grouped, dtype=torch.float32)
     for part, weight in zip(parts, weights, strict=True):
