@@ -4,7 +4,7 @@ Kept for the backward pass (bytes; e of an activation's element, letters as in `
 
     a token in a layer        2 norms of (4 + 2e) D, feed-forward 4e F, queries and output 2e Hd, keys and values 2e Kd
     in a LAL layer instead    keys and values repeated for every head, 2e Hd, of text and audio; a mask of e a pair
-    an audio token's key      a norm of (4 + 2e) D
+    an audio token's key      e D of its projector's output; its norm is in the product (`integration.normed_projection`)
     an audio token            connector: (2 s frame_size + 6 D) e
     a frame, in PAL           summary: (5 + 2 of each of its layers) e frame_size
     a logit                   `logit_bytes`, at the end of the forward pass
@@ -116,7 +116,7 @@ def layer_bytes(llm: LlmShape, work: Work, way: Way, with_keys: bool) -> tuple[f
         return tokens * (token + 2 * element * llm.kv_size), 0.0
     pairs = work.batch * work.row_tokens * (work.row_tokens + work.keys)
     expanded = 2 * element * llm.query_size
-    return tokens * (token + expanded), keys * (way.norm_bytes * llm.hidden_size + expanded) + element * pairs
+    return tokens * (token + expanded), keys * (element * llm.hidden_size + expanded) + element * pairs
 
 
 def kept_bytes(llm: LlmShape, work: Work, way: Way, constants: Constants | None = None) -> tuple[float, float, float]:

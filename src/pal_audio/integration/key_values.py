@@ -10,13 +10,14 @@ Shapes: B rows, A audio tokens, D the LLM's width, K key/value heads, d head wid
 
 import sys
 from collections.abc import Callable, Iterable
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from pal_audio.errors import PalError
+from pal_audio.integration.normed_projection import normed_projection, rms_norm
 
 # A family's own names of what LAL calls in a decoder layer; the first that a layer has counts.
 _LAYER_LISTS = ("layers", "h")
@@ -65,6 +66,7 @@ class LayerKeyValues:
         self.family = llm.config.get_text_config().model_type
         self.layer = find_layers(llm)[index]
         self.input_norm = _first(self.layer, _INPUT_NORMS)
+        self._rms_norm = rms_norm(self.input_norm)
         attention = _first(self.layer, ATTENTIONS)
         if attention is None or _first(attention, ("k_proj", *_FUSED, _FUSED_BY_HEAD)) is None:
             raise UnsupportedLlmError(
@@ -96,9 +98,13 @@ class LayerKeyValues:
 
     def project(self, inputs_BAD: Tensor) -> tuple[Tensor, Tensor]:
         """Inputs of the layer -> its un-rotated keys and its values, each (B, K, A, d), in the layer's dtype."""
-        inputs_BAD = inputs_BAD.to(compute_dtype(self.layer))
-        hidden = inputs_BAD if self.input_norm is None else self.input_norm(inputs_BAD)
-        keys, values = self._key_value_projection(hidden)
+        norm, attention = self._rms_norm, self.attention
+        if norm is not None and norm.is_plain and hasattr(attention, "k_proj") and _is_plain(attention.k_proj, attention.v_proj):
+            keys, values = _both(attention.k_proj, attention.v_proj, partial(normed_projection, inputs_BAD, norm))
+        else:
+            inputs_BAD = inputs_BAD.to(compute_dtype(self.layer))
+            hidden = inputs_BAD if self.input_norm is None else self.input_norm(inputs_BAD)
+            keys, values = self._key_value_projection(hidden)
         key_norm: Any = getattr(self.attention, "k_norm", None)
         heads = keys.shape[-1] // self.head_dim
         # OLMo2 norms all heads together, Qwen3 and Gemma 3 each head on its own.
@@ -115,7 +121,7 @@ class LayerKeyValues:
         attention: Any = self.attention
         if hasattr(attention, "k_proj"):
             if _is_plain(attention.k_proj, attention.v_proj):
-                return _both(attention.k_proj, attention.v_proj, hidden)
+                return _both(attention.k_proj, attention.v_proj, partial(nn.functional.linear, hidden))
             return attention.k_proj(hidden), attention.v_proj(hidden)
         if hasattr(attention, _FUSED_BY_HEAD):
             heads = attention.query_key_value(hidden).unflatten(-1, (-1, 3 * self.head_dim))
@@ -172,14 +178,12 @@ def _is_plain(*modules: nn.Module) -> bool:
     )
 
 
-def _both(k_proj: Any, v_proj: Any, hidden: Tensor) -> tuple[Tensor, Tensor]:
+def _both(k_proj: Any, v_proj: Any, product: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
     """Keys and values by one product: audio is long, and reading it twice costs more than joining two small matrices."""
-    weight = torch.cat([k_proj.weight, v_proj.weight])
-    bias = None
+    output = product(torch.cat([k_proj.weight, v_proj.weight]))
     if k_proj.bias is not None and v_proj.bias is not None:
-        bias = torch.cat([k_proj.bias, v_proj.bias])
-    sizes = [k_proj.out_features, v_proj.out_features]
-    keys, values = nn.functional.linear(hidden, weight, bias).split(sizes, dim=-1)
+        output = output + torch.cat([k_proj.bias, v_proj.bias]).to(output.dtype)
+    keys, values = output.split([k_proj.out_features, v_proj.out_features], dim=-1)
     return keys, values
 
 

@@ -1,0 +1,125 @@
+"""A linear map of RMS-normed inputs that keeps the inputs for its gradients and not the normed ones.
+
+    W (s * y / rms(y))  =  (W * s) y / rms(y)          the norm is one number a token, which the product takes outside
+
+A LAL layer norms what its projector gives and makes keys and values of it. Autograd keeps the projector's outputs and the normed
+ones, each as wide as the LLM; of the latter nothing is left here, in memory or in traffic. Source: our choice.
+
+Shapes: N tokens, D width, O outputs.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_EPS_NAMES = ("variance_epsilon", "eps", "epsilon")
+_PROBE = 8
+
+
+class RmsNorm:
+    """What an RMS norm of an LLM computes: by how much it scales, and what it adds to the mean square.
+
+    Args:
+        norm: its module.
+        scale: from the module's weight to the factors.
+    """
+
+    def __init__(self, norm: nn.Module, scale: Callable[[Tensor], Tensor]) -> None:
+        self.norm: Any = norm
+        self.eps = float(_eps(norm))
+        self._scale = scale
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether calling the module is this formula and nothing else."""
+        hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+        return "forward" not in vars(self.norm) and not any(getattr(self.norm, name) for name in hooks)
+
+    @property
+    def scale_D(self) -> Tensor:
+        return self._scale(self.norm.weight)
+
+
+def rms_norm(norm: nn.Module | None) -> RmsNorm | None:
+    """The norm as numbers, or None where its class computes something else."""
+    kind: Any = type(norm)
+    scale = _formula(kind)
+    return None if norm is None or scale is None else RmsNorm(norm, scale)
+
+
+@cache
+def _formula(kind: Any) -> Callable[[Tensor], Tensor] | None:
+    """How a class makes factors of its weight, found by asking a small one; None where no formula fits."""
+    with torch.device("cpu"), torch.no_grad():
+        try:
+            made: Any = kind(_PROBE, eps=0.5)
+            made.float().weight.copy_(torch.linspace(0.5, 2, _PROBE))
+            inputs_ND = torch.linspace(-1, 3, 3 * _PROBE).view(3, _PROBE)
+            found_ND, eps = made(inputs_ND), _eps(made)
+        except (TypeError, AttributeError, RuntimeError):
+            return None
+        if eps != 0.5:
+            return None
+        normed_ND = inputs_ND * torch.rsqrt(inputs_ND.square().mean(-1, keepdim=True) + eps)
+        for scale in (_as_it_is, _more_than_one):
+            if torch.allclose(found_ND, normed_ND * scale(made.weight), rtol=1e-5, atol=1e-6):
+                return scale
+    return None
+
+
+def _as_it_is(weight_D: Tensor) -> Tensor:
+    return weight_D
+
+
+def _more_than_one(weight_D: Tensor) -> Tensor:
+    return 1 + weight_D  # Gemma
+
+
+def _eps(norm: Any) -> Any:
+    return next((getattr(norm, name) for name in _EPS_NAMES if hasattr(norm, name)), None)
+
+
+def normed_projection(inputs: Tensor, norm: RmsNorm, weight_OD: Tensor) -> Tensor:
+    """`linear(norm(inputs), weight)`.
+
+    Args:
+        inputs: (..., D).
+        norm: of the inputs.
+        weight_OD: of the map.
+
+    Returns:
+        (..., O) in the dtype of the product, which autocast may change.
+    """
+    weight_OD = (_wide(weight_OD) * _wide(norm.scale_D)).to(weight_OD.dtype)
+    device = inputs.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight_OD.dtype
+    output: Tensor = _NormedProjection.apply(inputs.to(dtype), weight_OD.to(dtype), norm.eps)  # type: ignore[no-untyped-call]
+    return output
+
+
+class _NormedProjection(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, weight_OD: Tensor, eps: float) -> Tensor:
+        inverse = torch.rsqrt(_wide(inputs).square().mean(-1, keepdim=True) + eps)
+        ctx.save_for_backward(inputs, weight_OD, inverse)
+        return (_wide(inputs @ weight_OD.T) * inverse).to(inputs.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:  # type: ignore[override]
+        inputs, weight_OD, inverse = ctx.saved_tensors
+        scaled = (_wide(gradient) * inverse).to(inputs.dtype)
+        of_inputs = of_weight = None
+        if ctx.needs_input_grad[1]:
+            of_weight = scaled.flatten(0, -2).T @ inputs.flatten(0, -2)
+        if ctx.needs_input_grad[0]:
+            straight = _wide(scaled @ weight_OD)
+            along = (straight * inputs).mean(-1, keepdim=True) * inverse.square()
+            of_inputs = (straight - inputs * along).to(inputs.dtype)
+        return of_inputs, of_weight, None
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

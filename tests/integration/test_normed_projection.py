@@ -1,0 +1,86 @@
+"""A product that takes an RMS norm inside it: equal to norm and linear map one after another, and less is kept."""
+
+import pytest
+import torch
+from torch import nn
+from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+from pal_audio.integration.normed_projection import normed_projection, rms_norm
+
+D, OUT = 32, 12
+
+
+def made(kind: type[nn.Module], dtype: torch.dtype = torch.float32) -> nn.Module:
+    norm: nn.Module = kind(D, eps=1e-2)
+    nn.init.normal_(norm.weight)  # type: ignore[arg-type]
+    return norm.to(dtype)
+
+
+@pytest.mark.parametrize("kind", [LlamaRMSNorm, Gemma2RMSNorm])
+def test_it_is_the_norm_and_the_map(kind: type[nn.Module]) -> None:
+    norm = made(kind)
+    inputs = (3 * torch.randn(2, 5, D)).requires_grad_()
+    weight = torch.randn(OUT, D, requires_grad=True)
+    formula = rms_norm(norm)
+    assert formula is not None
+    ours, theirs = normed_projection(inputs, formula, weight), nn.functional.linear(norm(inputs), weight)
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    cotangent, leaves = torch.randn_like(ours), [inputs, weight, norm.weight]
+    pairs = zip(*(torch.autograd.grad(output, leaves, cotangent) for output in (ours, theirs)), strict=True)
+    for one, other in pairs:
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_gradients_are_those_of_differences() -> None:
+    formula = rms_norm(made(LlamaRMSNorm, torch.float64))
+    assert formula is not None
+    inputs, weight = (torch.randn(*shape, D, dtype=torch.float64, requires_grad=True) for shape in ((2, 3), (OUT,)))
+    assert torch.autograd.gradcheck(lambda x, w: normed_projection(x, formula, w), (inputs, weight))
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_in_bfloat16_it_is_as_near_as_the_norm_and_the_map(autocast: bool) -> None:
+    norm, inputs, weight = made(LlamaRMSNorm), torch.randn(64, D), torch.randn(OUT, D)
+    exact = nn.functional.linear(norm(inputs), weight)
+    if not autocast:
+        norm, inputs, weight = norm.bfloat16(), inputs.bfloat16(), weight.bfloat16()
+    formula = rms_norm(norm)
+    assert formula is not None
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        ours, theirs = normed_projection(inputs, formula, weight), nn.functional.linear(norm(inputs), weight)
+    assert ours.dtype == theirs.dtype == torch.bfloat16
+    error, usual = ((found.float() - exact).square().mean().sqrt() for found in (ours, theirs))
+    assert error < 1.3 * usual
+
+
+def test_the_normed_inputs_are_not_kept() -> None:
+    formula, inputs = rms_norm(made(LlamaRMSNorm)), torch.randn(100, D, requires_grad=True)
+    assert formula is not None
+    kept: list[torch.Tensor] = []
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        normed_projection(inputs, formula, nn.Parameter(torch.randn(OUT, D)))
+    assert sum(tensor.numel() for tensor in kept if len(tensor) == len(inputs)) == 100 * (D + 1), "the inputs and a number each"
+
+
+def test_other_norms_and_hooked_ones_are_left_alone() -> None:
+    class Other(LlamaRMSNorm):
+        def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+            return super().forward(hidden_states) + 1
+
+    for norm in (None, nn.LayerNorm(D), Other(D), nn.Identity()):
+        assert rms_norm(norm) is None
+    norm = made(LlamaRMSNorm)
+    formula = rms_norm(norm)
+    assert formula is not None
+    assert formula.is_plain
+    handle = norm.register_forward_hook(lambda *_: None)
+    assert not formula.is_plain
+    handle.remove()
+    norm.forward = lambda x: x  # type: ignore[method-assign]
+    assert not formula.is_plain
