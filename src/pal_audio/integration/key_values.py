@@ -1,9 +1,10 @@
 """A decoder layer's own way from inputs to keys and values, found in any transformers LLM.
 
 LAL gives a layer audio as if it were text: normed by the layer's norm, projected by its key and value modules, key-normed
-and rotated as the layer does it. The modules are *called*, so adapters, quantised linears and hooks apply to audio too; where both maps and
-the norm are plain, one product of their weights takes the place of the calls (`normed_projection`). Families differ in names and order; the
-differences are listed here and nowhere else, and `proof.prove` compares the result with the layer itself.
+and rotated as the layer does it. The modules are *called*, so adapters, quantised linears and hooks apply to audio too;
+where both maps and the norm are plain, one product of their weights stands for the calls (`normed_projection`). Families
+differ in names and order; the differences are listed here and nowhere else, and `proof.prove` compares the result with
+the layer itself.
 
 Shapes: B rows, A audio tokens, D the LLM's width, K key/value heads, d head width.
 """
