@@ -1,34 +1,20 @@
 """benchmarks/equality.py on the CPU: every fast path is equal, and one that is not ends it with status 1."""
 
-import importlib.util
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+from benchmarks import equality
 
 from pal_audio.bench.case import Case
 
-FILE = Path(__file__).parents[2] / "benchmarks" / "equality.py"
 TINY = "--llm tiny-llama --encoder tiny-frames --batch 2 --audio-tokens 24 --text-tokens 12 --new-tokens 3 --device cpu".split()
 
 
-@pytest.fixture(scope="module")
-def equality() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("equality", FILE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["equality"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_every_fast_path_is_equal(equality: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_fast_path_is_equal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = equality.main([*TINY, "--precisions", "float32,bf16", "--out", str(tmp_path)])
     assert "the same" in capsys.readouterr().out
     assert json.loads((tmp_path / "equality.json").read_text())["rows"] == rows
@@ -38,9 +24,7 @@ def test_every_fast_path_is_equal(equality: ModuleType, tmp_path: Path, capsys: 
     assert min(rounding) > 1e-4 > max(row["gradient"] for row in rows if row["precision"] == "float32" and "gradient" in row)
 
 
-def test_a_fast_path_that_differs_is_told(
-    equality: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_fast_path_that_differs_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     exact = equality.compute
 
     def off(case: Case, device: torch.device) -> Any:
@@ -54,7 +38,7 @@ def test_a_fast_path_that_differs_is_told(
     assert "not equal" in capsys.readouterr().out
 
 
-def test_a_way_that_fails_is_a_row(equality: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_way_that_fails_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     row = {"error": "RuntimeError: no"}
     assert equality.failed(row, 1.0)
     assert equality.failed({"error": None, "same_tokens": False, "logits": 0.0}, 1.0)
