@@ -1,7 +1,9 @@
 """`pal bench train` and `infer` on the CPU with tiny shapes: that the benchmark works, never how long anything takes."""
 
 import json
+import weakref
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -265,3 +267,27 @@ def test_memory_of_replayed_graphs_is_not_told(mode: str, told: bool, monkeypatc
     case = Case(setup=setup, integration="lal", batch=1, audio_tokens=8, text_tokens=8)
     row = train.measure_case(case, torch.device("cpu"), 1, 1, {"matrix_flops": 1e12, "bandwidth_bytes": 1e11})
     assert (row["peak_bytes"] == 10**9) is (row["rest_bytes"] is not None) is told
+
+
+def test_frames_are_let_go_before_answers_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What stands while a model answers is the memory, not what it was made of."""
+    made: list[weakref.ref[torch.Tensor]] = []
+    original = models.make_batch
+
+    def watched(*args: Any) -> models.Batch:
+        batch = original(*args)
+        made.append(weakref.ref(batch.inputs["input_features"].layers[0]))
+        return batch
+
+    def decode(asked: infer.Asked) -> float:
+        assert asked.memory is not None
+        assert made[0]() is None
+        return 1.0
+
+    monkeypatch.setattr(models, "make_batch", watched)
+    monkeypatch.setitem(infer.DECODERS, "loop", decode)
+    case = Case(setup=Setup(llm="tiny-llama", encoder="tiny-frames", precision="float32"), integration="lal", batch=2,
+                audio_tokens=8, text_tokens=12, extra={"decode": "loop"})  # fmt: skip
+    row = infer.measure_case(case, torch.device("cpu"), 1, 1, {"matrix_flops": 1e12, "bandwidth_bytes": 1e11})
+    assert row["token_s"] == 1.0
+    assert row["memory_bytes"] > 0 < row["kv_bytes"]

@@ -57,15 +57,21 @@ def measure_case(case: Case, device: torch.device, repeats: int, warmup: int, ra
         encode_times = measure.timed(encode, repeats, device) if memory is not None else None
         ready = measure.timed(lambda: first_token(model, text, shared(memory, case.batch)), repeats, device)
         whole = measure.timed(lambda: first_token(model, text, shared(encode(), case.batch)), repeats, device)
+        memory = None
+        measure.reset_peak(device)
+        memory = encode()
+        kv = cache_bytes(first_token(model, text, shared(memory, case.batch)))
+        peak = measure.peak_bytes(device)
+        # While a model answers, the memory stands for the clips: their frames are let go.
+        inputs.clear()
+        held = 0 if memory is None else memory.num_bytes
         measure.reset_peak(device)
         token_s = decode(Asked(model, text, shared(memory, case.batch), extra["new_tokens"], device, repeats))
-        resident_peak = None if case.setup.replays_graphs else measure.peak_bytes(device)
-        held, memory = 0 if memory is None else memory.num_bytes, None
-        measure.reset_peak(device)
-        cache = first_token(model, text, shared(encode(), case.batch))
-        kv = cache_bytes(cache)
+        resident_peak = measure.peak_bytes(device)
         weights = measure.weights_bytes(model)
-        row = memory_row(None if case.setup.replays_graphs else measure.peak_bytes(device), weights)
+        if case.setup.replays_graphs:
+            peak = resident_peak = None
+        row = memory_row(peak, weights)
     work = case.work()
     prefill = cost.forward_flops(case.llm, replace(work, logits=1))
     # A decoding step reads the LLM's weights, the text cache (PLITS slots stand in it) and the memory's keys and values.
