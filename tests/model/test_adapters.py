@@ -109,7 +109,8 @@ def test_an_adapter_starts_as_the_identity_and_freezes_the_llm() -> None:
     config = plain.config.__class__(**{**plain.config.to_dict(), "adapter": adapter("lora")})
     model = PalForConditionalGeneration(config, plain.language_model)
     model.encoders, model.streams, model.marker = plain.encoders, plain.streams, plain.marker
-    torch.testing.assert_close(logits(model.eval(), inputs), expected, rtol=0, atol=0)
+    # An adapter on the key map is called, a plain map and its norm are one product: the same to rounding.
+    torch.testing.assert_close(logits(model.eval(), inputs), expected)
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     assert frozen == {n for n, _ in model.named_parameters() if n.startswith("language_model.") and not is_adapter_parameter(n)}
 
