@@ -4,10 +4,10 @@
     python benchmarks/equality.py --llm llama-3.2-1b --compiled --out results/equality
 
 The reference of each integration is unpacked, by transformers' eager attention over joined keys, in float32 (TF32 off). A fast
-path is that plus one setting; each has the same weights and batch. A difference is the norm of what differs over the norm of the
-reference, the worst over all tensors for gradients. In bfloat16 the reference stays in float32, and bfloat16's own eager
-row says what its rounding alone makes. A fast path fails where its float32 difference is above `--tolerance`, or its
-tokens are not those of `generate`.
+path has the settings of its row; all have the same weights and batch. A difference is the norm of what differs over that of
+the reference, the worst over all tensors for gradients. In bfloat16 the reference stays in float32, and bfloat16's own eager row
+says what its rounding alone makes. A fast path fails where its float32 difference is above `--tolerance`, or its tokens are
+not those of `generate`.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from torch import Tensor
 
 from pal_audio.bench import infer, measure, models, train
 from pal_audio.bench.case import Case, Setup
-from pal_audio.bench.run import find_device
+from pal_audio.bench.run import find_device, guarded
 from pal_audio.errors import PalError
 from pal_audio.model.decoding import greedy
 
@@ -59,7 +59,7 @@ class Computed:
 
 
 def compute(case: Case, device: torch.device) -> Computed:
-    """Loss and gradients of a case; twice where steps replay graphs, which are recorded first."""
+    """Loss and gradients of a case; of the third step where graphs are replayed, which two steps record."""
     model = models.build(case, device)
     models.training_mode(case, model)
     loss_of = train.compiled_loss(case, model, models.make_batch(case, model))
@@ -83,18 +83,18 @@ def training_rows(base: Case, ways: dict[str, dict[str, Any]], device: torch.dev
     for precision in precisions:
         own = {} if precision == "float32" else {"eager": {"kernel": "eager"}}
         for name, settings in {**own, **ways}.items():
+            case = varied(base, settings | {"precision": precision})
             row: Result = {"integration": base.integration, "precision": precision, "way": name}
-            try:
-                found = compute(varied(base, settings | {"precision": precision}), device)
-            except Exception as error:  # one way that fails is a row that says so
-                yield row | {"error": f"{type(error).__name__}: {error}"[:300]}
-                continue
-            assert found.gradients.keys() == reference.gradients.keys()
-            each = {key: difference(found.gradients[key], reference.gradients[key]) for key in reference.gradients}
-            worst = max(each, key=lambda key: each[key])
-            loss = abs(found.loss - reference.loss) / abs(reference.loss)
-            yield row | {"error": None, "loss": loss, "gradient": each[worst], "worst": worst, "num_gradients": len(each)}
-            measure.clean(device)
+            yield row | guarded(lambda case=case: compared(compute(case, device), reference), device)  # type: ignore[misc]
+
+
+def compared(found: Computed, reference: Computed) -> Result:
+    """By how much one way differs."""
+    assert found.gradients.keys() == reference.gradients.keys()
+    each = {key: difference(found.gradients[key], reference.gradients[key]) for key in reference.gradients}
+    worst = max(each, key=lambda key: each[key])
+    loss = abs(found.loss - reference.loss) / abs(reference.loss)
+    return {"loss": loss, "gradient": each[worst], "worst": worst, "num_gradients": len(each)}
 
 
 def varied(base: Case, settings: dict[str, Any]) -> Case:

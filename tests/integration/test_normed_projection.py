@@ -6,7 +6,7 @@ from torch import nn
 from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from pal_audio.integration.normed_projection import normed_projection, rms_norm
+from pal_audio.integration.normed_projection import is_bare, normed_projection, rms_norm
 
 D, OUT = 32, 12
 
@@ -21,12 +21,12 @@ def made(kind: type[nn.Module], dtype: torch.dtype = torch.float32) -> nn.Module
 def test_it_is_the_norm_and_the_map(kind: type[nn.Module]) -> None:
     norm = made(kind)
     inputs = (3 * torch.randn(2, 5, D)).requires_grad_()
-    weight = torch.randn(OUT, D, requires_grad=True)
+    weight, bias = torch.randn(OUT, D, requires_grad=True), torch.randn(OUT, requires_grad=True)
     formula = rms_norm(norm)
     assert formula is not None
-    ours, theirs = normed_projection(inputs, formula, weight), nn.functional.linear(norm(inputs), weight)
+    ours, theirs = normed_projection(inputs, formula, weight, bias), nn.functional.linear(norm(inputs), weight, bias)
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
-    cotangent, leaves = torch.randn_like(ours), [inputs, weight, norm.weight]
+    cotangent, leaves = torch.randn_like(ours), [inputs, weight, bias, norm.weight]
     pairs = zip(*(torch.autograd.grad(output, leaves, cotangent) for output in (ours, theirs)), strict=True)
     for one, other in pairs:
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
@@ -76,11 +76,18 @@ def test_other_norms_and_hooked_ones_are_left_alone() -> None:
     for norm in (None, nn.LayerNorm(D), Other(D), nn.Identity()):
         assert rms_norm(norm) is None
     norm = made(LlamaRMSNorm)
-    formula = rms_norm(norm)
-    assert formula is not None
-    assert formula.is_plain
+    assert rms_norm(norm) is not None
+    assert is_bare(norm)
     handle = norm.register_forward_hook(lambda *_: None)
-    assert not formula.is_plain
+    assert not is_bare(norm)
     handle.remove()
     norm.forward = lambda x: x  # type: ignore[method-assign]
-    assert not formula.is_plain
+    assert not is_bare(norm)
+
+
+def test_factors_are_not_rounded_before_the_product() -> None:
+    """Gemma adds 1 to its weight in float32; in bfloat16 the sum would lose most of a small weight."""
+    norm = made(Gemma2RMSNorm, torch.bfloat16)
+    formula = rms_norm(norm)
+    assert formula is not None
+    assert torch.equal(formula.scale_D, 1 + norm.weight.float())  # type: ignore[operator]

@@ -344,6 +344,7 @@ def test_shared_attention_equals_sdpa_over_joined_keys(at_once: int) -> None:
     hears, seen = torch.rand(5, 4, 11) > 0.5, torch.rand(5, 4, 6) > 0.5
     seen[..., 0] = True
     hears[0, :2] = False
+    hears[2, 0] = seen[2, 0] = False
     mask = shared_mask(seen, hears, at_once)
     assert mask.shape == (-(-5 // at_once), 1, at_once * 4, 11 + at_once * 6)
     output = shared_attention(partial(folded_sdpa, mask=mask), query, (text[0], text[1]), (audio[0], audio[1]), at_once)
@@ -352,6 +353,10 @@ def test_shared_attention_equals_sdpa_over_joined_keys(at_once: int) -> None:
     )
     joined = torch.cat([hears, seen], dim=-1)[:, None]
     expected = torch.nn.functional.scaled_dot_product_attention(query, keys, values, attn_mask=joined)
+    assert output[2, :, 0].isfinite().all(), "a query that sees nothing, which is padding"
+    sees = torch.ones(5, 1, 4, 1, dtype=torch.bool)
+    sees[2, 0, 0] = False
+    output, expected = (torch.where(sees, one, 0.0) for one in (output, expected))
     torch.testing.assert_close(output, expected)
     cotangent = torch.randn_like(output)
     leaves = [query, *audio, *text]

@@ -158,8 +158,7 @@ def _hear_shared(
     rows, heads, num_tokens, size = query.shape
 
     def masks() -> tuple[Tensor, Tensor]:
-        visible = pal_audio.visible(layer).expand(-1, -1, num_tokens, -1)
-        return _text_mask(query, text[0], attention_mask).expand(-1, -1, num_tokens, -1)[:, 0], visible[:, 0]
+        return _text_mask(query, text[0], attention_mask).expand(-1, -1, num_tokens, -1)[:, 0], pal_audio.visible(layer)[:, 0]
 
     if num_tokens == 1 and not dropout:
         seen, hears = masks()

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from pal_audio.errors import PalError
-from pal_audio.integration.normed_projection import normed_projection, rms_norm
+from pal_audio.integration.normed_projection import is_bare, normed_projection, rms_norm
 
 # A family's own names of what LAL calls in a decoder layer; the first that a layer has counts.
 _LAYER_LISTS = ("layers", "h")
@@ -99,13 +99,7 @@ class LayerKeyValues:
 
     def project(self, inputs_BAD: Tensor) -> tuple[Tensor, Tensor]:
         """Inputs of the layer -> its un-rotated keys and its values, each (B, K, A, d), in the layer's dtype."""
-        norm, attention = self._rms_norm, self.attention
-        if norm is not None and norm.is_plain and hasattr(attention, "k_proj") and _is_plain(attention.k_proj, attention.v_proj):
-            keys, values = _both(attention.k_proj, attention.v_proj, partial(normed_projection, inputs_BAD, norm))
-        else:
-            inputs_BAD = inputs_BAD.to(compute_dtype(self.layer))
-            hidden = inputs_BAD if self.input_norm is None else self.input_norm(inputs_BAD)
-            keys, values = self._key_value_projection(hidden)
+        keys, values = self._key_value_projection(inputs_BAD)
         key_norm: Any = getattr(self.attention, "k_norm", None)
         heads = keys.shape[-1] // self.head_dim
         # OLMo2 norms all heads together, Qwen3 and Gemma 3 each head on its own.
@@ -118,11 +112,17 @@ class LayerKeyValues:
         values = values.unflatten(-1, (heads, self.head_dim))
         return keys.transpose(1, 2), values.transpose(1, 2)
 
-    def _key_value_projection(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    def _key_value_projection(self, inputs_BAD: Tensor) -> tuple[Tensor, Tensor]:
+        """Norm and maps: both maps and the norm as one product where they allow it."""
         attention: Any = self.attention
+        is_one_product = hasattr(attention, "k_proj") and _is_plain(attention.k_proj, attention.v_proj)
+        if is_one_product and self._rms_norm is not None and is_bare(self._rms_norm.norm):
+            return _both(attention.k_proj, attention.v_proj, partial(normed_projection, inputs_BAD, self._rms_norm))
+        inputs_BAD = inputs_BAD.to(compute_dtype(self.layer))
+        hidden = inputs_BAD if self.input_norm is None else self.input_norm(inputs_BAD)
+        if is_one_product:
+            return _both(attention.k_proj, attention.v_proj, partial(nn.functional.linear, hidden))
         if hasattr(attention, "k_proj"):
-            if _is_plain(attention.k_proj, attention.v_proj):
-                return _both(attention.k_proj, attention.v_proj, partial(nn.functional.linear, hidden))
             return attention.k_proj(hidden), attention.v_proj(hidden)
         if hasattr(attention, _FUSED_BY_HEAD):
             heads = attention.query_key_value(hidden).unflatten(-1, (-1, 3 * self.head_dim))
@@ -170,20 +170,15 @@ def _first(module: nn.Module, names: Iterable[str]) -> nn.Module | None:
 def _is_plain(*modules: nn.Module) -> bool:
     """Whether calling the modules is their weights' product and nothing else (no adapter, no quantised weights, no hooks), and
     one product can take their place."""
-    is_linear = all(type(module) is nn.Linear and "forward" not in vars(module) for module in modules)
-    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return (
-        is_linear
-        and not any(getattr(module, name) for module in modules for name in hooks)
-        and len({(module.bias is None, module.weight.dtype, module.weight.device) for module in modules}) == 1
+    return all(type(module) is nn.Linear and is_bare(module) for module in modules) and (
+        len({(module.bias is None, module.weight.dtype, module.weight.device) for module in modules}) == 1
     )
 
 
-def _both(k_proj: Any, v_proj: Any, product: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-    """Keys and values by one product: audio is long, and reading it twice costs more than joining two small matrices."""
-    output = product(torch.cat([k_proj.weight, v_proj.weight]))
-    if k_proj.bias is not None and v_proj.bias is not None:
-        output = output + torch.cat([k_proj.bias, v_proj.bias]).to(output.dtype)
+def _both(k_proj: Any, v_proj: Any, product: Callable[[Tensor, Tensor | None], Tensor]) -> tuple[Tensor, Tensor]:
+    """Keys and values by one product of weight and bias: reading long audio twice costs more than joining two small matrices."""
+    bias = None if k_proj.bias is None else torch.cat([k_proj.bias, v_proj.bias])
+    output = product(torch.cat([k_proj.weight, v_proj.weight]), bias)
     keys, values = output.split([k_proj.out_features, v_proj.out_features], dim=-1)
     return keys, values
 

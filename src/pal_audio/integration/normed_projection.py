@@ -33,14 +33,15 @@ class RmsNorm:
         self._scale = scale
 
     @property
-    def is_plain(self) -> bool:
-        """Whether calling the module is this formula and nothing else."""
-        hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-        return "forward" not in vars(self.norm) and not any(getattr(self.norm, name) for name in hooks)
-
-    @property
     def scale_D(self) -> Tensor:
-        return self._scale(self.norm.weight)
+        """The factors, in float32 at least, as the norm itself computes."""
+        return self._scale(_wide(self.norm.weight))
+
+
+def is_bare(module: nn.Module) -> bool:
+    """Whether calling a module is its class's forward and nothing else: no hooks, no other forward put in its place."""
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return "forward" not in vars(module) and not any(getattr(module, name) for name in hooks)
 
 
 def rms_norm(norm: nn.Module | None) -> RmsNorm | None:
@@ -82,22 +83,22 @@ def _eps(norm: Any) -> Any:
     return next((getattr(norm, name) for name in _EPS_NAMES if hasattr(norm, name)), None)
 
 
-def normed_projection(inputs: Tensor, norm: RmsNorm, weight_OD: Tensor) -> Tensor:
-    """`linear(norm(inputs), weight)`.
+def normed_projection(inputs: Tensor, norm: RmsNorm, weight_OD: Tensor, bias_O: Tensor | None = None) -> Tensor:
+    """`linear(norm(inputs), weight, bias)`.
 
     Args:
         inputs: (..., D).
         norm: of the inputs.
-        weight_OD: of the map.
+        weight_OD, bias_O: of the map.
 
     Returns:
         (..., O) in the dtype of the product, which autocast may change.
     """
-    weight_OD = (_wide(weight_OD) * _wide(norm.scale_D)).to(weight_OD.dtype)
+    weight_OD = (_wide(weight_OD) * norm.scale_D).to(weight_OD.dtype)
     device = inputs.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight_OD.dtype
     output: Tensor = _NormedProjection.apply(inputs.to(dtype), weight_OD.to(dtype), norm.eps)  # type: ignore[no-untyped-call]
-    return output
+    return output if bias_O is None else output + bias_O.to(output.dtype)
 
 
 class _NormedProjection(torch.autograd.Function):
