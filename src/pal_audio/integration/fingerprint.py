@@ -13,7 +13,6 @@ _SAMPLES = 256
 _ADAPTER_STATE = ("disable_adapters", "active_adapters", "merged_adapters", "scaling")
 
 
-@torch.no_grad()
 def fingerprint(modules: Iterable[nn.Module], config: Any) -> str:
     """Hexadecimal fingerprint of modules and a JSON-able configuration.
 
@@ -21,23 +20,78 @@ def fingerprint(modules: Iterable[nn.Module], config: Any) -> str:
     costs a small gather. It is read anew each time, since nothing tells all in-place changes (a fused optimizer and `.data`
     leave the version counter alone). Adapters enter by their state too. Source: our choice.
     """
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
-    samples: dict[torch.device, list[Tensor]] = {}
-    for module in modules:
-        for name, part in module.named_modules():
-            state = {key: getattr(part, key) for key in _ADAPTER_STATE if hasattr(part, key)}
-            if state:
-                digest.update(f"{name}{sorted(state.items())}".encode())
-        for name, parameter in module.named_parameters():
-            digest.update(f"{name}{tuple(parameter.shape)}{parameter.dtype}".encode())
-            flat = parameter.detach().flatten()
-            sample = flat[:: max(1, flat.numel() // _SAMPLES)][:_SAMPLES]
-            if not sample.is_floating_point():  # quantised: float32 holds a byte exactly, but not an int32
-                sample = sample.contiguous().view(torch.uint8)
-            samples.setdefault(parameter.device, []).append(sample)
-    for tensors in samples.values():
-        digest.update(_as_float32(tensors).numpy().tobytes())
-    return digest.hexdigest()[:32]
+    return Fingerprint()([("", module) for module in modules], config)
+
+
+class Fingerprint:
+    """`fingerprint` for who asks often: which parameters there are is looked up again only where a module has changed its own.
+
+    Values are read each time, as there. What it last looked at is kept alive until the next call.
+    """
+
+    def __init__(self) -> None:
+        self._roots: list[tuple[str, nn.Module]] = []
+        self._parts: list[tuple[str, nn.Module, tuple[Any, ...]]] = []  # name, module, what it held
+        self._stateful: list[tuple[str, nn.Module]] = []
+        self._parameters: list[tuple[str, nn.Parameter, tuple[Any, ...]]] = []  # name, parameter, what it was
+        self._told = (b"", "")  # what was hashed, and its digest
+
+    @torch.no_grad()
+    def __call__(self, modules: list[tuple[str, nn.Module]], config: Any) -> str:
+        """See `fingerprint`; each module has a name before those of its parts."""
+        if not self._is_as_it_was(modules):
+            self._look(modules)
+        head = [json.dumps(config, sort_keys=True, default=str)]
+        head += [f"{name}{sorted(state.items())}" for name, part in self._stateful if (state := _state(part))]
+        head += [name for name, *_ in self._parameters]
+        samples: dict[torch.device, list[Tensor]] = {}
+        for _, parameter, _ in self._parameters:
+            samples.setdefault(parameter.device, []).append(_sample(parameter))
+        values = b"".join(_as_float32(tensors).numpy().tobytes() for tensors in samples.values())
+        hashed = "".join(head).encode() + values
+        if hashed != self._told[0]:
+            self._told = hashed, hashlib.sha256(hashed).hexdigest()[:32]
+        return self._told[1]
+
+    def _is_as_it_was(self, modules: list[tuple[str, nn.Module]]) -> bool:
+        return (
+            modules == self._roots
+            and all(_held(part) == held for _, part, held in self._parts)
+            and all(_kind(parameter) == kind for _, parameter, kind in self._parameters)
+        )
+
+    def _look(self, modules: list[tuple[str, nn.Module]]) -> None:
+        self._roots = modules
+        self._parts = [(name, part, _held(part)) for prefix, module in modules for name, part in module.named_modules(prefix=prefix)]
+        self._stateful = [(name, part) for name, part, _ in self._parts if _state(part)]
+        found = [item for prefix, module in modules for item in module.named_parameters(prefix=prefix)]
+        self._parameters = [(f"{name}{tuple(item.shape)}{item.dtype}", item, _kind(item)) for name, item in found]
+
+
+def _held(module: nn.Module) -> tuple[Any, ...]:
+    """The names and objects right inside a module, to be compared with what it held before, which is kept alive meanwhile."""
+    return (*module._modules, *map(id, module._modules.values()), *module._parameters, *map(id, module._parameters.values()))
+
+
+def _kind(parameter: nn.Parameter) -> tuple[Any, ...]:
+    return parameter.shape, parameter.dtype
+
+
+def _state(part: nn.Module) -> dict[str, Any]:
+    return {key: getattr(part, key) for key in _ADAPTER_STATE if hasattr(part, key)}
+
+
+def _sample(parameter: nn.Parameter) -> Tensor:
+    """Up to 256 evenly spaced values."""
+    size = parameter.numel()
+    step = max(1, size // _SAMPLES)
+    if parameter.is_contiguous():
+        sample = parameter.as_strided((min(_SAMPLES, -(-size // step)),), (step,))
+    else:
+        sample = parameter.flatten()[::step][:_SAMPLES]
+    if not sample.is_floating_point():  # quantised: float32 holds a byte exactly, but not an int32
+        sample = sample.contiguous().view(torch.uint8)
+    return sample
 
 
 def _as_float32(tensors: list[Tensor]) -> Tensor:

@@ -20,7 +20,9 @@ from pal_audio.errors import PalError
 from pal_audio.integration.attached import AttachedAudio, attach
 from pal_audio.integration.attention import check_consumed, has_sdpa, install
 from pal_audio.integration.config import LalConfig
+from pal_audio.integration.fingerprint import Fingerprint
 from pal_audio.integration.flamingo import check_entered, hang
+from pal_audio.integration.fingerprint import Fingerprint
 from pal_audio.integration.key_values import (
     LayerKeyValues,
     embedding_rms,
@@ -85,6 +87,7 @@ class PalForConditionalGeneration(SoundMixin, PreTrainedModel, PalGenerationMixi
         self._key_layers = [frozenset(stream.layers) for stream in key_streams]
         self._blocks = {(s, block.index): block for s, item in enumerate(key_streams) for block in (item.blocks or {}).values()}
         lal_layers = {layer for stream in key_streams if stream.blocks is None for layer in stream.layers}
+        self._fingerprint = Fingerprint()
         self._rules = {layer: LayerKeyValues(self.language_model, layer) for layer in sorted(lal_layers)}
         if self._blocks:
             hang(find_layers(self.language_model), (layer for _, layer in self._blocks))

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from pal_audio.encoders.base import Frames
 from pal_audio.errors import PalError
-from pal_audio.integration.fingerprint import fingerprint
+from pal_audio.integration.fingerprint import Fingerprint
 from pal_audio.integration.flamingo import BlockKey, FlamingoBlock
 from pal_audio.integration.key_values import LayerKeyValues
 from pal_audio.integration.memory import AudioMemory, ClipTokens, LiveAudio
@@ -43,6 +43,7 @@ class SoundMixin(nn.Module):
     _audio: AudioConfig
     _key_layers: list[frozenset[int]]
     _rules: dict[int, LayerKeyValues]
+    _fingerprint: Fingerprint
     _blocks: dict[BlockKey, FlamingoBlock]
 
     def encode(
@@ -153,9 +154,9 @@ class SoundMixin(nn.Module):
 
     def audio_fingerprint(self) -> str:
         """What an audio memory depends on: encoders, connectors, P_l, the LAL layers' key/value path, dtype, configuration."""
-        listeners = nn.ModuleDict({name: self.encoders[name] for name in sorted(self.encoders)})  # as a saved folder does
-        modules = [listeners, self.streams, *(module for rule in self._rules.values() for module in rule.modules())]
-        return fingerprint(modules, [self.config.audio_config, self.config.adapter])
+        modules: list[tuple[str, nn.Module]] = [(name, self.encoders[name]) for name in sorted(self.encoders)]  # as a saved folder does
+        modules += [("", module) for module in (self.streams, *(part for rule in self._rules.values() for part in rule.modules()))]
+        return self._fingerprint(modules, [self.config.audio_config, self.config.adapter])
 
     def check_fingerprint(self, memory: AudioMemory) -> None:
         """That a memory was made by this model as it is now, and has what this model makes.
