@@ -1,12 +1,16 @@
 """A product that takes an RMS norm inside it: equal to norm and linear map one after another, and less is kept."""
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from pal_audio.integration.normed_projection import is_bare, normed_projection, rms_norm
+from pal_audio.integration.normed_projection import _NormedProjection, is_bare, normed_projection, rms_norm
 
 D, OUT = 32, 12
 
@@ -91,3 +95,41 @@ def test_factors_are_not_rounded_before_the_product() -> None:
     formula = rms_norm(norm)
     assert formula is not None
     assert torch.equal(formula.scale_D, 1 + norm.weight.float())  # type: ignore[operator]
+
+
+class NoChange(TorchFunctionMode):
+    """Refuses conversions that convert nothing."""
+
+    def __torch_function__(self, function: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
+        made = function(*arguments, **(options or {}))
+        assert function is not torch.Tensor.to or made is not arguments[0], "a conversion that converts nothing"
+        return made
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_nothing_inside_is_converted_to_what_it_is(dtype: torch.dtype) -> None:
+    """torch 2.11 lost all gradients of the compiled function where `.to` in it changed nothing, as in float32."""
+    inputs_ND = torch.randn(3, 8, dtype=dtype, requires_grad=True)
+    weight_OD = torch.randn(5, 8, dtype=dtype, requires_grad=True)
+    with NoChange():
+        output = _NormedProjection.apply(inputs_ND, weight_OD, 1e-6)
+        assert output.dtype == dtype
+        context = SimpleNamespace(saved_tensors=output.grad_fn.saved_tensors, needs_input_grad=(True, True, False))
+        of_inputs, of_weight, _ = _NormedProjection.backward(context, torch.ones_like(output))
+    assert of_inputs is not None and of_weight is not None
+    assert of_inputs.dtype == of_weight.dtype == dtype
+
+
+def test_compiled_it_has_the_gradients_of_the_eager_one() -> None:
+    inputs_ND, weight_OD = torch.randn(3, 8, requires_grad=True), torch.randn(5, 8, requires_grad=True)
+    norm = rms_norm(LlamaRMSNorm(8))
+    assert norm is not None
+
+    def gradients(compiled: bool) -> tuple[Tensor, ...]:
+        project: Any = torch.compile(normed_projection) if compiled else normed_projection
+        output = project(inputs_ND, norm, weight_OD)
+        return torch.autograd.grad(output.square().sum(), (inputs_ND, weight_OD))
+
+    for eager, compiled in zip(gradients(False), gradients(True), strict=True):
+        assert eager.abs().max() > 0.1
+        torch.testing.assert_close(compiled, eager)

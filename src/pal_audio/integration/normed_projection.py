@@ -102,25 +102,31 @@ def normed_projection(inputs: Tensor, norm: RmsNorm, weight_OD: Tensor, bias_O: 
 
 
 class _NormedProjection(torch.autograd.Function):
+    """The product. Nothing in it is converted to what it is: compiled by torch 2.11, such a function loses its gradients."""
+
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, weight_OD: Tensor, eps: float) -> Tensor:
         inverse = torch.rsqrt(_wide(inputs).square().mean(-1, keepdim=True) + eps)
         ctx.save_for_backward(inputs, weight_OD, inverse)
-        return (_wide(inputs @ weight_OD.T) * inverse).to(inputs.dtype)
+        return _as(_wide(inputs @ weight_OD.T) * inverse, inputs.dtype)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:  # type: ignore[override]
         inputs, weight_OD, inverse = ctx.saved_tensors
-        scaled = (_wide(gradient) * inverse).to(inputs.dtype)
+        scaled = _as(_wide(gradient) * inverse, inputs.dtype)
         of_inputs = of_weight = None
         if ctx.needs_input_grad[1]:
             of_weight = scaled.flatten(0, -2).T @ inputs.flatten(0, -2)
         if ctx.needs_input_grad[0]:
             straight = _wide(scaled @ weight_OD)
             along = (straight * inputs).mean(-1, keepdim=True) * inverse.square()
-            of_inputs = (straight - inputs * along).to(inputs.dtype)
+            of_inputs = _as(straight - inputs * along, inputs.dtype)
         return of_inputs, of_weight, None
 
 
 def _wide(tensor: Tensor) -> Tensor:
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+    return _as(tensor, torch.promote_types(tensor.dtype, torch.float32))
+
+
+def _as(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor if tensor.dtype == dtype else tensor.to(dtype)
