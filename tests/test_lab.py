@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from benchmarks.lab.__main__ import main
 from benchmarks.lab.analysis import Grid, paired, read_grid
 from benchmarks.lab.collecting import FORMAT
 from benchmarks.lab.flow import Flow, flow_in
-from benchmarks.lab.grid import grid_steps
+from benchmarks.lab.grid import DIVERGED, grid_steps
 from benchmarks.lab.packing import pack
 from benchmarks.lab.questions import write_tests
 from benchmarks.lab.recipes import Shelf
@@ -194,6 +195,31 @@ def test_a_failed_step_is_named_with_its_log_and_stops_only_those_that_need_it(t
     assert "not begun: lost, which needs bad" in text
     assert "failed: odd: KeyError: 'x'" in text, "a fault of ours stops no other step either"
     assert "Traceback" in (tmp_path / "logs" / "odd.log").read_text()
+
+
+FAILS = "import sys; print('step 3'); print('pal: error: ' + sys.argv[1]); sys.exit(2)"
+
+
+@pytest.mark.parametrize(("error", "is_result"), [(f"the loss is nan at step 4; {DIVERGED}", True), ("no space is left", False)])
+def test_a_rate_that_diverges_is_a_result_and_any_other_error_is_not(tmp_path: Path, error: str, is_result: bool) -> None:
+    flow = Flow(tmp_path, tmp_path, Shelf(make_recipes(tmp_path / "recipes")), arms=["lal"], factors=(1.0, 3.0))
+    by_name = {step.name: step for step in grid_steps(flow)}
+    high = replace(by_name["lal-x3"], needs=(), commands=lambda: [[error]])
+    low = by_name["lal-x1"]
+    low.mark.parent.mkdir()
+    low.mark.write_text(json.dumps({"factor": 1, "held_out": {"right": 0.5}, "loss": {"held_out": 1}}))
+    said: list[str] = []
+    runner = Runner([low, high, by_name["rate-lal"]], tmp_path, say=said.append, program=(sys.executable, "-c", FAILS))
+    assert runner.run() == is_result
+    assert set(runner.failed) == (set() if is_result else {"lal-x3"})
+    chosen = json.loads(by_name["rate-lal"].mark.read_text()) if is_result else by_name["rate-lal"].finish()
+    assert chosen["factor"] == 1
+    if is_result:
+        assert json.loads(high.mark.read_text())["diverged"] == f"pal: error: {error}"
+        assert chosen["tried"][1]["factor"] == 3
+        low.mark.write_text(high.mark.read_text())
+        with pytest.raises(PalError, match="no run of lal has finished"):
+            by_name["rate-lal"].finish()
 
 
 def test_products_that_are_gone_are_made_again(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from benchmarks.lab.steps import Step
 from pal_audio.data.manifest import write_text
 from pal_audio.errors import PalError
 
+DIVERGED = "lower the learning rate"  # how `pal train` ends a run whose loss or gradients are no numbers
 _PACE_QUESTIONS = 8  # a run for its time is asked next to nothing at its end
 
 
@@ -101,9 +102,16 @@ def _tried(flow: Flow, family: str, factor: float) -> Step:
         _slim(folder)
         return {"factor": factor, "held_out": told["held_out"], "loss": told["loss"]}
 
-    name = f"{family}-x{factor:g}"
+    def excuse(error: PalError) -> dict[str, Any] | None:
+        """A rate too high for the arm is what was to be found out; the grid goes on with the others."""
+        told = str(error).splitlines()[-1].strip()
+        return {"factor": factor, "diverged": told} if DIVERGED in told else None
+
+    name, mark = f"{family}-x{factor:g}", flow.out / "sweep"
     commands = partial(flow.training, recipe, factor, seed)
-    return Step(name, "train", flow.out / "sweep" / f"{name}.json", _inputs(flow, recipe), commands=commands, finish=finish)
+    return Step(
+        name, "train", mark / f"{name}.json", _inputs(flow, recipe), commands=commands, finish=finish, excuse=excuse
+    )  # fmt: skip
 
 
 def _rate(flow: Flow, family: str, tried: list[Step]) -> Step:
@@ -111,9 +119,10 @@ def _rate(flow: Flow, family: str, tried: list[Step]) -> Step:
 
     def finish() -> dict[str, Any]:
         found = [read_json(step.mark) for step in tried if step.done]
-        if not found:
+        whole = [row for row in found if "diverged" not in row]
+        if not whole:
             raise PalError(f"no run of {family} has finished, so its learning rate cannot be chosen")
-        best = max(found, key=lambda row: (row["held_out"]["right"], -(row["loss"]["held_out"] or 0.0)))
+        best = max(whole, key=lambda row: (row["held_out"]["right"], -(row["loss"]["held_out"] or 0.0)))
         return {"factor": best["factor"], "tried": found}
 
     names = tuple(step.name for step in tried)

@@ -36,6 +36,10 @@ def _nothing() -> dict[str, Any]:
     return {}
 
 
+def _no_excuse(error: PalError) -> None:
+    return None
+
+
 @dataclass(frozen=True)
 class Step:
     """One piece of the flow.
@@ -49,6 +53,7 @@ class Step:
         products: what must be there beside the mark.
         commands: arguments of `pal`, asked for when the step starts.
         finish: what is left to do in this process, and the content of the mark.
+        excuse: the content of the mark where a command failed with this error and that is a result too; None: the step failed.
         alone: nothing else runs beside it.
         on_gpu: its commands compute on a GPU where there is one; without it they see none.
     """
@@ -61,6 +66,7 @@ class Step:
     products: tuple[Path, ...] = ()
     commands: Callable[[], list[list[str]]] = list
     finish: Callable[[], dict[str, Any]] = _nothing
+    excuse: Callable[[PalError], dict[str, Any] | None] = _no_excuse
     alone: bool = False
     on_gpu: bool = True
 
@@ -171,9 +177,16 @@ class Runner:
     def _work(self, step: Step, gpu: str | None) -> float:
         """Run a step's commands and write its mark; gives the seconds that it took."""
         started = time.monotonic()
-        for arguments in step.commands():
-            self._call(step, arguments, gpu)
-        content = step.finish()
+        try:
+            for arguments in step.commands():
+                self._call(step, arguments, gpu)
+        except PalError as error:
+            excused = step.excuse(error)
+            if excused is None:
+                raise
+            content = excused
+        else:
+            content = step.finish()
         seconds = time.monotonic() - started
         step.mark.parent.mkdir(parents=True, exist_ok=True)
         told = {"step": step.name, "kind": step.kind, "seconds": seconds, "gpu": gpu}
