@@ -29,10 +29,11 @@ data:
     1: {split: {by: index, train: [45], test: [5, 6]}, hold_out: null}
     2: {split: {by: split, train: [test], test: [train]}}
 """,
+    "text-world": "base: world.yaml\nname: text-world\ndata: {text_only: true, seed: 1}\n",
     "lm": """
 name: lab-lm
 model: {llm: {model_type: llama, hidden_size: 64, num_hidden_layers: 4, num_attention_heads: 4, tokenizer: {vocab_size: 400}}}
-data: {type: manifests, train: [world/train.jsonl], test: [world/test.jsonl]}
+data: {type: manifests, train: [text-world/train.jsonl], test: [text-world/test.jsonl]}
 stages: [{objective: text, train: {llm: 1.0e-3}, steps: 2000, batch_size: 32}]
 """,
     "encoder-unified": """

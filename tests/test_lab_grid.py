@@ -36,20 +36,22 @@ def setting(step: Step, name: str) -> str | None:
 
 def test_nothing_waits_without_need(tmp_path: Path) -> None:
     steps = grid(tmp_path)
-    for name in ("lab-lm", "lab-encoder-general", "lab-encoder-speech", "lab-encoder-unified"):
+    for name in ("lab-encoder-general", "lab-encoder-speech", "lab-encoder-unified"):
         assert steps[name].needs == ("world",)
+    assert steps["lab-lm"].needs == ("text-world",), "it waits for no sound"
     assert steps["frames-unified"].needs == ("tests", "lab-encoder-unified"), "frames need no language model"
     assert steps["frames-general+speech"].needs == ("tests", "lab-encoder-general", "lab-encoder-speech")
-    assert set(steps["lal-x1"].needs) == {"tests", "lab-lm", "lab-encoder-unified", "frames-unified"}
+    assert set(steps["lal-x0.7"].needs) == {"tests", "lab-lm", "lab-encoder-unified", "frames-unified"}
     assert steps["conditions"].needs == ("tests",)
 
 
 def test_what_most_need_and_what_takes_longest_comes_first(tmp_path: Path) -> None:
     names = list(grid(tmp_path))
-    assert names[2:6] == ["lab-encoder-unified", "lab-lm", "lab-encoder-general", "lab-encoder-speech"]
+    assert names[:3] == ["world", "text-world", "tests"]
+    assert names[3:7] == ["lab-encoder-unified", "lab-lm", "lab-encoder-general", "lab-encoder-speech"]
     assert names.index("frames-unified") < names.index("frames-general+speech")
-    tried = [name for name in names if name.endswith("-x1")]
-    assert tried == ["plits-x1", "flamingo-x1", "pal-x1", "lal-x1"]
+    tried = [name for name in names if name.endswith("-x0.7")]
+    assert tried == ["plits-x0.7", "flamingo-x0.7", "pal-x0.7", "lal-x0.7"]
     first = [name for name in names if name.endswith("-0") and not name.startswith("robust")][:10]
     assert first[:2] == ["plits-0", "pal-multi-0"]
     assert first[-1] == "blind-0"
@@ -73,7 +75,7 @@ def test_steps_that_read_sound_share_the_cores(
     assert setting(steps["frames-unified"], "workers") == setting(steps["frames-general+speech"], "workers") == str(frames)
     assert setting(steps["robust-0"], "workers") == str(robust)
     assert setting(steps["lab-lm"], "workers") is None
-    assert setting(steps["lal-x1"], "workers") is None, "frames are mapped, not read"
+    assert setting(steps["lal-x0.7"], "workers") is None, "frames are mapped, not read"
 
 
 def test_a_step_that_runs_alone_or_on_two_cores_takes_what_pal_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,8 +25,10 @@ _PACE_QUESTIONS = 8  # a run for its time is asked next to nothing at its end
 
 def grid_steps(flow: Flow) -> list[Step]:
     """All steps, each behind what it needs."""
-    steps = [flow.mixed("world"), _tests(flow)]
     recipes = [*flow.chosen, *flow.others]
+    bases = [flow.shelf.recipe(name.removeprefix("lab-")) for recipe in recipes for name in recipe.bases]
+    worlds = dict.fromkeys(["world", *(world for base in bases for world in base.worlds)])
+    steps = [*(flow.mixed(world) for world in worlds), _tests(flow)]
     steps += _bases(flow, recipes)
     users = Counter(flow.frames(recipe) for recipe in recipes if recipe.encoders)
     hearing = {flow.frames(recipe): recipe for recipe in reversed(recipes)}
@@ -75,7 +77,7 @@ def _base(flow: Flow, name: str, workers: int | None) -> Step:
     settings = [*recipe.settings(), *([] if workers is None else written({"workers": workers}))]
     command = ["train", str(recipe.path), *settings, "--out", str(folder), "--resume"]
     made = folder / ("encoders" if recipe.name.startswith("encoder-") else "llm")
-    return Step(name, name, flow.mark(name), ("world",), products=(made,), commands=lambda: [command])
+    return Step(name, name, flow.mark(name), tuple(recipe.worlds), products=(made,), commands=lambda: [command])
 
 
 def _frames(flow: Flow, recipe: LabRecipe, share: float) -> Step:

@@ -1,6 +1,7 @@
 """The lab's recipes: which arms there are, what each builds on, and what the lab changes in them.
 
-Paths inside the recipes count from OUT: `runs/lab-lm/llm`, `runs/lab-encoder-NAME/encoders/audio`, `world/train.jsonl`.
+Paths inside the recipes count from OUT: `runs/lab-lm/llm`, `runs/lab-encoder-NAME/encoders/audio`, `world/train.jsonl`, where
+`world` is the name of the mix's recipe too.
 """
 
 import json
@@ -21,7 +22,8 @@ SWEPT = ("plits", "lal", "pal", "flamingo")
 """Arms whose learning rates are tried; the others take the rate of the one that sound enters like."""
 LONG_FIRST = ("plits", "pal-multi", "flamingo", "pal-ordered", "pal", "lal")
 """Arms that take long, to be begun first."""
-FACTORS = (0.33, 1.0, 3.0)
+FACTORS = (0.35, 0.7, 1.4)
+"""Three times a rate ended LAL and PAL in gradients that are no numbers and cost PLITS a third of its answers (dev/LOG.md)."""
 _MADE = re.compile(r"(?:^|/)runs/(lab-[\w-]+)/(?:llm|encoders/[\w-]+)$")
 ENCODER = "lab-encoder-"
 _CURVE_POINTS = 5
@@ -69,6 +71,13 @@ class LabRecipe:
         """Runs of the lab whose results its model is built on."""
         found = [match[1] for text in _texts(self.model) if (match := _MADE.search(text))]
         return sorted(set(found))
+
+    @property
+    def worlds(self) -> list[str]:
+        """Recipes of the mixes that it trains on, by the folders that its data names."""
+        train = self.content.get("data", {}).get("train", [])
+        paths = [source["path"] if isinstance(source, dict) else source for source in train]
+        return list(dict.fromkeys(Path(path).parts[0] for path in paths))
 
     @property
     def encoders(self) -> list[str]:

@@ -20,7 +20,6 @@ from pal_audio.commands import recipes
 from pal_audio.config import parse_config
 from pal_audio.data import MixConfig, read_catalogue, read_manifest
 from pal_audio.data.balance import BLOCK
-from pal_audio.data.mixing.telling import as_text
 from pal_audio.errors import PalError
 from pal_audio.model import ModelSpec, build_model, load
 from pal_audio.training.groups import GROUPS
@@ -49,7 +48,8 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.chdir(folder)
         AcceleratorState._reset_state(reset_partial_state=True)  # accelerate keeps one precision a process
         size = ["--set", "data.root=sounds", "--set", "data.num_train=60", "--set", "data.num_test=40"]
-        assert cli.main(["data", "mix", "lab/world", "world", "--workers", "1", *size]) == 0
+        for world in ("world", "text-world"):
+            assert cli.main(["data", "mix", f"lab/{world}", world, "--workers", "1", *size]) == 0
         llm = tiny_llm({"model_type": "llama"}) | {"num_hidden_layers": 6}  # ablations count the lab's layers
         train(LAB / "lm.yaml", [*SHORT, f"model.llm={json.dumps(llm)}"])
         for name in ENCODERS:
@@ -132,7 +132,7 @@ def test_the_language_model_reads_scenes_as_text(lab: Path) -> None:
     assert model.config.hidden_size == 32
     tokenizer = AutoTokenizer.from_pretrained(lab / "runs" / "lab-lm" / "llm")
     num_tokens = 0
-    for example in map(as_text, read_manifest(lab / "world" / "train.jsonl")):
+    for example in read_manifest(lab / "text-world" / "train.jsonl"):
         assert example.question.startswith("scene of")
         messages = [{"role": message.role, "content": message.text} for message in example.messages]
         text = tokenizer.apply_chat_template(messages, tokenize=False)

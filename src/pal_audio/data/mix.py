@@ -131,6 +131,10 @@ class Guesser:
         return max(right, sum(max(answers.values()) for answers in told.values())) / len(test)
 
 
+_ABSENT = {"text_only": False}
+"""Keys that folders of earlier versions lack."""
+
+
 def build(
     config: DataConfig | MixConfig | ManifestsConfig | ShardsConfig,
     out: str | os.PathLike[str],
@@ -220,7 +224,7 @@ def _finished(folder: Path, described: dict[str, Any]) -> bool:
         return False
     try:
         there = json.loads(marks[0].read_text(encoding="utf-8"))
-        keys = [key for key, value in described["config"].items() if there["config"].get(key) != value]
+        keys = [key for key, value in described["config"].items() if there["config"].get(key, _ABSENT.get(key)) != value]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise PalError(f"{marks[0]} cannot be read; choose a new folder or delete this one") from error
     if there.get("format") != described["format"]:
@@ -233,7 +237,8 @@ def _finished(folder: Path, described: dict[str, Any]) -> bool:
         return False
     num_files = {split: len(list((folder / "audio" / split).rglob("*.flac"))) for split in _SPLITS}
     config = described["config"]
-    whole = config["root"] is not None or num_files == {split: config[f"num_{split}"] for split in _SPLITS}
+    has_no_files = config["root"] is not None or bool(config.get("text_only"))
+    whole = has_no_files or num_files == {split: config[f"num_{split}"] for split in _SPLITS}
     return whole and all((folder / f"{split}.jsonl").is_file() for split in _SPLITS)
 
 
@@ -252,7 +257,8 @@ def _composed(
     """Examples by split, written by chunks in any order."""
     chunks: list[Chunk] = []
     for split in _SPLITS:
-        (folder / "audio" / split).mkdir(parents=True, exist_ok=True)
+        if not (isinstance(config, MixConfig) and config.text_only):
+            (folder / "audio" / split).mkdir(parents=True, exist_ok=True)
         num = _num(config, split)
         chunks += [(split, range(start, min(start + _CHUNK, num))) for start in range(0, num, _CHUNK)]
     num_done, num_all = 0, config.num_train + config.num_test

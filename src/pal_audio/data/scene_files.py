@@ -15,6 +15,7 @@ import soundfile
 from pal_audio.data.importers.recordings import RECORDING_TASKS, Recording
 from pal_audio.data.manifest import AudioPart, Example, Message, TextPart
 from pal_audio.data.mixing.compose import Composer
+from pal_audio.data.mixing.telling import as_text
 from pal_audio.data.scenes import SceneSettings, scene
 from pal_audio.data.sounds import Split
 
@@ -36,10 +37,14 @@ def write_scenes(shared: tuple[int, SceneSettings, Path], chunk: Chunk) -> list[
 
 
 def write_mix(shared: tuple[Composer, Path], chunk: Chunk) -> list[Example]:
-    """Compose and write items of a mix; `shared` is composer and folder."""
+    """Compose and write items of a mix, or tell them as text alone; `shared` is composer and folder."""
     (composer, folder), (split, indices) = shared, chunk
     examples = []
     for index in indices:
+        if composer.config.text_only:
+            said = composer.told(split, index)
+            examples.append(as_text(_example(split, index, "not-composed", said.question, said.answer, said.task, said.meta)))
+            continue
         item = composer.item(split, index)
         name = f"audio/{split}/{index // SHARD:03d}/{index:06d}.flac"
         (folder / name).parent.mkdir(exist_ok=True)

@@ -12,6 +12,7 @@ import yaml
 from pal_audio import cli
 from pal_audio.data import build, check_manifest, prepare, read_manifest, read_mix, scene_files
 from pal_audio.data.mixing.tasks import TASK_KINDS
+from pal_audio.data.mixing.telling import as_text
 from pal_audio.errors import PalError
 from pal_audio.training.recipe import load_data, load_recipe
 
@@ -160,3 +161,35 @@ def test_recordings_at_hand(tmp_path: Path) -> None:
     used = [{event["clip"] for example in part for event in example.meta["events"]} for part in (train, test)]
     assert not used[0] & used[1]
     assert not any("_theo_" in clip for clip in clips["train"])
+
+
+def test_a_mix_told_as_text_is_that_of_the_same_sound(root: Path, tmp_path: Path) -> None:
+    tasks = {**TASKS, "background": {"scene": {"background": {"sound": "sound"}}}}
+    config = mix(root, tasks=tasks, scene=SCENE, num_train=40, num_test=20)
+    told = config.model_copy(update={"text_only": True})
+    heard_in, told_in = build(config, tmp_path / "heard", workers=1), build(told, tmp_path / "told", workers=2)
+    for with_sound, without in zip(heard_in, told_in, strict=True):
+        heard, read = read_manifest(with_sound), read_manifest(without)
+        assert [as_text(one) for one in heard] == [one.model_copy(update={"meta": heard[at].meta}) for at, one in enumerate(read)]
+        for one, other in zip(heard, read, strict=True):
+            assert not other.audio
+            assert other.meta["events"] == one.meta["events"]
+            assert other.meta.get("background") == one.meta.get("background")
+    assert not (tmp_path / "told" / "audio").exists()
+    before = contents(tmp_path / "told")
+    assert build(told, tmp_path / "told") == told_in, "a finished folder is taken as it is"
+    assert contents(tmp_path / "told") == before
+    with pytest.raises(PalError, match="text_only differ"):
+        build(config, tmp_path / "told")
+
+
+def test_a_folder_from_before_mixes_could_be_told_is_taken(root: Path, tmp_path: Path) -> None:
+    config = mix(root, tasks=TASKS, scene=SCENE, num_train=4, num_test=2)
+    build(config, tmp_path / "mix", workers=1)
+    mark = tmp_path / "mix" / "mix.json"
+    described = json.loads(mark.read_text())
+    assert described["config"].pop("text_only") is False
+    mark.write_text(json.dumps(described))
+    before = contents(tmp_path / "mix")
+    build(config, tmp_path / "mix", workers=1)
+    assert contents(tmp_path / "mix") == before

@@ -58,6 +58,30 @@ class Composed:
     meta: dict[str, Any]
 
 
+@dataclass
+class Told:
+    """An item without its sound; see `Composed`."""
+
+    task: str
+    question: str
+    answer: str
+    meta: dict[str, Any]
+
+
+@dataclass
+class _Chosen:
+    """What an item holds and where: all that is drawn before its sound is made, and the waves of its events."""
+
+    task: str
+    plan: Plan
+    scene: SceneConfig
+    layout: Layout
+    waves: list[npt.NDArray[np.float32]]
+    changes: list[SoundChange]
+    augment: Augment
+    rngs: dict[int, np.random.Generator]
+
+
 class Composer:
     """Composes the items of a mix. It may be pickled; decoded clips stay behind.
 
@@ -117,6 +141,23 @@ class Composer:
 
     def item(self, split: Split, index: int) -> Composed:
         """Compose one item, index from 0."""
+        chosen = self._chosen(split, index)
+        events_S, background_S, meta = self._sound(chosen, split)
+        wav_S = (events_S + background_S).astype(np.float32)
+        return Composed(wav_S, events_S, background_S, chosen.task, chosen.plan.question, self._answer(chosen), meta)
+
+    def told(self, split: Split, index: int) -> Told:
+        """The same item without its sound; `meta` has the events, the duration and the name of what is behind them."""
+        chosen = self._chosen(split, index)
+        meta, background = self._events(chosen, self._gains_db(chosen)), chosen.scene.background
+        rng = chosen.rngs[_BEHIND]
+        if background is not None and rng.uniform() < background.chance:
+            rng.uniform(*background.snr_db)
+            meta |= self._what_is_behind(rng, background.sound, chosen.plan, split)[1]
+        return Told(chosen.task, chosen.plan.question, self._answer(chosen), meta)
+
+    def _chosen(self, split: Split, index: int) -> _Chosen:
+        """What an item holds, where, and the sounds of its events."""
         key = [self.config.seed, SPLITS.index(split), index]
         rngs = {purpose: np.random.default_rng([purpose, *key]) for purpose in (_WHERE, _LEVELS, _BEHIND, _ROOM, _CHANGES)}
         augment = self.config.augment if split == "train" and self.config.augment is not None else Augment()
@@ -128,13 +169,14 @@ class Composer:
             waves = self._waves(plan, scene, rngs[_WHERE], TASK_KINDS[task.kind].num_events(scene)[1], changes)
             layout = lay_out([len(wave_S) for wave_S in waves], scene, self.config.sampling_rate_hz, rngs[_WHERE], plan)
             if layout is not None:
-                break
-        else:
-            what = f"data.tasks.{name}: {split} item {index}"
-            raise PalError(f"{what}: its sounds do not fit into {scene.seconds[1]:g} s; raise seconds, or ask for fewer")
-        answer = plan.answer if plan.answer is not None else self._caption(plan, layout, task.categories)
-        events_S, background_S, meta = self._sound(plan, layout, waves, scene, split, rngs, changes, augment)
-        return Composed((events_S + background_S).astype(np.float32), events_S, background_S, name, plan.question, answer, meta)
+                return _Chosen(name, plan, scene, layout, waves, changes, augment, rngs)
+        what = f"data.tasks.{name}: {split} item {index}"
+        raise PalError(f"{what}: its sounds do not fit into {scene.seconds[1]:g} s; raise seconds, or ask for fewer")
+
+    def _answer(self, chosen: _Chosen) -> str:
+        if chosen.plan.answer is not None:
+            return chosen.plan.answer
+        return self._caption(chosen.plan, chosen.layout, self.config.tasks[chosen.task].categories)
 
     def _waves(
         self, plan: Plan, scene: SceneConfig, rng: np.random.Generator, most: int, changes: list[SoundChange]
@@ -155,31 +197,34 @@ class Composer:
             waves.append(wav_S * np.float32(EVENT_RMS / np.sqrt(acoustics.power(wav_S))))
         return waves
 
-    def _sound(
-        self,
-        plan: Plan,
-        layout: Layout,
-        waves: list[npt.NDArray[np.float32]],
-        scene: SceneConfig,
-        split: Split,
-        rngs: dict[int, np.random.Generator],
-        changes: list[SoundChange],
-        augment: Augment,
-    ) -> tuple[Wave, Wave, dict[str, Any]]:
-        """The events with their room, what is behind them, and what the manifest says."""
-        rate_hz = self.config.sampling_rate_hz
-        events_S, sounds_S = np.zeros(layout.num_samples), np.zeros(layout.num_samples, bool)
-        gains_db = rngs[_LEVELS].uniform(*scene.gain_db, len(waves)).tolist()
-        if plan.joined:
-            gains_db = [gains_db[0]] * len(waves)  # one voice, one distance
-        events = []
-        for event, onset, wav_S, gain_db, change in zip(plan.events, layout.onsets, waves, gains_db, changes, strict=True):
-            events_S[onset : onset + len(wav_S)] += wav_S * acoustics.gain(gain_db)
-            sounds_S[onset : onset + len(wav_S)] = True
-            events.append(_described(event, onset / rate_hz, (onset + len(wav_S)) / rate_hz, gain_db, change))
+    def _gains_db(self, chosen: _Chosen) -> list[float]:
+        gains_db: list[float] = chosen.rngs[_LEVELS].uniform(*chosen.scene.gain_db, len(chosen.waves)).tolist()
+        return [gains_db[0]] * len(gains_db) if chosen.plan.joined else gains_db  # one voice, one distance
+
+    def _events(self, chosen: _Chosen, gains_db: list[float]) -> dict[str, Any]:
+        """What the manifest says of events and duration."""
+        plan, layout, rate_hz = chosen.plan, chosen.layout, self.config.sampling_rate_hz
+        events = [
+            _described(event, onset / rate_hz, (onset + len(wav_S)) / rate_hz, gain_db, change)
+            for event, onset, wav_S, gain_db, change in zip(
+                plan.events, layout.onsets, chosen.waves, gains_db, chosen.changes, strict=True
+            )
+        ]
         meta: dict[str, Any] = {"events": events, "seconds": round(layout.num_samples / rate_hz, 6)}
         if all(event.clip.category == "digit" for event in plan.events):
             meta["transcript"] = " ".join(event.clip.label for event in plan.events)
+        return meta
+
+    def _sound(self, chosen: _Chosen, split: Split) -> tuple[Wave, Wave, dict[str, Any]]:
+        """The events with their room, what is behind them, and what the manifest says."""
+        plan, layout, scene, rngs, augment = chosen.plan, chosen.layout, chosen.scene, chosen.rngs, chosen.augment
+        rate_hz = self.config.sampling_rate_hz
+        events_S, sounds_S = np.zeros(layout.num_samples), np.zeros(layout.num_samples, bool)
+        gains_db = self._gains_db(chosen)
+        meta = self._events(chosen, gains_db)
+        for onset, wav_S, gain_db in zip(layout.onsets, chosen.waves, gains_db, strict=True):
+            events_S[onset : onset + len(wav_S)] += wav_S * acoustics.gain(gain_db)
+            sounds_S[onset : onset + len(wav_S)] = True
         rng = rngs[_ROOM]
         if scene.reverb is not None and rng.uniform() < scene.reverb.chance:
             rt60_s, drr_db = rng.uniform(*scene.reverb.rt60_s), rng.uniform(*scene.reverb.drr_db)
@@ -207,19 +252,27 @@ class Composer:
     ) -> tuple[Wave, dict[str, Any]]:
         """What is behind the events, at any level, and what the manifest says of it."""
         rate_hz = self.config.sampling_rate_hz
-        sound = sounds[int(rng.integers(len(sounds)))]
-        if sound in NOISES:
-            return acoustics.noise(rng, num_samples, rate_hz, sound), {"background": sound}
-        labels = self.catalogue.labels([sound])
-        label = plan.background or labels[int(rng.integers(len(labels)))]
-        drawn = self.catalogue.draw(rng, split, label)
+        drawn, said = self._what_is_behind(rng, sounds, plan, split)
+        if drawn is None:
+            return acoustics.noise(rng, num_samples, rate_hz, said["background"]), said
         if drawn.params is not None:
             wav_S = render(drawn.clip.kind, replace(drawn.params, duration_s=num_samples / rate_hz), rate_hz)
         else:
             wav_S = augment.of_sounds(rng, 1, alike=True)[0](self.store.sound(drawn.clip).wav_S, rate_hz)
         ring_S = looped(wav_S, num_samples, int(rng.integers(len(wav_S))), round(_LOOP_FADE_S * rate_hz))
-        said = {"background": label, "background_category": drawn.clip.category, "background_clip": drawn.clip.id}
         return ring_S.astype(np.float64), said
+
+    def _what_is_behind(
+        self, rng: np.random.Generator, sounds: list[str], plan: Plan, split: Split
+    ) -> tuple[Drawn | None, dict[str, Any]]:
+        """A clip, or None for noise, and what the manifest says of it."""
+        sound = sounds[int(rng.integers(len(sounds)))]
+        if sound in NOISES:
+            return None, {"background": sound}
+        labels = self.catalogue.labels([sound])
+        label = plan.background or labels[int(rng.integers(len(labels)))]
+        drawn = self.catalogue.draw(rng, split, label)
+        return drawn, {"background": label, "background_category": drawn.clip.category, "background_clip": drawn.clip.id}
 
     def _caption(self, plan: Plan, layout: Layout, categories: list[str]) -> str:
         labels = iter([event.clip.label for event in plan.events])

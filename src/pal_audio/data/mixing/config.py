@@ -49,6 +49,7 @@ class MixConfig(StrictConfig):
         root: folder that the sources' relative roots count from.
         sources, scene, tasks: see there.
         augment: changes of training sounds; None for none.
+        text_only: scenes are told as text (`mixing.telling`) and no sound is composed; the same scenes as with sound.
     """
 
     type: Literal["mix"]
@@ -60,6 +61,7 @@ class MixConfig(StrictConfig):
     sources: list[SoundSource] = Field(min_length=1)
     scene: SceneConfig = Field(default_factory=SceneConfig)
     augment: Augment | None = None
+    text_only: bool = False
     tasks: dict[str, TaskConfig] = Field(min_length=1)
 
     @model_validator(mode="after")
