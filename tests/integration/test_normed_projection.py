@@ -116,7 +116,8 @@ def test_nothing_inside_is_converted_to_what_it_is(dtype: torch.dtype) -> None:
         assert output.dtype == dtype
         context = SimpleNamespace(saved_tensors=output.grad_fn.saved_tensors, needs_input_grad=(True, True, False))
         of_inputs, of_weight, _ = _NormedProjection.backward(context, torch.ones_like(output))
-    assert of_inputs is not None and of_weight is not None
+    assert of_inputs is not None
+    assert of_weight is not None
     assert of_inputs.dtype == of_weight.dtype == dtype
 
 

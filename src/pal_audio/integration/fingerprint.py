@@ -62,7 +62,9 @@ class Fingerprint:
 
     def _look(self, modules: list[tuple[str, nn.Module]]) -> None:
         self._roots = modules
-        self._parts = [(name, part, _held(part)) for prefix, module in modules for name, part in module.named_modules(prefix=prefix)]
+        self._parts = [
+            (name, part, _held(part)) for prefix, module in modules for name, part in module.named_modules(prefix=prefix)
+        ]
         self._stateful = [(name, part) for name, part, _ in self._parts if _state(part)]
         found = [item for prefix, module in modules for item in module.named_parameters(prefix=prefix)]
         self._parameters = [(f"{name}{tuple(item.shape)}{item.dtype}", item, _kind(item)) for name, item in found]

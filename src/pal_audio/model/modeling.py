@@ -22,7 +22,6 @@ from pal_audio.integration.attention import check_consumed, has_sdpa, install
 from pal_audio.integration.config import LalConfig
 from pal_audio.integration.fingerprint import Fingerprint
 from pal_audio.integration.flamingo import check_entered, hang
-from pal_audio.integration.fingerprint import Fingerprint
 from pal_audio.integration.key_values import (
     LayerKeyValues,
     embedding_rms,

@@ -45,6 +45,7 @@ HEAD = "head"
 _OF_ENCODER = ("ctc", "tags", "events", "events-ctc")
 _KEYS_OF = {
     "max_tokens": ("text",),
+    "assistant_only": ("text",),
     "batch_audio_s": ("answer", *_OF_ENCODER),
     "batch_text_tokens": ("answer", "text"),
     "encoder": _OF_ENCODER,
@@ -70,6 +71,7 @@ class Stage(StrictConfig):
         sources: names of the data's sources that it trains on; all of them where left out.
         objective: what it learns by; see `training.objectives`.
         max_tokens: of `text`: longer texts are cut into pieces of this many tokens.
+        assistant_only: of `text`: of conversations the assistant's words alone are learnt; documents as ever.
         encoder: of encoders' objectives: which one learns, where there are several.
         task: of encoders' objectives: examples of this task alone, or of these.
         categories: of `events` and `events-ctc`: those of the sounds that are learnt; all where left out.
@@ -97,6 +99,7 @@ class Stage(StrictConfig):
     sources: list[str] | None = Field(None, min_length=1)
     objective: Literal["answer", "text", "ctc", "tags", "events", "events-ctc"] = "answer"
     max_tokens: int | None = Field(None, ge=2)
+    assistant_only: bool = False
     encoder: str | None = None
     task: str | list[str] | None = Field(None, min_length=1)
     categories: list[str] | None = Field(None, min_length=1)

@@ -1,10 +1,12 @@
 """`text`: what is learnt of a document and of a conversation, and that nothing is lost where it is cut."""
 
+import math
 from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch.nn import functional
 
 from pal_audio.data import Document, Example, Message
@@ -46,6 +48,59 @@ def test_a_conversation_is_learnt_as_the_template_writes_it() -> None:
     objective = made()
     (piece,) = objective.pieces(Example(id="t", messages=TALK))
     assert objective.tokenizer.decode(piece.ids_L) == "<|user|>how many sounds?<|end|><|assistant|>a bell<|end|>"
+
+
+TURNS = [*TALK, Message(role="user", content="and now?"), Message(role="assistant", content="a <|audio|> dog, a dog")]
+
+
+@pytest.mark.parametrize("max_tokens", [4, 9, 100])
+def test_of_a_conversation_the_assistants_words_alone_may_be_learnt(max_tokens: int) -> None:
+    objective = made(assistant_only=True, max_tokens=max_tokens)
+    pieces = objective.pieces(Example(id="t", messages=TURNS))
+    predicted = [token for piece in pieces for token in piece.labels_L[1:].tolist() if token >= 0]
+    assert objective.tokenizer.decode(predicted) == "a bell<|end|>a < |audio|> dog, a dog<|end|>"
+    assert all(piece.num_predicted for piece in pieces), "what has nothing to learn is no piece"
+    assert objective.num_units(objective.inputs(pieces)) == len(predicted)
+    whole = made(max_tokens=max_tokens).pieces(Example(id="t", messages=TURNS))
+    assert {piece.ids_L.tobytes() for piece in pieces} <= {piece.ids_L.tobytes() for piece in whole}, "the text is the same"
+
+
+def test_its_labels_are_those_of_answer() -> None:
+    objective = made(assistant_only=True)
+    (piece,) = objective.pieces(Example(id="t", messages=TURNS))
+    batch = objective.collator.training_batch([Example(id="t", messages=TURNS)])
+    assert piece.ids_L.tolist() == batch["input_ids"][0].tolist()
+    assert piece.labels_L.tolist() == batch["labels"][0].tolist()
+
+
+def test_documents_are_whole_beside_conversations_of_which_answers_are_learnt() -> None:
+    objective = made(assistant_only=True)
+    items = [document("a bell"), Example(id="t", messages=TALK)]
+    objective.prepare(items, items)
+    num_each = len(objective.tokenizer("a bell", add_special_tokens=False)["input_ids"]) + 1  # and the end, of either
+    assert objective.notes()[0].startswith(f"text: {2 * num_each} tokens in 2 pieces")
+    scores = objective.score()
+    (piece,) = objective.pieces(items[1])
+    with torch.no_grad():
+        logits = objective.model.language_model(input_ids=torch.from_numpy(piece.ids_L)[None]).logits[0, :-1]
+    labels = torch.from_numpy(piece.labels_L)[1:]
+    nats = float(functional.cross_entropy(logits, labels, reduction="sum", ignore_index=-100))
+    num_tokens = int((labels >= 0).sum())
+    assert scores["conversations.num_tokens"] == num_tokens
+    assert scores["conversations.perplexity"] == pytest.approx(math.exp(nats / num_tokens), rel=1e-5)
+    assert scores["conversations.bits_per_character"] == pytest.approx(nats / math.log(2) / len("a bell<|end|>"), rel=1e-5)
+
+
+def test_where_there_is_no_assistant_it_is_said() -> None:
+    objective = made(assistant_only=True)
+    with pytest.raises(PalError, match="'t': no message is the assistant's"):
+        objective.prepare([Example(id="t", messages=TALK[:1])], [])
+    with pytest.raises(PalError, match=r"'t': message 1: .*empty"):
+        objective.pieces(Example(id="t", messages=[TALK[0], Message(role="assistant", content=" ")]))
+    with pytest.raises(PalError, match="`assistant_only` is of conversations, and there are none"):
+        objective.prepare([document("a bell")], [])
+    with pytest.raises(ValidationError, match="`assistant_only` belongs to objective text, not answer"):
+        Stage(train={"llm": 1e-3}, steps=1, assistant_only=True)
 
 
 def test_the_loss_and_the_scores_are_those_of_the_bare_model() -> None:
