@@ -151,7 +151,7 @@ class TextObjective(LlmObjective[Piece]):
 
     @torch.no_grad()
     def score(self) -> dict[str, float]:
-        """Perplexity of a predicted token and bits of a character of what is predicted, over held-out documents and conversations."""
+        """Perplexity of a predicted token and bits of a predicted character, over held-out documents and over conversations."""
         scores: dict[str, float] = {}
         self.module.eval()
         device = next(self.module.parameters()).device
