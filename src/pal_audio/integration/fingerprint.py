@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,48 +27,61 @@ def fingerprint(modules: Iterable[nn.Module], config: Any) -> str:
 class Fingerprint:
     """`fingerprint` for who asks often: which parameters there are is looked up again only where a module has changed its own.
 
-    Values are read each time, as there. What it last looked at is kept alive until the next call.
+    Values are read each time, as there. What it last looked at is kept alive until the next call. Threads may share it.
     """
 
     def __init__(self) -> None:
-        self._roots: list[tuple[str, nn.Module]] = []
-        self._parts: list[tuple[str, nn.Module, tuple[Any, ...]]] = []  # name, module, what it held
-        self._stateful: list[tuple[str, nn.Module]] = []
-        self._parameters: list[tuple[str, nn.Parameter, tuple[Any, ...]]] = []  # name, parameter, what it was
+        self._seen: _Seen | None = None
         self._told = (b"", "")  # what was hashed, and its digest
 
     @torch.no_grad()
     def __call__(self, modules: list[tuple[str, nn.Module]], config: Any) -> str:
         """See `fingerprint`; each module has a name before those of its parts."""
-        if not self._is_as_it_was(modules):
-            self._look(modules)
+        seen, told = self._seen, self._told
+        if seen is None or not seen.is_still(modules):
+            self._seen = seen = _Seen.of(modules)
         head = [json.dumps(config, sort_keys=True, default=str)]
-        head += [f"{name}{sorted(state.items())}" for name, part in self._stateful if (state := _state(part))]
-        head += [name for name, *_ in self._parameters]
+        head += [f"{name}{sorted(state.items())}" for name, part in seen.stateful if (state := _state(part))]
+        head += [name for name, *_ in seen.parameters]
         samples: dict[torch.device, list[Tensor]] = {}
-        for _, parameter, _ in self._parameters:
+        for _, parameter, _ in seen.parameters:
             samples.setdefault(parameter.device, []).append(_sample(parameter))
         values = b"".join(_as_float32(tensors).numpy().tobytes() for tensors in samples.values())
         hashed = "".join(head).encode() + values
-        if hashed != self._told[0]:
-            self._told = hashed, hashlib.sha256(hashed).hexdigest()[:32]
-        return self._told[1]
+        if hashed != told[0]:
+            self._told = told = hashed, hashlib.sha256(hashed).hexdigest()[:32]
+        return told[1]
 
-    def _is_as_it_was(self, modules: list[tuple[str, nn.Module]]) -> bool:
-        return (
-            modules == self._roots
-            and all(_held(part) == held for _, part, held in self._parts)
-            and all(_kind(parameter) == kind for _, parameter, kind in self._parameters)
-        )
 
-    def _look(self, modules: list[tuple[str, nn.Module]]) -> None:
-        self._roots = modules
-        self._parts = [
-            (name, part, _held(part)) for prefix, module in modules for name, part in module.named_modules(prefix=prefix)
-        ]
-        self._stateful = [(name, part) for name, part, _ in self._parts if _state(part)]
+@dataclass(frozen=True, eq=False)
+class _Seen:
+    """What there is to be read.
+
+    Attributes:
+        modules: that were asked about, with their names.
+        parts: name, module and what it held, of these and all inside them.
+        stateful: parts that had a state beside their parameters.
+        parameters: name with shape and dtype, the parameter, and its shape and dtype.
+    """
+
+    modules: list[tuple[str, nn.Module]]
+    parts: list[tuple[str, nn.Module, tuple[Any, ...]]]
+    stateful: list[tuple[str, nn.Module]]
+    parameters: list[tuple[str, nn.Parameter, tuple[Any, ...]]]
+
+    @classmethod
+    def of(cls, modules: list[tuple[str, nn.Module]]) -> "_Seen":
+        parts = [(name, part, _held(part)) for prefix, module in modules for name, part in module.named_modules(prefix=prefix)]
         found = [item for prefix, module in modules for item in module.named_parameters(prefix=prefix)]
-        self._parameters = [(f"{name}{tuple(item.shape)}{item.dtype}", item, _kind(item)) for name, item in found]
+        parameters = [(f"{name}{tuple(item.shape)}{item.dtype}", item, _kind(item)) for name, item in found]
+        return cls(modules, parts, [(name, part) for name, part, _ in parts if _state(part)], parameters)
+
+    def is_still(self, modules: list[tuple[str, nn.Module]]) -> bool:
+        return (
+            modules == self.modules
+            and all(_held(part) == held for _, part, held in self.parts)
+            and all(_kind(parameter) == kind for _, parameter, kind in self.parameters)
+        )
 
 
 def _held(module: nn.Module) -> tuple[Any, ...]:
