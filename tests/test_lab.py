@@ -197,29 +197,56 @@ def test_a_failed_step_is_named_with_its_log_and_stops_only_those_that_need_it(t
     assert "Traceback" in (tmp_path / "logs" / "odd.log").read_text()
 
 
-FAILS = "import sys; print('step 3'); print('pal: error: ' + sys.argv[1]); sys.exit(2)"
+DIVERGES = f"pal: error: the loss is nan at step 4; {DIVERGED}"
+SAYS = """
+import os, signal, sys
+print(*sys.argv[2:], sep="\\n", flush=True)
+if sys.argv[1] == "killed":
+    os.kill(os.getpid(), signal.SIGKILL)
+sys.exit(int(sys.argv[1]))
+"""
 
 
-@pytest.mark.parametrize(("error", "is_result"), [(f"the loss is nan at step 4; {DIVERGED}", True), ("no space is left", False)])
-def test_a_rate_that_diverges_is_a_result_and_any_other_error_is_not(tmp_path: Path, error: str, is_result: bool) -> None:
+@pytest.mark.parametrize(
+    ("status", "lines", "is_result"),
+    [
+        ("2", ["step 3", DIVERGES], True),
+        ("2", [DIVERGES, "warning: 1 leaked semaphore"], True),
+        ("2", ["pal: error: no space is left"], False),
+        ("1", [DIVERGES], False),
+        ("killed", ["step 3"], False),
+    ],
+)
+def test_a_rate_that_diverges_is_a_result_and_any_other_end_is_not(
+    tmp_path: Path, status: str, lines: list[str], is_result: bool
+) -> None:
     flow = Flow(tmp_path, tmp_path, Shelf(make_recipes(tmp_path / "recipes")), arms=["lal"], factors=(1.0, 3.0))
     by_name = {step.name: step for step in grid_steps(flow)}
-    high = replace(by_name["lal-x3"], needs=(), commands=lambda: [[error]])
-    low = by_name["lal-x1"]
+    high = replace(by_name["lal-x3"], needs=(), commands=lambda: [[status, *lines]])
+    low, rate = by_name["lal-x1"], by_name["rate-lal"]
     low.mark.parent.mkdir()
     low.mark.write_text(json.dumps({"factor": 1, "held_out": {"right": 0.5}, "loss": {"held_out": 1}, "seconds": 1}))
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "lal-x3.log").write_text(f"{DIVERGES}\n")  # of an earlier attempt
+    kept = flow.run_folder("lal", 3.0, 0) / "checkpoints-answers"
+    kept.mkdir(parents=True)
     said: list[str] = []
-    runner = Runner([low, high, by_name["rate-lal"]], tmp_path, say=said.append, program=(sys.executable, "-c", FAILS))
+    runner = Runner([low, high, rate], tmp_path, say=said.append, program=(sys.executable, "-c", SAYS))
     assert runner.run() == is_result
     assert set(runner.failed) == (set() if is_result else {"lal-x3"})
-    chosen = json.loads(by_name["rate-lal"].mark.read_text()) if is_result else by_name["rate-lal"].finish()
+    chosen = json.loads(rate.mark.read_text())
     assert chosen["factor"] == 1
+    assert [row["factor"] for row in chosen["tried"]] == ([1, 3] if is_result else [1])
+    assert kept.exists() != is_result, "what diverged keeps no checkpoints"
     if is_result:
-        assert json.loads(high.mark.read_text())["diverged"] == f"pal: error: {error}"
-        assert [row["factor"] for row in chosen["tried"]] == [1, 3]
+        assert json.loads(high.mark.read_text())["diverged"] == DIVERGES
         low.mark.write_text(high.mark.read_text())
+        with pytest.raises(PalError, match=r"lal diverged at every factor of its rates \(3, 3\); give lower --factors"):
+            rate.finish()
+        low.mark.unlink()
+        high.mark.unlink()
         with pytest.raises(PalError, match="no run of lal has finished"):
-            by_name["rate-lal"].finish()
+            rate.finish()
 
 
 def test_products_that_are_gone_are_made_again(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from benchmarks.lab.recipes import Shelf
 from benchmarks.lab.steps import Step
 
 from pal_audio.errors import PalError
+from tests.lab_recipes import make_recipes
 
 
 def grid(tmp_path: Path, **options: object) -> dict[str, Step]:
@@ -43,6 +44,36 @@ def test_nothing_waits_without_need(tmp_path: Path) -> None:
     assert steps["frames-general+speech"].needs == ("tests", "lab-encoder-general", "lab-encoder-speech")
     assert set(steps["lal-x0.7"].needs) == {"tests", "lab-lm", "lab-encoder-unified", "frames-unified"}
     assert steps["conditions"].needs == ("tests",)
+
+
+@pytest.mark.parametrize(
+    ("data", "worlds"),
+    [
+        ("{train: [text-world/train.jsonl], test: [world/test.jsonl]}", ("text-world", "world")),
+        ("{train: [{path: text-world/train.jsonl, weight: 2}, {text: words.txt}]}", ("text-world",)),
+        ("{train: [{text: words.txt}], test: [{text: words.txt}]}", ("world",)),
+        ("{train: [/elsewhere/train.jsonl, mine/train.jsonl, train.jsonl]}", ("world",)),
+        ("{train: world/train.jsonl}", ("world",)),
+    ],
+)
+def test_a_base_waits_for_the_worlds_that_its_data_names(data: str, worlds: tuple[str, ...], tmp_path: Path) -> None:
+    folder = make_recipes(tmp_path / "recipes")
+    recipe = (folder / "lm.yaml").read_text()
+    (folder / "lm.yaml").write_text(
+        "\n".join(f"data: {data}" if line.startswith("data:") else line for line in recipe.splitlines())
+    )
+    steps = {step.name: step for step in grid_steps(Flow(tmp_path, tmp_path, Shelf(folder)))}
+    assert steps["lab-lm"].needs == worlds
+    assert ("text-world" in steps) == ("text-world" in worlds)
+
+
+def test_no_text_is_composed_for_a_language_model_that_is_there(tmp_path: Path) -> None:
+    flow = Flow(tmp_path, tmp_path, Shelf(make_recipes(tmp_path / "recipes")))
+    assert "text-world" in {step.name for step in grid_steps(flow)}
+    (tmp_path / "runs" / "lab-lm" / "llm").mkdir(parents=True)
+    flow.mark("lab-lm").parent.mkdir()
+    flow.mark("lab-lm").write_text("{}")
+    assert "text-world" not in {step.name for step in grid_steps(flow)}
 
 
 def test_what_most_need_and_what_takes_longest_comes_first(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections import Counter
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,12 @@ from benchmarks.lab.elsewhere.asking import elsewhere_steps
 from benchmarks.lab.flow import Flow
 from benchmarks.lab.questions import read_json
 from benchmarks.lab.recipes import ENCODER, LONG_FIRST, LabRecipe, written
-from benchmarks.lab.steps import Step
+from benchmarks.lab.steps import CommandError, Step
 
 from pal_audio.data.manifest import write_text
 from pal_audio.errors import PalError
 
+REFUSED = 2  # the status of `pal` after an error that it names
 DIVERGED = "lower the learning rate"  # how `pal train` ends a run whose loss or gradients are no numbers
 _PACE_QUESTIONS = 8  # a run for its time is asked next to nothing at its end
 
@@ -26,10 +28,9 @@ _PACE_QUESTIONS = 8  # a run for its time is asked next to nothing at its end
 def grid_steps(flow: Flow) -> list[Step]:
     """All steps, each behind what it needs."""
     recipes = [*flow.chosen, *flow.others]
-    bases = [flow.shelf.recipe(name.removeprefix("lab-")) for recipe in recipes for name in recipe.bases]
-    worlds = dict.fromkeys(["world", *(world for base in bases for world in base.worlds)])
-    steps = [*(flow.mixed(world) for world in worlds), _tests(flow)]
-    steps += _bases(flow, recipes)
+    bases = _bases(flow, recipes)
+    worlds = dict.fromkeys(["world", *(world for base in bases for world in base.needs)])
+    steps = [*(flow.mixed(world) for world in worlds), _tests(flow), *bases]
     users = Counter(flow.frames(recipe) for recipe in recipes if recipe.encoders)
     hearing = {flow.frames(recipe): recipe for recipe in reversed(recipes)}
     steps += [_frames(flow, hearing[folder], 1 / len(users)) for folder, _ in users.most_common()]
@@ -77,7 +78,8 @@ def _base(flow: Flow, name: str, workers: int | None) -> Step:
     settings = [*recipe.settings(), *([] if workers is None else written({"workers": workers}))]
     command = ["train", str(recipe.path), *settings, "--out", str(folder), "--resume"]
     made = folder / ("encoders" if recipe.name.startswith("encoder-") else "llm")
-    return Step(name, name, flow.mark(name), tuple(recipe.worlds), products=(made,), commands=lambda: [command])
+    step = Step(name, name, flow.mark(name), tuple(recipe.worlds), products=(made,), commands=lambda: [command])
+    return replace(step, needs=()) if step.done else step  # nothing is composed for what is there
 
 
 def _frames(flow: Flow, recipe: LabRecipe, share: float) -> Step:
@@ -104,10 +106,13 @@ def _tried(flow: Flow, family: str, factor: float) -> Step:
         _slim(folder)
         return {"factor": factor, "held_out": told["held_out"], "loss": told["loss"]}
 
-    def excuse(error: PalError) -> dict[str, Any] | None:
+    def excuse(error: CommandError) -> dict[str, Any] | None:
         """A rate too high for the arm is what was to be found out; the grid goes on with the others."""
-        told = str(error).splitlines()[-1].strip()
-        return {"factor": factor, "diverged": told} if DIVERGED in told else None
+        told = [line for line in error.lines if line.startswith("pal: error:") and DIVERGED in line]
+        if error.status != REFUSED or not told:
+            return None
+        _slim(folder)
+        return {"factor": factor, "diverged": told[-1]}
 
     name, mark = f"{family}-x{factor:g}", flow.out / "sweep"
     commands = partial(flow.training, recipe, factor, seed)
@@ -122,6 +127,9 @@ def _rate(flow: Flow, family: str, tried: list[Step]) -> Step:
     def finish() -> dict[str, Any]:
         found = [read_json(step.mark) for step in tried if step.done]
         whole = [row for row in found if "diverged" not in row]
+        if found and not whole:
+            rates = ", ".join(f"{row['factor']:g}" for row in found)
+            raise PalError(f"{family} diverged at every factor of its rates ({rates}); give lower --factors and another OUT")
         if not whole:
             raise PalError(f"no run of {family} has finished, so its learning rate cannot be chosen")
         best = max(whole, key=lambda row: (row["held_out"]["right"], -(row["loss"]["held_out"] or 0.0)))

@@ -74,10 +74,12 @@ class LabRecipe:
 
     @property
     def worlds(self) -> list[str]:
-        """Recipes of the mixes that it trains on, by the folders that its data names."""
-        train = self.content.get("data", {}).get("train", [])
-        paths = [source["path"] if isinstance(source, dict) else source for source in train]
-        return list(dict.fromkeys(Path(path).parts[0] for path in paths))
+        """Recipes of the mixes that its data names by their folders; `world` where it names none."""
+        data = self.content.get("data", {})
+        sources = [source for side in ("train", "test") for source in _listed(data.get(side))]
+        paths = [source.get("path") if isinstance(source, dict) else source for source in sources]
+        folders = dict.fromkeys(Path(path).parts[0] for path in paths if isinstance(path, str) and len(Path(path).parts) > 1)
+        return [name for name in folders if (self.path.parent / f"{name}.yaml").is_file()] or ["world"]
 
     @property
     def encoders(self) -> list[str]:
@@ -172,6 +174,10 @@ class Shelf:
 def written(changes: dict[str, Any]) -> list[str]:
     """Changes as `--set` options; JSON is YAML."""
     return [word for key, value in changes.items() for word in ("--set", f"{key}={json.dumps(value)}")]
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def _texts(value: Any) -> Iterator[str]:

@@ -36,7 +36,20 @@ def _nothing() -> dict[str, Any]:
     return {}
 
 
-def _no_excuse(error: PalError) -> None:
+class CommandError(PalError):
+    """A command of a step ended with another status than 0.
+
+    Attributes:
+        status: negative where a signal ended it.
+        lines: that this process wrote, the last of them.
+    """
+
+    def __init__(self, message: str, status: int, lines: list[str]) -> None:
+        super().__init__(message)
+        self.status, self.lines = status, lines
+
+
+def _no_excuse(error: CommandError) -> None:
     return None
 
 
@@ -66,7 +79,7 @@ class Step:
     products: tuple[Path, ...] = ()
     commands: Callable[[], list[list[str]]] = list
     finish: Callable[[], dict[str, Any]] = _nothing
-    excuse: Callable[[PalError], dict[str, Any] | None] = _no_excuse
+    excuse: Callable[[CommandError], dict[str, Any] | None] = _no_excuse
     alone: bool = False
     on_gpu: bool = True
 
@@ -180,7 +193,7 @@ class Runner:
         try:
             for arguments in step.commands():
                 self._call(step, arguments, gpu)
-        except PalError as error:
+        except CommandError as error:
             excused = step.excuse(error)
             if excused is None:
                 raise
@@ -195,6 +208,7 @@ class Runner:
 
     def _call(self, step: Step, arguments: list[str], gpu: str | None) -> None:
         log = self._log(step)
+        before = log.stat().st_size if log.exists() else 0
         with open(log, "ab") as file:
             with self._lock:
                 if self._stopping.is_set():
@@ -210,9 +224,10 @@ class Runner:
         if status and self._stopping.is_set():
             raise InterruptedStepError
         if status:
-            lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-_TAIL_LINES:]
+            lines = log.read_bytes()[before:].decode(errors="replace").splitlines()[-_TAIL_LINES:]
             tail = "\n".join(f"    {line}" for line in lines)
-            raise PalError(f"`pal {' '.join(arguments[:2])} ...` ended with status {status}; the end of {log}:\n{tail}")
+            told = f"`pal {' '.join(arguments[:2])} ...` ended with status {status}; the end of {log}:\n{tail}"
+            raise CommandError(told, status, lines)
 
     def _log(self, step: Step) -> Path:
         folder = self.out / "logs"

@@ -1,6 +1,12 @@
 """The fingerprint that is asked for with every question equals one that looks at everything anew, whatever was changed."""
 
+import copy
+import hashlib
+import pickle
+import sys
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -115,6 +121,45 @@ def test_modules_names_and_configuration_are_told_apart() -> None:
 def test_it_is_that_of_the_function() -> None:
     parts = [("", module) for _, module in modules()]
     assert Fingerprint()(parts, 3) == fingerprint([module for _, module in parts], 3)
+
+
+def test_states_stand_before_the_names_of_their_own_module() -> None:
+    """The order by which memories on disk were made."""
+    parts = modules()
+    digest = hashlib.sha256(b"3")
+    for prefix, module in parts:
+        for name, part in module.named_modules(prefix=prefix):
+            if isinstance(part, Adapted):
+                digest.update(f"{name}{[('disable_adapters', False), ('scaling', {'default': 2.0})]}".encode())
+        for name, parameter in module.named_parameters(prefix=prefix):
+            digest.update(f"{name}{tuple(parameter.shape)}{parameter.dtype}".encode())
+    flat = [parameter.detach().flatten() for _, module in parts for parameter in module.parameters()]
+    digest.update(torch.cat([values[:: max(1, len(values) // 256)][:256] for values in flat]).numpy().tobytes())
+    assert Fingerprint()(parts, 3) == digest.hexdigest()[:32]
+
+
+def test_threads_that_ask_at_once_are_told_the_same() -> None:
+    parts = [("ears", nn.ModuleList(nn.Linear(4, 4) for _ in range(100)))]
+    right, interval = Fingerprint()(parts, None), sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(10):
+            kept, together = Fingerprint(), threading.Barrier(4)
+            with ThreadPoolExecutor(4) as pool:
+                told = list(pool.map(lambda _: (together.wait(), kept(parts, None))[1], range(4)))  # noqa: B023
+            assert told == [right] * 4
+    finally:
+        sys.setswitchinterval(interval)
+
+
+def test_a_list_that_is_changed_and_a_copy_are_looked_at_anew() -> None:
+    parts, kept = modules(), Fingerprint()
+    before = kept(parts, None)
+    parts.append(("more", nn.Linear(2, 2)))
+    assert kept(parts, None) == Fingerprint()(parts, None) != before
+    model = nn.Module()
+    model.kept = copy.deepcopy(kept)  # type: ignore[assignment]
+    assert pickle.loads(pickle.dumps(kept))(parts, None) == copy.deepcopy(model).kept(parts, None) == kept(parts, None)  # type: ignore[operator]
 
 
 def test_samples_are_spread_over_the_whole_tensor() -> None:

@@ -41,6 +41,9 @@ def test_gradients_are_those_of_differences() -> None:
     assert formula is not None
     inputs, weight = (torch.randn(*shape, D, dtype=torch.float64, requires_grad=True) for shape in ((2, 3), (OUT,)))
     assert torch.autograd.gradcheck(lambda x, w: normed_projection(x, formula, w), (inputs, weight))
+    assert torch.autograd.gradgradcheck(lambda x, w: normed_projection(x, formula, w), (inputs, weight))
+    alone = inputs[0, 0].detach().requires_grad_()
+    assert torch.autograd.gradcheck(lambda x, w: normed_projection(x, formula, w), (alone, weight))
 
 
 @pytest.mark.parametrize("autocast", [False, True])
@@ -114,7 +117,7 @@ def test_nothing_inside_is_converted_to_what_it_is(dtype: torch.dtype) -> None:
     with NoChange():
         output = _NormedProjection.apply(inputs_ND, weight_OD, 1e-6)
         assert output.dtype == dtype
-        context = SimpleNamespace(saved_tensors=output.grad_fn.saved_tensors, needs_input_grad=(True, True, False))
+        context = SimpleNamespace(saved_tensors=output.grad_fn.saved_tensors, needs_input_grad=(True, True, False), eps=1e-6)
         of_inputs, of_weight, _ = _NormedProjection.backward(context, torch.ones_like(output))
     assert of_inputs is not None
     assert of_weight is not None

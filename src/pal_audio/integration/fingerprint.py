@@ -34,6 +34,10 @@ class Fingerprint:
         self._seen: _Seen | None = None
         self._told = (b"", "")  # what was hashed, and its digest
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy of a model looks for itself."""
+        return Fingerprint, ()
+
     @torch.no_grad()
     def __call__(self, modules: list[tuple[str, nn.Module]], config: Any) -> str:
         """See `fingerprint`; each module has a name before those of its parts."""
@@ -41,10 +45,11 @@ class Fingerprint:
         if seen is None or not seen.is_still(modules):
             self._seen = seen = _Seen.of(modules)
         head = [json.dumps(config, sort_keys=True, default=str)]
-        head += [f"{name}{sorted(state.items())}" for name, part in seen.stateful if (state := _state(part))]
-        head += [name for name, *_ in seen.parameters]
+        for stateful, names in seen.heads:
+            head += [f"{name}{sorted(state.items())}" for name, part in stateful if (state := _state(part))]
+            head += names
         samples: dict[torch.device, list[Tensor]] = {}
-        for _, parameter, _ in seen.parameters:
+        for parameter, _ in seen.parameters:
             samples.setdefault(parameter.device, []).append(_sample(parameter))
         values = b"".join(_as_float32(tensors).numpy().tobytes() for tensors in samples.values())
         hashed = "".join(head).encode() + values
@@ -59,28 +64,32 @@ class _Seen:
 
     Attributes:
         modules: that were asked about, with their names.
-        parts: name, module and what it held, of these and all inside them.
-        stateful: parts that had a state beside their parameters.
-        parameters: name with shape and dtype, the parameter, and its shape and dtype.
+        parts: these and all inside them, and what each held.
+        heads: for each module its parts that had a state beside their parameters, and its parameters' names, shapes and dtypes.
+        parameters: of all, and the shape and dtype of each.
     """
 
     modules: list[tuple[str, nn.Module]]
-    parts: list[tuple[str, nn.Module, tuple[Any, ...]]]
-    stateful: list[tuple[str, nn.Module]]
-    parameters: list[tuple[str, nn.Parameter, tuple[Any, ...]]]
+    parts: list[tuple[nn.Module, tuple[Any, ...]]]
+    heads: list[tuple[list[tuple[str, nn.Module]], list[str]]]
+    parameters: list[tuple[nn.Parameter, tuple[Any, ...]]]
 
     @classmethod
     def of(cls, modules: list[tuple[str, nn.Module]]) -> "_Seen":
-        parts = [(name, part, _held(part)) for prefix, module in modules for name, part in module.named_modules(prefix=prefix)]
-        found = [item for prefix, module in modules for item in module.named_parameters(prefix=prefix)]
-        parameters = [(f"{name}{tuple(item.shape)}{item.dtype}", item, _kind(item)) for name, item in found]
-        return cls(modules, parts, [(name, part) for name, part, _ in parts if _state(part)], parameters)
+        seen = cls(list(modules), [], [], [])
+        for prefix, module in modules:
+            parts, parameters = list(module.named_modules(prefix=prefix)), list(module.named_parameters(prefix=prefix))
+            seen.parts.extend((part, _held(part)) for _, part in parts)
+            seen.parameters.extend((parameter, _kind(parameter)) for _, parameter in parameters)
+            names = [f"{name}{tuple(parameter.shape)}{parameter.dtype}" for name, parameter in parameters]
+            seen.heads.append(([(name, part) for name, part in parts if _state(part)], names))
+        return seen
 
     def is_still(self, modules: list[tuple[str, nn.Module]]) -> bool:
         return (
             modules == self.modules
-            and all(_held(part) == held for _, part, held in self.parts)
-            and all(_kind(parameter) == kind for _, parameter, kind in self.parameters)
+            and all(_held(part) == held for part, held in self.parts)
+            and all(_kind(parameter) == kind for parameter, kind in self.parameters)
         )
 
 

@@ -106,22 +106,29 @@ class _NormedProjection(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, weight_OD: Tensor, eps: float) -> Tensor:
-        inverse = torch.rsqrt(_wide(inputs).square().mean(-1, keepdim=True) + eps)
+        inverse = _inverse_rms(inputs, eps)
         ctx.save_for_backward(inputs, weight_OD, inverse)
+        ctx.eps = eps
         return _as(_wide(inputs @ weight_OD.T) * inverse, inputs.dtype)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:  # type: ignore[override]
         inputs, weight_OD, inverse = ctx.saved_tensors
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # gradients of gradients: it depends on the inputs
+            inverse = _inverse_rms(inputs, ctx.eps)
         scaled = _as(_wide(gradient) * inverse, inputs.dtype)
         of_inputs = of_weight = None
         if ctx.needs_input_grad[1]:
-            of_weight = scaled.flatten(0, -2).T @ inputs.flatten(0, -2)
+            of_weight = scaled.reshape(-1, scaled.shape[-1]).T @ inputs.reshape(-1, inputs.shape[-1])
         if ctx.needs_input_grad[0]:
             straight = _wide(scaled @ weight_OD)
             along = (straight * inputs).mean(-1, keepdim=True) * inverse.square()
             of_inputs = _as(straight - inputs * along, inputs.dtype)
         return of_inputs, of_weight, None
+
+
+def _inverse_rms(inputs: Tensor, eps: float) -> Tensor:
+    return torch.rsqrt(_wide(inputs).square().mean(-1, keepdim=True) + eps)
 
 
 def _wide(tensor: Tensor) -> Tensor:
