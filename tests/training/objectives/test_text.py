@@ -11,9 +11,10 @@ from torch.nn import functional
 
 from pal_audio.data import Document, Example, Message
 from pal_audio.data.collation import Collator
+from pal_audio.data.manifest import AudioPart, TextPart
 from pal_audio.errors import PalError
 from pal_audio.model import PalForConditionalGeneration
-from pal_audio.training.objectives import TextObjective
+from pal_audio.training.objectives import AnswerObjective, TextObjective
 from pal_audio.training.recipe import Stage
 from tests.tiny import tiny_model
 
@@ -157,3 +158,19 @@ def test_weighted_documents_are_learnt_as_often() -> None:
     assert len(objective.prepare([item, item, other], [])) == 3
     num_tokens = sum(len(objective.pieces(text)[0].ids_L) - 1 for text in (item, item, other))
     assert objective.notes() == [f"text: {num_tokens} tokens in 3 pieces of at most 512"]
+
+
+def test_answers_to_text_alone_teach_no_part_for_sound_and_the_plan_says_so() -> None:
+    model, processor = tiny_model("llama", "pal")
+
+    def notes(examples: list[Example], **rates: float) -> list[str]:
+        objective = AnswerObjective(model, Collator(processor), Stage(train=rates, steps=1))
+        objective.prepare(examples, [])
+        return objective.notes()
+
+    told = [Example(id="t", messages=TALK)]
+    heard = Example(id="a", messages=[Message(role="user", content=[AudioPart(path="a.wav"), TextPart(text="?")]), TALK[1]])
+    expected = "answer: no training example has sound, so nothing teaches connector, projector"
+    assert notes(told, connector=1e-3, projector=1e-3, llm=1e-3) == [expected]
+    assert notes(told, llm=1e-3) == []
+    assert notes([*told, heard], connector=1e-3) == []

@@ -39,7 +39,14 @@ class AnswerObjective(LlmObjective[Example]):
 
     def prepare(self, train: Sequence[Example], test: Sequence[Example]) -> Sequence[Example]:
         self._held_out = [example for example in test if not isinstance(example, Document)]
+        self._is_silent = not any(example.audio for example in train)
         return train
+
+    def notes(self) -> list[str]:
+        deaf = [part for part in self.stage.train if not part.startswith("llm")]
+        if not self._is_silent or not deaf:
+            return []
+        return [f"answer: no training example has sound, so nothing teaches {', '.join(deaf)}"]
 
     def held_out(self) -> Sequence[Example]:
         return self._held_out
