@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from pal_audio.bench import measure
+from pal_audio.bench import ahead, measure
 from pal_audio.bench.case import Case
 from pal_audio.bench.store import OUT_OF_MEMORY, Row, Store
 from pal_audio.errors import PalError
@@ -39,6 +39,7 @@ def run(
     out: Path | None,
     command: str,
     on_case: Callable[[str], Any] = lambda title: None,
+    compile_ahead: int = 0,
 ) -> tuple[Row, list[list[Row]]]:
     """Measure groups, or take their kept rows, and write results.
 
@@ -50,6 +51,7 @@ def run(
         out: folder of rows and results; None: nothing is written.
         command: for the header.
         on_case: told of each case before it runs.
+        compile_ahead: processes that compile cases first, see `bench.ahead`; 0: each is compiled when it is measured.
 
     Returns:
         the header, and the rows of each group with their ratios.
@@ -72,6 +74,8 @@ def run(
             header["rates"] = rates
         return guarded(lambda: measure_case(case, device, dict(rates)), device)
 
+    if compile_ahead:
+        ahead.compile_ahead(verb, store.missing(groups), device, compile_ahead, on_case)
     rows = store.measure(groups, one)
     store.write(rows)
     return header, rows

@@ -92,6 +92,11 @@ class Store:
                 os.fsync(file.fileno())
         return row
 
+    def missing(self, groups: Sequence[Sequence[Case]]) -> list[Case]:
+        """Cases that `measure` would measure, each once."""
+        cases = [case for group in groups if self.whole_run(group) is None for case in group]
+        return list({case.key: case for case in cases}.values())
+
     def measure(self, groups: Sequence[Sequence[Case]], measure: Callable[[Case], Row]) -> list[list[Row]]:
         """Rows of each group, all of one run: kept ones where a run has them all, else measured now, each case once."""
         found = []

@@ -34,6 +34,14 @@ SetOption = Annotated[
 ]
 
 
+AheadOption = Annotated[
+    int,
+    typer.Option(
+        "--compile-ahead", min=0, metavar="N", help="First compile all cases, N at once; they must fit beside each other."
+    ),
+]
+
+
 @app.command("train", epilog="Example: pal bench train --llm tiny-llama --encoder tiny-frames --audio-tokens 16,32 --batch 2")
 def train(
     sweep: SweepOption = None,
@@ -55,6 +63,7 @@ def train(
     settings: SetOption = None,
     steps: Annotated[int, typer.Option(min=1, help="Measured steps of a case.")] = 20,
     warmup: Annotated[int, typer.Option(min=1, help="Steps before them.")] = 5,
+    compile_ahead: AheadOption = 0,
     device: DeviceOption = None,
     out: OutOption = None,
     as_json: JsonOption = False,
@@ -72,7 +81,7 @@ def train(
     groups = plan.groups()
     header, rows = run(
         "train", groups, lambda case, where, rates: measure_case(case, where, steps, warmup, rates), find_device(device), out,
-        _command(), _progress,
+        _command(), _progress, compile_ahead,
     )  # fmt: skip
     if out is not None:
         table.picture(rows, out / "train.png", "step_s", "peak_bytes", "training step")
@@ -96,6 +105,7 @@ def infer(
     decode: Annotated[str, typer.Option(help="Way to decode: generate, a bare loop (loop) or a compiled one.")] = "generate",
     repeats: Annotated[int, typer.Option(min=1, help="Measured calls of each kind.")] = 5,
     warmup: Annotated[int, typer.Option(min=1, help="Calls before them.")] = 2,
+    compile_ahead: AheadOption = 0,
     device: DeviceOption = None,
     out: OutOption = None,
     as_json: JsonOption = False,
@@ -116,7 +126,7 @@ def infer(
     groups = plan.groups({"new_tokens": new_tokens, "clips": int(one_clip), "decode": decode, "chunk_tokens": chunk_tokens})
     header, rows = run(
         "infer", groups, lambda case, where, rates: measure_case(case, where, repeats, warmup, rates), find_device(device), out,
-        _command(), _progress,
+        _command(), _progress, compile_ahead,
     )  # fmt: skip
     if out is not None:
         table.picture(rows, out / "infer.png", "first_token_s", "rest_bytes", "first token")
