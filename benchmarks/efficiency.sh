@@ -3,7 +3,8 @@
 #
 #     OUT=results bash benchmarks/efficiency.sh train-16x1024
 #
-# A command goes on where it stopped: rows in $OUT are kept. FLAGS changes the settings of all training rows alike.
+# A command goes on where it stopped: rows in $OUT are kept. FLAGS changes the settings of all training rows alike, AHEAD is how many cases
+# are compiled at once beforehand (0).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PYTHONPATH="src:.${PYTHONPATH:+:$PYTHONPATH}"
@@ -11,13 +12,14 @@ export PYTHONPATH="src:.${PYTHONPATH:+:$PYTHONPATH}"
 PYTHON=${PYTHON:-python}
 FLAGS=${FLAGS:---compile model}
 LLM=${LLM:-llama-3.2-1b}
+AHEAD=${AHEAD:-0}
 
 train() { # folder, then options
     # shellcheck disable=SC2086
-    "$PYTHON" -m pal_audio bench train --llm "$LLM" --out "$OUT/$1" $FLAGS "${@:2}"
+    "$PYTHON" -m pal_audio bench train --llm "$LLM" --out "$OUT/$1" --compile-ahead "$AHEAD" $FLAGS "${@:2}"
 }
 infer() {
-    "$PYTHON" -m pal_audio bench infer --llm "$LLM" --out "$OUT/$1" "${@:2}"
+    "$PYTHON" -m pal_audio bench infer --llm "$LLM" --out "$OUT/$1" --compile-ahead "$AHEAD" "${@:2}"
 }
 
 name=${1:?one of: $(sed -n 's/^    \([a-z0-9-]*\)).*/\1/p' "$0" | tr '\n' ' ')}
