@@ -114,11 +114,9 @@ def _tried(flow: Flow, family: str, factor: float) -> Step:
         _slim(folder)
         return {"factor": factor, "diverged": told[-1]}
 
-    name, mark = f"{family}-x{factor:g}", flow.out / "sweep"
-    commands = partial(flow.training, recipe, factor, seed)
-    return Step(
-        name, "train", mark / f"{name}.json", _inputs(flow, recipe), commands=commands, finish=finish, excuse=excuse
-    )  # fmt: skip
+    name, inputs, commands = f"{family}-x{factor:g}", _inputs(flow, recipe), partial(flow.training, recipe, factor, seed)
+    mark = flow.out / "sweep" / f"{name}.json"
+    return Step(name, "train", mark, inputs, commands=commands, finish=finish, excuse=excuse)
 
 
 def _rate(flow: Flow, family: str, tried: list[Step]) -> Step:

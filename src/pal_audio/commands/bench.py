@@ -33,13 +33,7 @@ SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Another setting, such as setup.kernel=eager; repeatable.")
 ]
 
-
-AheadOption = Annotated[
-    int,
-    typer.Option(
-        "--compile-ahead", min=0, metavar="N", help="First compile all cases, N at once; they must fit beside each other."
-    ),
-]
+AheadOption = Annotated[int, typer.Option("--compile-ahead", min=0, metavar="N", help="First compile all cases, N at once.")]
 
 
 @app.command("train", epilog="Example: pal bench train --llm tiny-llama --encoder tiny-frames --audio-tokens 16,32 --batch 2")

@@ -257,8 +257,6 @@ def _composed(
     """Examples by split, written by chunks in any order."""
     chunks: list[Chunk] = []
     for split in _SPLITS:
-        if not (isinstance(config, MixConfig) and config.text_only):
-            (folder / "audio" / split).mkdir(parents=True, exist_ok=True)
         num = _num(config, split)
         chunks += [(split, range(start, min(start + _CHUNK, num))) for start in range(0, num, _CHUNK)]
     num_done, num_all = 0, config.num_train + config.num_test

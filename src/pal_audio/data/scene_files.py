@@ -14,7 +14,7 @@ import soundfile
 
 from pal_audio.data.importers.recordings import RECORDING_TASKS, Recording
 from pal_audio.data.manifest import AudioPart, Example, Message, TextPart
-from pal_audio.data.mixing.compose import Composer
+from pal_audio.data.mixing.compose import Composed, Composer
 from pal_audio.data.mixing.telling import as_text
 from pal_audio.data.scenes import SceneSettings, scene
 from pal_audio.data.sounds import Split
@@ -41,19 +41,19 @@ def write_mix(shared: tuple[Composer, Path], chunk: Chunk) -> list[Example]:
     (composer, folder), (split, indices) = shared, chunk
     examples = []
     for index in indices:
-        if composer.config.text_only:
-            said = composer.told(split, index)
-            examples.append(as_text(_example(split, index, "not-composed", said.question, said.answer, said.task, said.meta)))
-            continue
-        item = composer.item(split, index)
         name = f"audio/{split}/{index // SHARD:03d}/{index:06d}.flac"
-        (folder / name).parent.mkdir(exist_ok=True)
-        _write_flac(folder / name, item.wav_S, composer.config.sampling_rate_hz)
-        examples.append(_example(split, index, name, item.question, item.answer, item.task, item.meta))
+        item = composer.told(split, index) if composer.config.text_only else composer.item(split, index)
+        example = _example(split, index, name, item.question, item.answer, item.task, item.meta)
+        if isinstance(item, Composed):
+            _write_flac(folder / name, item.wav_S, composer.config.sampling_rate_hz)
+        else:
+            example = as_text(example)
+        examples.append(example)
     return examples
 
 
 def _write_flac(path: Path, wav_S: npt.NDArray[np.float32], rate_hz: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     encoded = io.BytesIO()  # one write a file: many small ones are several times slower on some file systems
     soundfile.write(encoded, wav_S, rate_hz, subtype="PCM_16", format="FLAC")
     path.write_bytes(encoded.getvalue())

@@ -154,13 +154,9 @@ class SoundMixin(nn.Module):
 
     def audio_fingerprint(self) -> str:
         """What an audio memory depends on: encoders, connectors, P_l, the LAL layers' key/value path, dtype, configuration."""
-        modules: list[tuple[str, nn.Module]] = [
-            (name, self.encoders[name]) for name in sorted(self.encoders)
-        ]  # as a saved folder does
-        modules += [
-            ("", module) for module in (self.streams, *(part for rule in self._rules.values() for part in rule.modules()))
-        ]
-        return self._fingerprint(modules, [self.config.audio_config, self.config.adapter])
+        listeners = [(name, self.encoders[name]) for name in sorted(self.encoders)]  # as a saved folder does
+        path = [("", module) for rule in self._rules.values() for module in rule.modules()]
+        return self._fingerprint([*listeners, ("", self.streams), *path], [self.config.audio_config, self.config.adapter])
 
     def check_fingerprint(self, memory: AudioMemory) -> None:
         """That a memory was made by this model as it is now, and has what this model makes.

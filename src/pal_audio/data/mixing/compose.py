@@ -39,36 +39,35 @@ Wave = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Composed:
-    """An item.
+class Told:
+    """An item without its sound.
+
+    Attributes:
+        meta: what the manifest says of it: events with onset and offset in seconds, gain and clip, duration, background.
+    """
+
+    task: str
+    question: str
+    answer: str
+    meta: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Composed(Told):
+    """An item; `meta` has its room and scale too.
 
     Attributes:
         wav_S: float32, peak at most `PEAK`; the sum of the next two.
         events_S: all events with their room.
         background_S: what is behind them.
-        meta: what the manifest says of it: events with onset and offset in seconds, gain and clip, background, room, scale.
     """
 
     wav_S: npt.NDArray[np.float32]
     events_S: Wave
     background_S: Wave
-    task: str
-    question: str
-    answer: str
-    meta: dict[str, Any]
 
 
-@dataclass
-class Told:
-    """An item without its sound; see `Composed`."""
-
-    task: str
-    question: str
-    answer: str
-    meta: dict[str, Any]
-
-
-@dataclass
+@dataclass(frozen=True)
 class _Chosen:
     """What an item holds and where: all that is drawn before its sound is made, and the waves of its events."""
 
@@ -80,6 +79,15 @@ class _Chosen:
     changes: list[SoundChange]
     augment: Augment
     rngs: dict[int, np.random.Generator]
+
+
+@dataclass(frozen=True)
+class _Behind:
+    """What is behind an item's events: a clip or, without one, noise; and what the manifest says of it."""
+
+    snr_db: float
+    drawn: Drawn | None
+    said: dict[str, str]
 
 
 class Composer:
@@ -144,16 +152,13 @@ class Composer:
         chosen = self._chosen(split, index)
         events_S, background_S, meta = self._sound(chosen, split)
         wav_S = (events_S + background_S).astype(np.float32)
-        return Composed(wav_S, events_S, background_S, chosen.task, chosen.plan.question, self._answer(chosen), meta)
+        return Composed(chosen.task, chosen.plan.question, self._answer(chosen), meta, wav_S, events_S, background_S)
 
     def told(self, split: Split, index: int) -> Told:
-        """The same item without its sound; `meta` has the events, the duration and the name of what is behind them."""
+        """The same item without its sound."""
         chosen = self._chosen(split, index)
-        meta, background = self._events(chosen, self._gains_db(chosen)), chosen.scene.background
-        rng = chosen.rngs[_BEHIND]
-        if background is not None and rng.uniform() < background.chance:
-            rng.uniform(*background.snr_db)
-            meta |= self._what_is_behind(rng, background.sound, chosen.plan, split)[1]
+        behind = self._behind(chosen, split)
+        meta = self._events(chosen, self._gains_db(chosen)) | ({} if behind is None else behind.said)
         return Told(chosen.task, chosen.plan.question, self._answer(chosen), meta)
 
     def _chosen(self, split: Split, index: int) -> _Chosen:
@@ -217,7 +222,7 @@ class Composer:
 
     def _sound(self, chosen: _Chosen, split: Split) -> tuple[Wave, Wave, dict[str, Any]]:
         """The events with their room, what is behind them, and what the manifest says."""
-        plan, layout, scene, rngs, augment = chosen.plan, chosen.layout, chosen.scene, chosen.rngs, chosen.augment
+        layout, scene, rngs, augment = chosen.layout, chosen.scene, chosen.rngs, chosen.augment
         rate_hz = self.config.sampling_rate_hz
         events_S, sounds_S = np.zeros(layout.num_samples), np.zeros(layout.num_samples, bool)
         gains_db = self._gains_db(chosen)
@@ -231,12 +236,11 @@ class Composer:
             events_S = acoustics.reverberate(events_S, acoustics.impulse_response(rng, rt60_s, drr_db, rate_hz))
             meta |= {"rt60_s": round(rt60_s, 4), "drr_db": round(drr_db, 3)}
         background_S = np.zeros(layout.num_samples)
-        rng = rngs[_BEHIND]
-        if scene.background is not None and rng.uniform() < scene.background.chance:
-            snr_db = rng.uniform(*scene.background.snr_db)
-            background_S, said = self._behind(rng, scene.background.sound, plan, split, layout.num_samples, augment)
-            background_S = background_S * acoustics.background_scale(events_S, sounds_S, background_S, snr_db)
-            meta |= said | {"snr_db": round(snr_db, 3)}
+        behind = self._behind(chosen, split)
+        if behind is not None:
+            background_S = self._sound_behind(rngs[_BEHIND], behind, layout.num_samples, augment)
+            background_S = background_S * acoustics.background_scale(events_S, sounds_S, background_S, behind.snr_db)
+            meta |= behind.said | {"snr_db": round(behind.snr_db, 3)}
         changed = augment.of_scene(rngs[_CHANGES])
         if "low_pass_hz" in changed:
             events_S, background_S = (low_passed(part, changed["low_pass_hz"], rate_hz) for part in (events_S, background_S))
@@ -247,32 +251,32 @@ class Composer:
         meta["scale_db"] = round(20 * float(np.log10(scale)), 3)
         return events_S, background_S, meta
 
-    def _behind(
-        self, rng: np.random.Generator, sounds: list[str], plan: Plan, split: Split, num_samples: int, augment: Augment
-    ) -> tuple[Wave, dict[str, Any]]:
-        """What is behind the events, at any level, and what the manifest says of it."""
-        rate_hz = self.config.sampling_rate_hz
-        drawn, said = self._what_is_behind(rng, sounds, plan, split)
+    def _behind(self, chosen: _Chosen, split: Split) -> _Behind | None:
+        """What is behind the events; None where nothing is."""
+        background, rng = chosen.scene.background, chosen.rngs[_BEHIND]
+        if background is None or rng.uniform() >= background.chance:
+            return None
+        snr_db = rng.uniform(*background.snr_db)
+        sound = background.sound[int(rng.integers(len(background.sound)))]
+        if sound in NOISES:
+            return _Behind(snr_db, None, {"background": sound})
+        labels = self.catalogue.labels([sound])
+        label = chosen.plan.background or labels[int(rng.integers(len(labels)))]
+        drawn = self.catalogue.draw(rng, split, label)
+        said = {"background": label, "background_category": drawn.clip.category, "background_clip": drawn.clip.id}
+        return _Behind(snr_db, drawn, said)
+
+    def _sound_behind(self, rng: np.random.Generator, behind: _Behind, num_samples: int, augment: Augment) -> Wave:
+        """At any level."""
+        rate_hz, drawn = self.config.sampling_rate_hz, behind.drawn
         if drawn is None:
-            return acoustics.noise(rng, num_samples, rate_hz, said["background"]), said
+            return acoustics.noise(rng, num_samples, rate_hz, behind.said["background"])
         if drawn.params is not None:
             wav_S = render(drawn.clip.kind, replace(drawn.params, duration_s=num_samples / rate_hz), rate_hz)
         else:
             wav_S = augment.of_sounds(rng, 1, alike=True)[0](self.store.sound(drawn.clip).wav_S, rate_hz)
         ring_S = looped(wav_S, num_samples, int(rng.integers(len(wav_S))), round(_LOOP_FADE_S * rate_hz))
-        return ring_S.astype(np.float64), said
-
-    def _what_is_behind(
-        self, rng: np.random.Generator, sounds: list[str], plan: Plan, split: Split
-    ) -> tuple[Drawn | None, dict[str, Any]]:
-        """A clip, or None for noise, and what the manifest says of it."""
-        sound = sounds[int(rng.integers(len(sounds)))]
-        if sound in NOISES:
-            return None, {"background": sound}
-        labels = self.catalogue.labels([sound])
-        label = plan.background or labels[int(rng.integers(len(labels)))]
-        drawn = self.catalogue.draw(rng, split, label)
-        return drawn, {"background": label, "background_category": drawn.clip.category, "background_clip": drawn.clip.id}
+        return ring_S.astype(np.float64)
 
     def _caption(self, plan: Plan, layout: Layout, categories: list[str]) -> str:
         labels = iter([event.clip.label for event in plan.events])

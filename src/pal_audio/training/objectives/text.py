@@ -102,8 +102,10 @@ class TextObjective(LlmObjective[Piece]):
         else:
             labels = ids = self._tokens(text)
         starts = range(0, len(ids) - 1, self.max_tokens - 1)
-        cut = [(ids[start : start + self.max_tokens], labels[start : start + self.max_tokens]) for start in starts]
-        pieces = [Piece(np.array(one, dtype=np.int64), example.id, np.array(other, dtype=np.int64)) for one, other in cut]
+        ids_L = np.array(ids, dtype=np.int64)
+        labels_L = ids_L if labels is ids else np.array(labels, dtype=np.int64)
+        spans = [slice(start, start + self.max_tokens) for start in starts]
+        pieces = [Piece(ids_L[span], example.id, labels_L[span]) for span in spans]
         return [piece for piece in pieces if piece.num_predicted]
 
     def _tokens(self, text: str) -> list[int]:
