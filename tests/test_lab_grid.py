@@ -177,6 +177,21 @@ def test_every_step_of_the_bundle_stands_behind_what_it_needs(arm: str, tmp_path
     assert ({step.name for step in early} < {step.name for step in after}) is (arm != "pal-multi")
 
 
+@pytest.mark.parametrize(("cores", "jobs", "readers"), [(64, 46, "16"), (16, 10, "4"), (2, 4, None), (64, 1, None)])
+def test_the_bundles_sound_is_read_by_a_share_of_the_cores(
+    cores: int, jobs: int, readers: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is made beside the arms, which an encoder that takes nearly all cores slowed to a third."""
+    monkeypatch.setattr(flow_module, "num_cores", lambda: cores)
+    flow = Flow(tmp_path, tmp_path, Shelf(RECIPES), jobs=jobs)
+    (tmp_path / "rates").mkdir()
+    steps = {step.name: step for step in bundle_module.early_steps(flow)}
+    (train,), (encode,) = (steps[name].commands() for name in ("bundle-encoder-unified", "frames-bundle-unified"))
+    assert [word for word in train if word.startswith("workers=")] == ([f"workers={readers}"] if readers else [])
+    assert ("--workers" in encode) is (readers is not None)
+    assert readers is None or encode[encode.index("--workers") + 1] == readers
+
+
 def test_a_model_is_made_where_the_mark_says(tmp_path: Path) -> None:
     flow, model = Flow(tmp_path, tmp_path, Shelf(RECIPES)), tmp_path / "model"
     model.mkdir()

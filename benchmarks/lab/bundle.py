@@ -32,6 +32,7 @@ from pal_audio.training.report import table
 MAX_BYTES = 20 * 10**6
 MOST_PARAMETERS = 49 * MAX_BYTES // 100  # two bytes each, and room for tokenizer and papers
 _OLD, _NEW = "runs/lab-encoder-", "runs/bundle-encoder-"
+_READERS = 0.25  # share of the cores that read sound for the bundle, beside the arms
 
 
 def bundle(flow: Flow, model: Path) -> list[Step]:
@@ -92,14 +93,17 @@ def check_target(model: Path) -> None:
 def _heard(flow: Flow, recipe: LabRecipe, encoders: list[str]) -> tuple[list[Step], Path | None]:
     """The second world, encoders trained on both, and where their frames will be."""
     steps = [flow.mixed("world-dev")]
+    readers = flow.readers(_READERS / max(1, len(encoders)))
+    reading = [] if readers is None else written({"workers": readers})
     for name in encoders:
-        steps.append(_train(flow, f"bundle-encoder-{name}", flow.shelf.recipe(f"encoder-{name}"), [], ("world-dev",), "encoders"))
+        of = flow.shelf.recipe(f"encoder-{name}")
+        steps.append(_train(flow, f"bundle-encoder-{name}", of, reading, ("world-dev",), "encoders"))
     if not encoders:
         return steps, None
     frames = flow.out / "frames" / f"bundle-{'+'.join(encoders)}"
     manifests = [*(Path(source["path"]) for source in _sources(flow)), flow.out / "tests" / "curve.jsonl"]
     needs = tuple(step.name for step in steps)
-    return [*steps, flow.encoding(f"frames-{frames.name}", recipe.path, manifests, frames, needs)], frames
+    return [*steps, flow.encoding(f"frames-{frames.name}", recipe.path, manifests, frames, needs, _READERS)], frames
 
 
 def _train(flow: Flow, name: str, of: LabRecipe, settings: list[str], needs: tuple[str, ...], made: str) -> Step:
