@@ -15,6 +15,7 @@ import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +165,7 @@ def main(arguments: list[str] | None = None) -> list[Result]:
     device = find_device(options.device)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     ways = FAST | (COMPILED if options.compiled else {})
+    header = {"hardware": measure.hardware(device), "date": measure.now(), "tolerance": options.tolerance}
     rows: list[Result] = []
     for integration in options.integrations.split(","):
         setup = Setup(llm=options.llm, encoder=options.encoder)
@@ -174,12 +176,15 @@ def main(arguments: list[str] | None = None) -> list[Result]:
         keyed = integration in ("lal", "pal")
         chosen = {name: way for name, way in ways.items() if keyed or "recompute_audio" not in way}
         print(f"equality: {integration}", file=sys.stderr)
-        rows += training_rows(case, chosen, device, options.precisions.split(","))
-        rows += generation_rows(case, device, options.new_tokens)
-    header = {"hardware": measure.hardware(device), "date": measure.now(), "tolerance": options.tolerance}
-    if options.out is not None:
-        options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / "equality.json").write_text(json.dumps({"header": header, "rows": rows}, indent=1) + "\n")
+        found = chain(
+            training_rows(case, chosen, device, options.precisions.split(",")),
+            generation_rows(case, device, options.new_tokens),
+        )
+        for row in found:
+            rows.append(row)
+            if options.out is not None:  # after each, so that what stops a later one loses nothing
+                options.out.mkdir(parents=True, exist_ok=True)
+                (options.out / "equality.json").write_text(json.dumps({"header": header, "rows": rows}, indent=1) + "\n")
     show(rows, options.tolerance)
     if any(failed(row, options.tolerance) for row in rows):
         raise SystemExit(1)
