@@ -107,6 +107,11 @@ class AttachedAudio:
             for group in groups
         }
 
+    def begin_anew(self, position_ids: Tensor) -> None:
+        """`begin` where what the prompt's tensors hold has changed."""
+        self._rotary = {}
+        self.begin(position_ids)
+
     def visible(self, layer: int) -> Tensor:
         return self._visible[self.streams_of_layer[layer]]
 
@@ -123,8 +128,11 @@ class AttachedAudio:
         return self._visible[key[:1]]
 
     def block_keys_values(self, key: BlockKey) -> tuple[Tensor, Tensor]:
-        if key in self.block_memory:
-            keys, values = (side.expand(len(self.prompt_BL), -1, -1, -1) for side in self.block_memory[key])
+        pair = self.block_memory.get(key)
+        if pair is None and self.memory is not None:
+            pair = self._block_of_memory(self.memory, key)
+        if pair is not None:
+            keys, values = (side.expand(len(self.prompt_BL), -1, -1, -1) for side in pair)
             return keys, values
         assert self.live is not None
         return self._arranged(key[0], *self.live.keys_values(self.blocks[key], key[0]))
@@ -168,13 +176,17 @@ class AttachedAudio:
         """Remember rotated keys also where `attach` did not."""
         if self.memory is not None:
             self.remember(self.memory)
+            self.remember_blocks(self.memory)
             self.memory = None
 
     def remember_blocks(self, memory: AudioMemory) -> None:
         """Arrange a memory's keys and values of Flamingo blocks."""
-        for stream, layer in self.blocks:
-            pair = memory.keys[stream][layer], memory.values[stream][layer]
-            self.block_memory[stream, layer] = self._arranged(stream, *pair)
+        for key in self.blocks:
+            self.block_memory[key] = self._block_of_memory(memory, key)
+
+    def _block_of_memory(self, memory: AudioMemory, key: BlockKey) -> tuple[Tensor, Tensor]:
+        stream, layer = key
+        return self._arranged(stream, memory.keys[stream][layer], memory.values[stream][layer])
 
     def _of_memory(self, memory: AudioMemory, layer: int) -> tuple[Tensor, Tensor]:
         rule, streams = self.rules[layer], self.streams_of_layer[layer]
@@ -228,6 +240,31 @@ class AttachedAudio:
         number = (position_ids - markers_BR.gather(1, which) - 1).clamp(0, slots_CAD.shape[1] - 1)
         tokens_BLD = slots_CAD[clips, number].to(dtype)
         return torch.where((input_ids == slot_id)[..., None], tokens_BLD, embeddings_BLD)
+
+    # ---- prompts that share code and a CUDA graph: what changes from one to the next ----
+
+    def prompt_tensors(self) -> list[Tensor]:
+        """The small tensors by which this prompt differs from another one over the same memory, beside its token ids."""
+        return [*vars(self.placement).values(), *(tensor for layout in self.layouts for tensor in layout.tensors())]
+
+    def with_prompt_tensors(self, prompt_BL: Tensor, tensors: list[Tensor]) -> "AttachedAudio":
+        """The same with other tensors in the place of `prompt_tensors`; nothing is remembered."""
+        rest = iter(tensors)
+        placement = Placement(*(next(rest) for _ in vars(self.placement)))
+        layouts = [layout.with_tensors([next(rest) for _ in layout.tensors()]) for layout in self.layouts]
+        return replace(
+            self, placement=placement, layouts=layouts, prompt_BL=prompt_BL, trusted=True, remembered={}, block_memory={},
+            consumed=set(), entered=set(), _visible={}, _made={}, _rotary={},
+        )  # fmt: skip
+
+    def kinds(self) -> tuple[tuple[bool, bool], ...]:
+        """How keys are laid out, by which code differs."""
+        return tuple((layout.is_identity, layout.is_shared) for layout in self.layouts)
+
+    def held_tensors(self) -> list[Tensor]:
+        """The large tensors: those of the memory, which stay where they are."""
+        assert self.memory is not None
+        return self.memory.tensors()
 
     def expand(self, times: int) -> "AttachedAudio":
         """Repeat every row for beams or several returns. Beams only permute within a prompt, so nothing is ever reordered."""
@@ -293,7 +330,7 @@ def attach(
         summary_sees_audio: False hides a clip's keys from its own slots.
         max_positions: that audio and text may take, or None if nothing bounds them.
         placement: where the clips stand, if it is known already (`extension`).
-        remember: rotate keys once for all steps; else the memory is kept and they are rotated where they are asked for.
+        remember: arrange and rotate keys once for all steps; else the memory is kept and it is done where they are asked for.
 
     Raises:
         PalError: markers, slots and clips do not match, or positions run past the LLM's context.
@@ -327,11 +364,9 @@ def attach(
     prompt_BL = prompt_BL.to(device, non_blocking=True)
     attached = AttachedAudio(clips, placed, audio_ids, layouts, streams_of_layer, rules, blocks, live, prompt_BL)
     if isinstance(audio, AudioMemory):
-        attached.remember_blocks(audio)
+        attached.memory = audio
         if remember:
-            attached.remember(audio)
-        else:
-            attached.memory = audio
+            attached.remember_all()
     return attached
 
 

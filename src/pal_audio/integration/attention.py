@@ -14,7 +14,7 @@ import math
 import sys
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,9 @@ from pal_audio.integration.key_values import UnsupportedLlmError
 from pal_audio.integration.packing import Packing
 from pal_audio.integration.recompute import Recompute, recomputed
 from pal_audio.integration.shared_attention import rows_at_once, shared_attention, shared_mask
+
+if TYPE_CHECKING:
+    from pal_audio.integration.prompt_attention import PromptStep
 
 # The user's name of an inner kernel -> ours in transformers' registry. Names containing "sdpa", "flash" or
 # "flex_attention" make transformers check or load other things.
@@ -89,10 +92,10 @@ def _attend(
     attention_mask: Tensor | None,
     pal_audio: AudioContext | None = None,
     pal_packing: Packing | None = None,
-    pal_decoding: DecodingStep | None = None,
+    pal_decoding: "DecodingStep | PromptStep | None" = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    if pal_decoding is not None:
+    if pal_decoding is not None:  # one token, or a whole prompt
         return pal_decoding.attend(module, query, key, value, **kwargs)
     if pal_packing is not None:
         pal_packing.num_calls += 1

@@ -131,6 +131,10 @@ class AudioMemory:
         """Where the tensors are."""
         return next((tensor.device for tensor in self._tensors().values()), torch.device("cpu"))
 
+    def tensors(self) -> list[Tensor]:
+        """The tensors held."""
+        return list(self._tensors().values())
+
     def _tensors(self) -> dict[str, Tensor]:
         tensors = {
             f"{name}.{stream}.{layer}": tensor

@@ -193,6 +193,17 @@ class KeyLayout:
         until = None if self.until_BA is None else self.until_BA.to(device, non_blocking=True)
         return KeyLayout(source, positions, after, self.is_identity, until, self.is_shared)
 
+    def tensors(self) -> list[Tensor]:
+        """What is read of it."""
+        until = [] if self.until_BA is None else [self.until_BA]
+        return [self.positions_BA, self.after_BA, *until, *([] if self.is_identity else [self.source_BA])]
+
+    def with_tensors(self, tensors: list[Tensor]) -> "KeyLayout":
+        """The same with others in the place of `tensors`."""
+        positions, after, *rest = tensors
+        until = None if self.until_BA is None else rest.pop(0)
+        return KeyLayout(rest.pop() if rest else self.source_BA, positions, after, self.is_identity, until, self.is_shared)
+
     def rows(self, rows_N: Tensor) -> "KeyLayout":
         """The given rows, in this order and as often as they are named."""
 

@@ -1,7 +1,7 @@
 """A decoding loop in tensors of fixed size, compiled and captured in a CUDA graph: the tokens of `generate`, without its cost.
 
-    prompt ──► ordinary forward into a static text cache ──► first token ──► step ──► step ──► ...
-                                                                             └ one graph: embed, LLM, argmax, end of text
+    prompt ──► a forward into a static text cache ──► first token ──► step ──► step ──► ...
+               (ordinary, or one graph: `prefill`)                    └ one graph: embed, LLM, argmax, end of text
 
 A step reads nothing from the host: token, position, slot and which rows have ended are tensors that it updates itself. The
 host looks every few steps whether all rows have ended, and never waits for the step just started.
@@ -17,15 +17,19 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 
+from pal_audio.errors import PalError
 from pal_audio.integration.attached import AttachedAudio
 from pal_audio.integration.attention import check_consumed
 from pal_audio.integration.decode_attention import DecodingStep, Keys, one_query_attention, text_cache
 from pal_audio.integration.flamingo import check_entered
 from pal_audio.integration.key_values import find_layers
-from pal_audio.integration.memory import AudioMemory
+from pal_audio.integration.memory import AudioMemory, LiveAudio
 from pal_audio.integration.packing import text_windows
-from pal_audio.model.placing import context_of
+from pal_audio.model.graphs import captured, place_of
+from pal_audio.model.placing import context_of, sound_of
+from pal_audio.model.prefill import WAYS, Prefill
 from pal_audio.model.sound import Features, Lengths
 
 if TYPE_CHECKING:
@@ -49,10 +53,28 @@ class Decoder:
         model: in eval mode, of a kind that `decoding.why_plain` has nothing against.
         compile: see `decoding.greedy`.
         kernel: attend by `integration.decode_kernel`; else by matrix products. None: on a GPU, for heads of its kind.
+        prefill: how a prompt passes: "plain", the model's forward; "captured", one function that is a CUDA graph from the second
+            question about a memory on; "compiled", by torch.compile too, anew for each number of rows and length of prompts.
+
+    Attributes:
+        why_plain_prefill: what let the last prompt pass otherwise than `prefill` says; None: nothing.
+
+    Raises:
+        PalError: there is no such prefill.
     """
 
-    def __init__(self, model: "PalForConditionalGeneration", compile: bool | None = None, kernel: bool | None = None) -> None:
+    def __init__(
+        self,
+        model: "PalForConditionalGeneration",
+        compile: bool | None = None,
+        kernel: bool | None = None,
+        prefill: str = "plain",
+    ) -> None:
+        if prefill not in WAYS:
+            raise PalError(f"prefill: {prefill!r} is not one of {', '.join(WAYS)}")
         self.model = model
+        self.prefill = prefill
+        self.why_plain_prefill: str | None = None
         wanted = model.marker.is_cuda and model.language_model._can_compile_fullgraph
         self.compile = wanted if compile is None else compile
         self.kernel = has_kernel(model) if kernel is None else kernel
@@ -66,6 +88,7 @@ class Decoder:
         self._small: list[Tensor] = []
         self.run: Callable[[], None] = self.step  # a step, as compiled and captured
         self._compiled: Callable[[], None] | None = None
+        self._prompts: Prefill | None = None
 
     @torch.no_grad()
     def decode(
@@ -89,23 +112,10 @@ class Decoder:
         audio_memory: AudioMemory | AttachedAudio | None = None,
     ) -> None:
         """Prefill, the first token, and a step that is ready to run."""
-        model = self.model
-        device = model.marker.device
-        attached = context_of(
-            model, input_ids, attention_mask, input_features, audio_num_samples, audio_memory, remember=not self.kernel
-        )
-        attached = None if attached is None else replace(attached, trusted=True)
-        ids, mask = input_ids.to(device), attention_mask.to(device)
-        self._allocate(len(ids), ids.shape[1] + max_new_tokens, ends, pad, device)
-        for layer in self.cache.layers:
-            layer.prefilling = True
-        self.cache.pal_audio = None  # of the answer before
-        logits = self._prefill(ids, mask, attached)
-        for layer in self.cache.layers:
-            layer.prefilling = False
-        longer = torch.nn.functional.pad(mask, (0, 1), value=1)
-        first = self.choose(logits)
-        positions = mask.sum(1, keepdim=True) if attached is None else attached.position_ids(first, longer)
+        self.allocate(len(input_ids), input_ids.shape[1] + max_new_tokens, ends, pad)
+        sound = input_features, audio_num_samples, audio_memory
+        first, positions, attached = self.first_token(input_ids, attention_mask, *sound)
+        ids, mask = (tensor.to(self.model.marker.device) for tensor in (input_ids, attention_mask))
         if max_new_tokens > 1:
             self._bind(attached, positions)
         self.ids_BT.fill_(pad)
@@ -118,8 +128,55 @@ class Decoder:
         self.plan.seen_BT.zero_()
         self.plan.seen_BT[:, : ids.shape[1]] = mask.bool()
 
-    def _allocate(self, rows: int, length: int, ends: list[int], pad: int, device: torch.device) -> None:
-        """Tensors of a size, kept while the size stays."""
+    @torch.no_grad()
+    def first_token(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        input_features: Features | None = None,
+        audio_num_samples: Lengths | None = None,
+        audio_memory: AudioMemory | AttachedAudio | None = None,
+    ) -> tuple[Tensor, Tensor, AttachedAudio | None]:
+        """The first token (B, 1), its position (B, 1) and the prompt's audio; `allocate` comes before."""
+        self.why_plain_prefill = self._why_plain_prefill(audio_memory)
+        if self.prefill == "plain" or self.why_plain_prefill is not None:
+            sound = input_features, audio_num_samples, audio_memory
+            attached = context_of(self.model, input_ids, attention_mask, *sound, remember=not self.kernel)
+            return self._plain_prefill(input_ids, attention_mask, attached)
+        assert not isinstance(audio_memory, AttachedAudio)
+        if self._prompts is None:
+            self._prompts = Prefill(self.model, self.cache, self.choose, self.prefill, len(input_ids))
+        ids, mask = input_ids.cpu(), attention_mask.cpu()
+        memory = sound_of(self.model, ids, input_features, audio_num_samples, audio_memory)
+        assert not isinstance(memory, LiveAudio)
+        attached = self._prompts(ids, mask, memory, is_new=input_features is not None)
+        self.why_plain_prefill = self._prompts.why_plain
+        if attached is not None:  # a step's own: what the prompt's function reads stays as it is
+            attached = replace(attached, remembered={}, block_memory={}, _rotary={})
+            if not self.kernel:
+                attached.remember_all()
+        return self._prompts.first_B1, self._prompts.position_B1, attached
+
+    def _why_plain_prefill(self, audio: AudioMemory | AttachedAudio | None) -> str | None:
+        if self.prefill == "plain":
+            return None
+        if isinstance(audio, AttachedAudio):
+            return "audio was attached before"
+        if isinstance(self.model, FSDPModule):
+            return "the model is sharded"
+        if self.model.marker.is_cuda and not self.model.language_model._can_compile_fullgraph:
+            return f"{self.model.language_model.config.model_type} waits for the device"
+        return None
+
+    def allocate(self, rows: int, length: int, ends: list[int], pad: int) -> None:
+        """Tensors of a size, kept while the size stays.
+
+        Args:
+            rows: B.
+            length: of prompt and answer; rounded up.
+            ends, pad: see `decoding.greedy`.
+        """
+        device = self.model.marker.device
         length = -(-length // SLOTS_AT_ONCE) * SLOTS_AT_ONCE
         shape = rows, length, tuple(ends), pad, device
         if shape == self._shape:
@@ -141,10 +198,26 @@ class Decoder:
             torch.zeros(rows, length, dtype=torch.bool, device=device),
             self.attention,
         )
-        self._shape, self._bound, self._compiled = shape, None, None
+        self._shape, self._bound, self._compiled, self._prompts = shape, None, None, None
 
-    def _prefill(self, ids: Tensor, mask: Tensor, attached: AttachedAudio | None) -> Tensor:
-        """Logits (B, V) behind the prompt; its keys and values go to the static cache."""
+    def _plain_prefill(
+        self, input_ids: Tensor, attention_mask: Tensor, attached: AttachedAudio | None
+    ) -> tuple[Tensor, Tensor, AttachedAudio | None]:
+        """See `first_token`; the prompt's keys and values go to the static cache."""
+        attached = None if attached is None else replace(attached, trusted=True)
+        ids, mask = (tensor.to(self.model.marker.device) for tensor in (input_ids, attention_mask))
+        for layer in self.cache.layers:
+            layer.prefilling = True
+        self.cache.pal_audio = None  # of the answer before
+        first = self.choose(self._logits(ids, mask, attached))
+        for layer in self.cache.layers:
+            layer.prefilling = False
+        longer = torch.nn.functional.pad(mask, (0, 1), value=1)
+        positions = mask.sum(1, keepdim=True) if attached is None else attached.position_ids(first, longer)
+        return first, positions, attached
+
+    def _logits(self, ids: Tensor, mask: Tensor, attached: AttachedAudio | None) -> Tensor:
+        """Logits (B, V) behind the prompt."""
         positions = (mask.cumsum(1) - 1).clamp(min=0) if attached is None else None
         outputs = self.model(
             input_ids=ids, attention_mask=mask, position_ids=positions, audio_memory=attached,
@@ -169,7 +242,7 @@ class Decoder:
         ]
         small = [*(t for part in audio.values() for t in (part.seen_BT, *(part.tables or ()))), *block_hears.values()]
         small = list({id(tensor): tensor for tensor in small}.values())
-        bound = (*(_place(tensor) for tensor in large), *(_place(tensor)[1:] for tensor in small))
+        bound = (*map(place_of, large), *(place_of(tensor)[1:] for tensor in small))
         if bound == self._bound and self._compiled is not None:  # another question about the same memory
             for tensor, new in zip(self._small, small, strict=True):
                 tensor.copy_(new)
@@ -188,25 +261,12 @@ class Decoder:
         spare = self.ids_BT.shape[1] - 2  # behind the prompt, as at least two tokens follow it
         self.column_1.fill_(spare)
         with torch._dynamo.config.patch(recompile_limit=MAX_SHAPES):
-            self._warm_up(compiled, spare)
-        self._check()
-
-    def _warm_up(self, compiled: Callable[[], None], spare: int) -> None:
-        if not (self.compile and self.token_B1.is_cuda):
-            compiled()
-            self.run = compiled
-        else:
-            stream = torch.cuda.Stream()
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
-                for _ in range(2):
-                    compiled()
-                    self.column_1.fill_(spare)
-            torch.cuda.current_stream().wait_stream(stream)
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
+            if self.compile and self.token_B1.is_cuda:
+                self.run = captured(compiled, self.token_B1.device, lambda: self.column_1.fill_(spare))
+            else:
                 compiled()
-            self.run = graph.replay
+                self.run = compiled
+        self._check()
 
     def _check(self) -> None:
         lost = len(self.cache.layers) - len(self.plan.called)
@@ -272,7 +332,3 @@ class Decoder:
             until = torch.where(is_end.any(1), is_end.int().argmax(1) + 1, max_new_tokens)
             whole = whole[:, : width + int(until.max())]
         return whole.to(input_ids.device)
-
-
-def _place(tensor: Tensor) -> tuple[Any, ...]:
-    return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype

@@ -207,7 +207,13 @@ class PalForConditionalGeneration(SoundMixin, PreTrainedModel, PalGenerationMixi
         """
         if isinstance(audio, AudioMemory):
             self.check_fingerprint(audio)
-        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        return self.place(audio, input_ids, attention_mask, self.marker.device, remember)
+
+    def place(
+        self, audio: AudioMemory | LiveAudio, input_ids: Tensor, mask: Tensor | None, device: torch.device, remember: bool
+    ) -> AttachedAudio:
+        """`attach` for who knows that the memory is this model's; what is placed lies on `device`."""
+        mask = torch.ones_like(input_ids) if mask is None else mask
         return attach(
             audio,
             input_ids,
@@ -217,7 +223,7 @@ class PalForConditionalGeneration(SoundMixin, PreTrainedModel, PalGenerationMixi
             self._blocks,
             self._key_layers,
             self._audio.positions,
-            self.marker.device,
+            device,
             self._audio.summary_sees_audio,
             max_positions(self.language_model, self._audio.positions),
             remember=remember,

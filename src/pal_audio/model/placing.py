@@ -64,6 +64,28 @@ def context_of(
             is_2d = isinstance(attention_mask, Tensor) and attention_mask.ndim == 2
             audio.check(input_ids, attention_mask.shape[1] if is_2d else past + input_ids.shape[1])  # type: ignore[union-attr]
         return audio
+    audio = sound_of(model, input_ids, input_features, audio_num_samples, audio)
+    if audio is None:
+        if not (model.training and torch.is_grad_enabled() and model._learns_to_hear()):
+            return None
+        audio = model._dummy()
+    if past_key_values is not None and (past_key_values.get_seq_length() or audio_of(past_key_values) is not None):
+        return attach_behind(model, audio, input_ids, attention_mask, past_key_values)
+    return model.attach(audio, input_ids, attention_mask, remember)
+
+
+def sound_of(
+    model: "PalForConditionalGeneration",
+    input_ids: Tensor,
+    input_features: Features | None,
+    audio_num_samples: Lengths | None,
+    audio: AudioMemory | LiveAudio | None,
+) -> AudioMemory | LiveAudio | None:
+    """The clips of one call, encoded where features are given; None where text has none.
+
+    Raises:
+        PalError: audio is missing or given twice.
+    """
     if input_features is not None:
         if audio is not None:
             raise PalError("give input_features or audio_memory, not both")
@@ -71,21 +93,15 @@ def context_of(
             raise PalError("input_features need audio_num_samples beside them, as the processor gives them")
         # A sharded layer's tensors are whole inside its own forward alone, so that no memory can be made of it beforehand.
         if torch.is_grad_enabled() or isinstance(model, FSDPModule):
-            audio = model.encode(input_features, audio_num_samples)
-        else:
-            audio = model.encode_audio(input_features, audio_num_samples)
+            return model.encode(input_features, audio_num_samples)
+        return model.encode_audio(input_features, audio_num_samples)
     if audio is None:
         num_audio = int(is_audio(model.config, input_ids).sum())
         if num_audio:
             num_markers = int((input_ids == model.config.audio_ids[0]).sum())
             what = f"{num_markers} audio markers" if num_markers else f"{num_audio} audio slots"
             raise PalError(f"the text holds {what} but no audio was given")
-        if not (model.training and torch.is_grad_enabled() and model._learns_to_hear()):
-            return None
-        audio = model._dummy()
-    if past_key_values is not None and (past_key_values.get_seq_length() or audio_of(past_key_values) is not None):
-        return attach_behind(model, audio, input_ids, attention_mask, past_key_values)
-    return model.attach(audio, input_ids, attention_mask, remember)
+    return audio
 
 
 def attach_behind(
