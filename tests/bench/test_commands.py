@@ -234,6 +234,8 @@ def test_no_picture_of_nothing(tmp_path: Path) -> None:
         (["train", "--sweep", "none.yaml"], "none.yaml: No such file"),
         (["train", "--integrations", "lall"], "integration 'lall' is unknown; did you mean 'lal'?"),
         (["infer", "--decode", "fast"], "decode 'fast' is unknown"),
+        (["infer", "--prefill", "fast"], "prefill 'fast' is unknown"),
+        (["infer", "--prefill", "captured"], "add --decode compiled"),
         (["infer", "--chunk-tokens", "4", "--encoder", "conv"], "given frames"),
         (["infer", "--chunk-tokens", "4"], "name --integrations lal"),
     ],

@@ -1,4 +1,4 @@
-"""A prompt as one function gives the tokens of `generate`, question after question. Float32, on the CPU: nothing is captured there."""
+"""A prompt as one function gives the tokens of `generate`, question after question. Float32, on the CPU, where nothing is captured."""
 
 import json
 from typing import Any

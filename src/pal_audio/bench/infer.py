@@ -5,7 +5,8 @@
                      └──── ready_first_token_s ──┘
 
 A case's `extra` holds `new_tokens`, `clips` (1: all rows ask about one clip, whose memory is held once; 0: a clip for each
-row), `decode` (a name in `DECODERS`) and `chunk_tokens` (a clip is encoded in chunks of so many audio tokens; 0: at once).
+row), `decode` (a name in `DECODERS`), `chunk_tokens` (a clip is encoded in chunks of so many audio tokens; 0: at once) and
+`prefill` (as a `Decoder` takes it; "plain": the model's forward).
 """
 
 from collections.abc import Callable
@@ -28,7 +29,7 @@ from pal_audio.model.decoder import Decoder
 
 COMPARED_VALUES = ["first_token_s", "ready_first_token_s", "token_s", "rest_bytes", "resident_rest_bytes", "kv_bytes"]
 Text = dict[str, Tensor]
-DEFAULTS = {"new_tokens": 32, "clips": 0, "decode": "generate", "chunk_tokens": 0}
+DEFAULTS = {"new_tokens": 32, "clips": 0, "decode": "generate", "chunk_tokens": 0, "prefill": "plain"}
 
 
 def measure_case(case: Case, device: torch.device, repeats: int, warmup: int, rates: dict[str, float]) -> Row:
@@ -50,14 +51,19 @@ def measure_case(case: Case, device: torch.device, repeats: int, warmup: int, ra
     text: Text = {name: inputs.pop(name) for name in ("input_ids", "attention_mask")}
     encode = partial(make_memory, case, model, inputs, extra["chunk_tokens"])
     decode = DECODERS[extra["decode"]]
+    ask: Callable[[AudioMemory | None], Any] = partial(first_token, model, text)
+    if extra["prefill"] != "plain":
+        ask = by_decoder(model, text, extra["new_tokens"], extra["prefill"])
     with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=case.setup.precision == "autocast"):
         for _ in range(warmup):
-            first_token(model, text, shared(encode(), case.batch))
+            ask(shared(encode(), case.batch))
         memory = encode()
+        for _ in range(warmup):  # a decoder captures at the second question about a memory
+            ask(shared(memory, case.batch))
         encode_times = measure.timed(encode, repeats, device) if memory is not None else None
-        ready = measure.timed(lambda: first_token(model, text, shared(memory, case.batch)), repeats, device)
-        whole = measure.timed(lambda: first_token(model, text, shared(encode(), case.batch)), repeats, device)
-        memory = None
+        ready = measure.timed(lambda: ask(shared(memory, case.batch)), repeats, device)
+        whole = measure.timed(lambda: ask(shared(encode(), case.batch)), repeats, device)
+        memory = ask = None  # type: ignore[assignment]
         measure.reset_peak(device)
         memory = encode()
         kv = cache_bytes(first_token(model, text, shared(memory, case.batch)))
@@ -69,7 +75,7 @@ def measure_case(case: Case, device: torch.device, repeats: int, warmup: int, ra
         token_s = decode(Asked(model, text, shared(memory, case.batch), extra["new_tokens"], device, repeats))
         resident_peak = measure.peak_bytes(device)
         weights = measure.weights_bytes(model)
-        if case.setup.replays_graphs:
+        if case.setup.replays_graphs or extra["prefill"] != "plain":
             peak = resident_peak = None
         row = memory_row(peak, weights)
     work = case.work()
@@ -150,6 +156,27 @@ def first_token(model: PalForConditionalGeneration, text: Text, memory: AudioMem
     outputs = model(**text, audio_memory=memory, use_cache=True, logits_to_keep=1)
     outputs.logits[:, -1].argmax(-1)
     return outputs.past_key_values
+
+
+def by_decoder(
+    model: PalForConditionalGeneration, text: Text, new_tokens: int, prefill: str
+) -> Callable[[AudioMemory | None], Tensor]:
+    """`first_token` by a decoder's own prefill.
+
+    Raises:
+        RuntimeError: when called, a prompt went the plain way; it says why.
+    """
+    decoder = Decoder(model, prefill=prefill)
+    rows, width = text["input_ids"].shape
+    decoder.allocate(rows, width + 1 + new_tokens, [], 0)
+
+    def ask(memory: AudioMemory | None) -> Tensor:
+        first_B1, *_ = decoder.first_token(**text, audio_memory=memory)
+        if decoder.why_plain_prefill is not None:
+            raise RuntimeError(f"prefill {prefill}: {decoder.why_plain_prefill}")
+        return first_B1
+
+    return ask
 
 
 @dataclass(frozen=True)

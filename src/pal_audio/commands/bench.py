@@ -97,6 +97,9 @@ def infer(
     one_clip: Annotated[bool, typer.Option("--one-clip", help="All rows ask about one clip.")] = False,
     chunk_tokens: Annotated[int, typer.Option(min=0, help="Encode clips in chunks of so many audio tokens; 0: at once.")] = 0,
     decode: Annotated[str, typer.Option(help="Way to decode: generate, a bare loop (loop) or a compiled one.")] = "generate",
+    prefill: Annotated[
+        str, typer.Option(help="With --decode compiled: a plain prefill, a captured or a compiled one.")
+    ] = "plain",
     repeats: Annotated[int, typer.Option(min=1, help="Measured calls of each kind.")] = 5,
     warmup: Annotated[int, typer.Option(min=1, help="Calls before them.")] = 2,
     compile_ahead: AheadOption = 0,
@@ -111,13 +114,18 @@ def infer(
     from pal_audio.bench import shapes, table
     from pal_audio.bench.infer import DECODERS, measure_case
     from pal_audio.bench.run import find_device, run
+    from pal_audio.model.prefill import WAYS
 
     shapes.find(decode, DECODERS, "decode")
+    shapes.find(prefill, dict.fromkeys(WAYS), "prefill")
+    if prefill != "plain" and not decode.startswith("compiled"):
+        raise PalError(f"--prefill {prefill}: it is the compiled decoder's; add --decode compiled")
     if chunk_tokens and not shapes.ENCODERS[plan.setup.encoder].given:
         raise PalError("--chunk-tokens: chunks are of given frames; take the encoder frames")
     if chunk_tokens and "pal" in plan.integrations:
         raise PalError("--chunk-tokens: PAL's summary reads whole clips; name --integrations lal")
-    groups = plan.groups({"new_tokens": new_tokens, "clips": int(one_clip), "decode": decode, "chunk_tokens": chunk_tokens})
+    extra = {"new_tokens": new_tokens, "clips": int(one_clip), "decode": decode, "chunk_tokens": chunk_tokens}
+    groups = plan.groups(extra if prefill == "plain" else extra | {"prefill": prefill})
     header, rows = run(
         "infer", groups, lambda case, where, rates: measure_case(case, where, repeats, warmup, rates), find_device(device), out,
         _command(), _progress, compile_ahead,

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 
-def captured(call: Callable[[], None], device: torch.device, again: Callable[[], None] = lambda: None) -> Callable[[], None]:
+def captured(call: Callable[[], None], device: torch.device, again: Callable[[], object] = lambda: None) -> Callable[[], None]:
     """A call that reads and writes tensors of fixed addresses, as one launch.
 
     Args:

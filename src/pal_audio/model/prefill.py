@@ -89,6 +89,8 @@ class Prefill:
             self._compiled = tuple(torch.compile(part, fullgraph=True, dynamic=False) for part in (self.open, self.through))
         self._bound: tuple[Any, ...] | None = None
         self._replay: Callable[[], None] | None = None
+        self._inputs: Inputs
+        self.plan: PromptStep
         self._refused: set[Any] = set()  # shapes that torch.compile would not take any more
         self._approved = ""
         self._aside = torch.cuda.Stream(device) if device.type == "cuda" else None
