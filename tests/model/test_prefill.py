@@ -1,6 +1,7 @@
-"""A prompt as one function gives the tokens of `generate`, question after question. Float32, on the CPU, where nothing is captured."""
+"""A prompt as one function gives the tokens of `generate`, question after question. Float32, on the CPU, without a graph."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -38,6 +39,34 @@ def test_tokens_equal_those_of_generate(family: str, arm: str) -> None:
     for asked in (inputs, ready, ready, ready):
         assert torch.equal(greedy(model, **asked, max_new_tokens=8, decoder=decoder), expected)
     assert decoder.why_plain_prefill is None
+
+
+@pytest.mark.parametrize("arm", ["plits", "lal", "pal"])
+def test_clips_are_placed_again_only_where_something_moved(arm: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, processor = tiny_model("llama", arm)
+    decoder, placed = Decoder(model, prefill="captured"), []
+    place = model.place
+    monkeypatch.setattr(model, "place", lambda *args, **options: (placed.append(1), place(*args, **options))[1])
+    memory = None
+    for question, moves in zip(SAME_WIDTH, (1, 0, 0), strict=True):
+        inputs = batch(processor, [message(CLIPS[1], question=question)] * 2)
+        memory = memory or remembered(model, batch(processor, [message(CLIPS[1])]))["audio_memory"]
+        asked = {name: inputs[name] for name in ("input_ids", "attention_mask")} | {"audio_memory": memory.share(2)}
+        placed.clear()
+        answer = greedy(model, **asked, max_new_tokens=4, decoder=decoder)
+        assert len(placed) == moves
+        assert torch.equal(answer, generated(model, inputs, 4))
+    # another place of the marker, other padding, other numbers of the clip
+    moved = asked | {"input_ids": asked["input_ids"].roll(1, 1)}
+    hidden = asked | {"attention_mask": asked["attention_mask"].clone()}
+    hidden["attention_mask"][0, :2] = 0
+    shorter = memory.share(2)
+    shorter.clips = replace(shorter.clips, num_keys_SC=shorter.clips.num_keys_SC - 1, spans_C=shorter.clips.spans_C - 1)
+    for other in (moved, asked, hidden, asked, *([asked | {"audio_memory": shorter}, asked] if arm == "lal" else [])):
+        expected = model.generate(**other, max_new_tokens=4, do_sample=False)
+        placed.clear()
+        assert torch.equal(greedy(model, **other, max_new_tokens=4, decoder=decoder), expected)
+        assert len(placed) == 1
 
 
 @pytest.mark.parametrize("arm", ARMS)

@@ -261,11 +261,6 @@ class AttachedAudio:
         """How keys are laid out, by which code differs."""
         return tuple((layout.is_identity, layout.is_shared) for layout in self.layouts)
 
-    def held_tensors(self) -> list[Tensor]:
-        """The large tensors: those of the memory, which stay where they are."""
-        assert self.memory is not None
-        return self.memory.tensors()
-
     def expand(self, times: int) -> "AttachedAudio":
         """Repeat every row for beams or several returns. Beams only permute within a prompt, so nothing is ever reordered."""
         return self.select(torch.arange(self.prompt_BL.shape[0], device=self.prompt_BL.device).repeat_interleave(times))

@@ -133,7 +133,8 @@ class AudioMemory:
 
     def tensors(self) -> list[Tensor]:
         """The tensors held."""
-        return list(self._tensors().values())
+        slots = [] if self.clips.slots_CAD is None else [self.clips.slots_CAD]
+        return slots + [tensor for side in (self.keys, self.values) for layers in side for tensor in layers.values()]
 
     def _tensors(self) -> dict[str, Tensor]:
         tensors = {

@@ -10,6 +10,7 @@ Shapes: B rows, L tokens of the prompt.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -62,6 +63,40 @@ class Inputs:
         self._buffer.copy_(sent, non_blocking=True)
 
 
+@dataclass(frozen=True, eq=False)
+class Placed:
+    """Clips in a prompt, and what they were placed by.
+
+    Attributes:
+        audio: on the CPU; None for text alone.
+        is_full: the rows have no padding.
+        small: tensors of the prompt, on the CPU, that a captured call reads beside token ids.
+        shape: what code is compiled for.
+        bound: what a graph is captured for.
+        decides: tensors that the places follow from.
+        held, addresses: tensors of the memory, and where they lay.
+    """
+
+    audio: AttachedAudio | None
+    is_full: bool
+    small: list[Tensor]
+    shape: tuple[Any, ...]
+    bound: tuple[Any, ...]
+    decides: list[Tensor]
+    held: list[Tensor]
+    addresses: list[int]
+
+    def stands(self, decides: list[Tensor], held: list[Tensor]) -> bool:
+        """Whether another prompt's clips stand where these do, and lie where they lay."""
+        return (
+            len(held) == len(self.held)
+            and all(one is other for one, other in zip(held, self.held, strict=True))
+            and [tensor.data_ptr() for tensor in held] == self.addresses
+            and len(decides) == len(self.decides)
+            and all(map(torch.equal, decides, self.decides))
+        )
+
+
 class Prefill:
     """Prompts of a decoder, as one function.
 
@@ -90,6 +125,7 @@ class Prefill:
         self._bound: tuple[Any, ...] | None = None
         self._replay: Callable[[], None] | None = None
         self._inputs: Inputs
+        self._placed: Placed | None = None
         self.plan: PromptStep
         self._refused: set[Any] = set()  # shapes that torch.compile would not take any more
         self._approved = ""
@@ -125,30 +161,49 @@ class Prefill:
         return self.plan.audio
 
     def _run(self, ids_BL: Tensor, mask_BL: Tensor, memory: AudioMemory | None) -> None:
-        attached = None
-        if memory is not None:
-            attached = self.model.place(memory, ids_BL, mask_BL, torch.device("cpu"), remember=False)
-        seen_BL = mask_BL.bool()
-        is_full = bool(seen_BL.all())
-        small = [ids_BL, seen_BL, *([] if attached is None else attached.prompt_tensors())]
-        shape = is_full, attached is None or attached.kinds(), *((tensor.shape, tensor.dtype) for tensor in small)
-        held = [] if attached is None else attached.held_tensors()
-        bound = shape, *map(place_of, held)
-        if bound == self._bound:
+        self._placed = placed = self._place(ids_BL, mask_BL, memory)
+        small = [ids_BL, *placed.small]
+        device = self.model.marker.device
+        if placed.bound == self._bound:
             self._inputs.fill(small)
             if self._replay is None:
-                self._replay = captured(lambda: self._once(shape), self.model.marker.device)
+                self._replay = captured(lambda: self._once(placed.shape), device)
             self._replay()
             return
         self._bound = self._replay = None
-        self._inputs = Inputs(small, self.model.marker.device)
+        self._inputs = Inputs(small, device)
         self.ids_BL, seen_BL, *rest = self._inputs.tensors
-        self.plan = PromptStep(self._windows, seen_BL, is_full, attached and attached.with_prompt_tensors(self.ids_BL, rest))
+        audio = None if placed.audio is None else placed.audio.with_prompt_tensors(self.ids_BL, rest)
+        self.plan = PromptStep(self._windows, seen_BL, placed.is_full, audio)
         self._inputs.fill(small)
         self.model.hook_attention()
-        self._once(shape)
+        self._once(placed.shape)
         self._check()
-        self._bound = bound
+        self._bound = placed.bound
+
+    def _place(self, ids_BL: Tensor, mask_BL: Tensor, memory: AudioMemory | None) -> "Placed":
+        """Clips in a prompt; where nothing stands elsewhere than in the last one, that is how it was."""
+        decides, held = [mask_BL], []
+        if memory is not None:
+            marker_id, slot_id = self.model.config.audio_ids
+            clips = memory.clips
+            decides += [ids_BL == marker_id, ids_BL == slot_id, clips.num_slots_C, clips.num_keys_SC, clips.spans_C]
+            decides += [] if memory.order is None else [memory.order]
+            held = memory.tensors()
+        last = self._placed
+        if last is not None and last.stands(decides, held):
+            return last
+        audio, kinds = None, None
+        small = [mask_BL.bool()]
+        if memory is not None:
+            audio = self.model.place(memory, ids_BL, mask_BL, torch.device("cpu"), remember=False)
+            kinds = audio.kinds()
+            small += audio.prompt_tensors()
+        is_full = bool(small[0].all())
+        shape = is_full, kinds, *((tensor.shape, tensor.dtype) for tensor in (ids_BL, *small))
+        bound = shape, *map(place_of, held)
+        kept = [tensor.clone() for tensor in decides]
+        return Placed(audio, is_full, small, shape, bound, kept, held, [tensor.data_ptr() for tensor in held])
 
     def _once(self, shape: Any) -> None:
         """Open and go through, compiled where that is wanted and possible."""
