@@ -225,6 +225,10 @@ def test_the_guards_hold(arm: str, monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(PalError, match="2 clips were given"):
             greedy(model, **text, audio_memory=ready["audio_memory"].share(2), max_new_tokens=3, decoder=decoder)
         assert torch.equal(greedy(model, **ready, max_new_tokens=3, decoder=decoder), generated(model, inputs, 3))
+    forged = replace(ready["audio_memory"], keys=[{}], values=[{}])
+    if arm == "lal":
+        with pytest.raises(PalError, match="this audio memory is not whole"):
+            greedy(model, **text, audio_memory=forged, max_new_tokens=3, decoder=decoder)
     with torch.no_grad():
         next(model.streams.parameters()).add_(1.0)
     with pytest.raises(PalError, match="before its weights changed"):

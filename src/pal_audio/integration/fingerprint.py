@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -49,8 +49,8 @@ class Fingerprint:
             head += [f"{name}{sorted(state.items())}" for name, part in stateful if (state := _state(part))]
             head += names
         samples: dict[torch.device, list[Tensor]] = {}
-        for parameter, _ in seen.parameters:
-            samples.setdefault(parameter.device, []).append(_sample(parameter))
+        for sample in seen.samples():
+            samples.setdefault(sample.device, []).append(sample)
         values = b"".join(_as_float32(tensors).numpy().tobytes() for tensors in samples.values())
         hashed = "".join(head).encode() + values
         if hashed != told[0]:
@@ -67,12 +67,14 @@ class _Seen:
         parts: these and all inside them, and what each held.
         heads: for each module its parts that had a state beside their parameters, and its parameters' names, shapes and dtypes.
         parameters: of all, and the shape and dtype of each.
+        views: of the values that are read, by the parameter's number; only where they are views of it.
     """
 
     modules: list[tuple[str, nn.Module]]
     parts: list[tuple[nn.Module, tuple[Any, ...]]]
     heads: list[tuple[list[tuple[str, nn.Module]], list[str]]]
     parameters: list[tuple[nn.Parameter, tuple[Any, ...]]]
+    views: dict[int, Tensor] = field(default_factory=dict)
 
     @classmethod
     def of(cls, modules: list[tuple[str, nn.Module]]) -> "_Seen":
@@ -91,6 +93,19 @@ class _Seen:
             and all(_held(part) == held for part, held in self.parts)
             and all(_kind(parameter) == kind for parameter, kind in self.parameters)
         )
+
+    def samples(self) -> list[Tensor]:
+        """Values of each parameter, read where it lies now."""
+        samples = []
+        for number, (parameter, _) in enumerate(self.parameters):
+            sample = self.views.get(number)
+            # A view keeps what it looks at alive, so that no other tensor gets its address.
+            if sample is None or sample.data_ptr() != parameter.data_ptr() or not parameter.is_contiguous():
+                sample = _sample(parameter)
+                if parameter.is_contiguous() and parameter.is_floating_point():
+                    self.views[number] = sample
+            samples.append(sample)
+        return samples
 
 
 def _held(module: nn.Module) -> tuple[Any, ...]:

@@ -146,7 +146,9 @@ class Prefill:
         checked_later = False
         if memory is not None and not is_new:
             checked_later = memory.fingerprint == self._approved
-            if not checked_later:
+            if checked_later:
+                self.model.check_whole(memory)
+            else:
                 self.model.check_fingerprint(memory)
         started = torch.cuda.current_stream().record_event() if checked_later and self._aside else None
         if memory is not None:

@@ -166,6 +166,14 @@ class SoundMixin(nn.Module):
         """
         if memory.fingerprint != self.audio_fingerprint():
             raise PalError("this audio memory was made by another model (or before its weights changed); encode the audio again")
+        self.check_whole(memory)
+
+    def check_whole(self, memory: AudioMemory) -> None:
+        """That a memory has what this model makes, whoever made it.
+
+        Raises:
+            PalError: it has not.
+        """
         if [frozenset(keys) for keys in memory.keys] != self._key_layers or not set(memory.samples) <= set(self.encoders):
             raise PalError("this audio memory is not whole: its layers or encoders are not the model's; encode the audio again")
 
