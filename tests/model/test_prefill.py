@@ -68,6 +68,12 @@ def test_clips_are_placed_again_only_where_something_moved(arm: str, monkeypatch
         placed.clear()
         assert torch.equal(greedy(model, **other, max_new_tokens=4, decoder=decoder), expected)
         assert len(placed) == 1
+    held = memory.tensors()[0]
+    held.data = held.data + 1.0  # elsewhere, in the same tensor
+    expected = model.generate(**asked, max_new_tokens=4, do_sample=False)
+    placed.clear()
+    assert torch.equal(greedy(model, **asked, max_new_tokens=4, decoder=decoder), expected)
+    assert len(placed) == 1
 
 
 @pytest.mark.parametrize("arm", ARMS)
@@ -155,7 +161,7 @@ def test_operations_repeated_on_the_same_tensors_answer_other_questions(
 ) -> None:
     """What a CUDA graph would do: no Python of the prompt runs again, and nothing in it waits for the device."""
     model, processor = tiny_model(family, "plits" if arm == "text" else arm, positions=positions)
-    decoder, runs = Decoder(model, prefill="captured"), []
+    decoder, plain, runs = Decoder(model, prefill="captured"), Decoder(model), []
     if family == "gpt2":  # on the CPU alone its table of positions is looked at
         model.get_decoder().wpe._forward_pre_hooks.clear()
     monkeypatch.setattr(prefill, "captured", cpu_graph.captured)
@@ -174,7 +180,11 @@ def test_operations_repeated_on_the_same_tensors_answer_other_questions(
         runs.clear()
         answer = greedy(model, **ready, max_new_tokens=4, decoder=decoder)
         assert len(runs) == (1 if number < 2 else 0)
-        assert torch.equal(answer, generated(model, inputs, 4))
+        assert torch.equal(answer, greedy(model, **ready, max_new_tokens=4, decoder=plain))
+        seen = inputs["attention_mask"].bool()
+        for name in ("keys", "values"):  # of the last layer: what all layers made of sound and text
+            one, other = (getattr(item.cache.layers[-1], name)[:, :, : seen.shape[1]] for item in (decoder, plain))
+            torch.testing.assert_close(one.transpose(1, 2)[seen], other.transpose(1, 2)[seen])
 
 
 @pytest.mark.parametrize("arm", ["plits", "lal", "pal", "flamingo"])
