@@ -66,8 +66,12 @@ case $name in
         for llm in llama-3.2-3b qwen2.5-1.5b; do
             LLM=$llm train "$name-$llm" --batch 8 --audio-tokens 750 --integrations lal --steps 10 --warmup 3
         done ;;
-    infer-1500-compiled) # with a compiled prefill, of fewer launches
-        infer "$name" --batch 1,16 --audio-tokens 1500 --integrations lal --decode compiled --set setup.compile=model ;;
+    infer-1500-compiled) # the prefill compiled and one CUDA graph
+        infer "$name" --batch 1,16 --audio-tokens 1500 --integrations lal,pal --repeats 20 --decode compiled --prefill compiled ;;
+    infer-1500-captured) # the same without compiling it
+        infer "$name" --batch 1,16 --audio-tokens 1500 --integrations lal,pal --repeats 20 --decode compiled --prefill captured ;;
+    infer-one-clip-compiled)
+        infer "$name" --batch 64 --audio-tokens 1500 --integrations lal --one-clip --repeats 20 --decode compiled --prefill compiled ;;
     infer-1500) infer "$name" --batch 1,16 --audio-tokens 1500 --integrations lal,pal --new-tokens 64 --decode compiled ;;
     infer-one-clip) infer "$name" --batch 64 --audio-tokens 1500 --integrations lal --one-clip --decode compiled ;;
     infer-long) # 10 minutes and 1 hour; 25 tokens a second

@@ -303,6 +303,17 @@ def test_small_tensors_are_filled_by_one_copy() -> None:
     assert [tensor.data_ptr() for tensor in inputs.tensors] == places
 
 
+@pytest.mark.parametrize(
+    ("setting", "reason"), [(["--precision", "autocast"], "autocast"), (["--set", "setup.kernel=eager"], "the pal_eager kernel")]
+)
+def test_a_row_says_what_it_cannot_have(setting: list[str], reason: str, capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = "--llm tiny-llama --encoder tiny-frames --batch 1 --text-tokens 12 --audio-tokens 8 --repeats 1 --new-tokens 2"
+    options = [*sizes.split(), *"--decode compiled --prefill captured --device cpu --json".split(), *setting]
+    assert cli.main(["bench", "infer", *options]) == 1
+    rows = json.loads(capsys.readouterr().out)["groups"][0]
+    assert any(f"prefill captured: {reason}" in (row["error"] or "") for row in rows)
+
+
 @pytest.mark.parametrize("way", ["captured", "compiled"])
 def test_the_benchmark_measures_it(way: str, capsys: pytest.CaptureFixture[str]) -> None:
     sizes = "--llm tiny-llama --encoder tiny-frames --batch 2 --text-tokens 12 --audio-tokens 8 --repeats 1 --new-tokens 2"

@@ -26,6 +26,7 @@ from pal_audio.integration import cost
 from pal_audio.integration.memory import AudioMemory, ClipTokens
 from pal_audio.model import PalForConditionalGeneration
 from pal_audio.model.decoder import Decoder
+from pal_audio.model.decoding import why_plain
 
 COMPARED_VALUES = ["first_token_s", "ready_first_token_s", "token_s", "rest_bytes", "resident_rest_bytes", "kv_bytes"]
 Text = dict[str, Tensor]
@@ -172,8 +173,9 @@ def by_decoder(
 
     def ask(memory: AudioMemory | None) -> Tensor:
         first_B1, *_ = decoder.first_token(**text, audio_memory=memory)
-        if decoder.why_plain_prefill is not None:
-            raise RuntimeError(f"prefill {prefill}: {decoder.why_plain_prefill}")
+        reason = decoder.why_plain_prefill or why_plain(model)
+        if reason is not None:
+            raise RuntimeError(f"prefill {prefill}: {reason}")
         return first_B1
 
     return ask

@@ -50,7 +50,8 @@ class Decoder:
     """Keeps the compiled step, its tensors and its graph from one answer to the next of equal shapes.
 
     Args:
-        model: in eval mode, of a kind that `decoding.why_plain` has nothing against.
+        model: in eval mode, of a kind that `decoding.why_plain` has nothing against. Its weights may change in place; where they
+            are replaced (a merged adapter, another dtype or device), make a new decoder.
         compile: see `decoding.greedy`.
         kernel: attend by `integration.decode_kernel`; else by matrix products. None: on a GPU, for heads of its kind.
         prefill: how a prompt passes: "plain", the model's forward; "captured", one function that is a CUDA graph from the second
@@ -164,6 +165,8 @@ class Decoder:
             return "audio was attached before"
         if isinstance(self.model, FSDPModule):
             return "the model is sharded"
+        if torch.is_autocast_enabled(self.model.marker.device.type):
+            return "autocast"
         if self.model.marker.is_cuda and not self.model.language_model._can_compile_fullgraph:
             return f"{self.model.language_model.config.model_type} waits for the device"
         return None
