@@ -18,6 +18,7 @@ from benchmarks.lab.grid import grid_steps
 from benchmarks.lab.packing import pack
 from benchmarks.lab.recipes import FACTORS, Shelf
 from benchmarks.lab.report import write_report
+from benchmarks.lab.reuse import take_models
 from benchmarks.lab.steps import Runner, Step, time_left
 
 from pal_audio.data.cores import num_cores
@@ -57,6 +58,8 @@ def _run(options: argparse.Namespace) -> int:
     flow.check()
     with locked(flow.out):
         deadline = None if options.minutes is None else started + 60 * options.minutes
+        if options.models is not None and (taken := take_models(flow, options.models)):
+            print(f"taken from {options.models}: {', '.join(taken)}", flush=True)
         steps = grid_steps(flow)
         if model is None:
             return run_steps(steps, flow, deadline)
@@ -170,6 +173,9 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--compile", action="store_true", help="train arms under `compile: true`")
     run.add_argument(
         "--bundle", type=Path, metavar="MODEL", help="then also `bundle`; what it needs of sound is made beside the arms"
+    )
+    run.add_argument(
+        "--models", type=Path, metavar="FOLDER", help="take language model and encoders from another OUT, or from `pack`"
     )
     run.add_argument("--elsewhere", type=Path, metavar="FOLDER", help="sound of `elsewhere` that the best arm is asked about too")
     run.set_defaults(command=_run)

@@ -1,0 +1,60 @@
+"""Language model and encoders of an earlier lab, taken from its OUT or from what `pack` copied, so that arms begin sooner.
+
+FOLDER/runs/lab-*/ ── same model, stages, seed and precision as this lab's recipe? ──► OUT/runs/lab-*/, and a mark
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from benchmarks.lab.flow import Flow
+from benchmarks.lab.questions import read_json
+from benchmarks.lab.recipes import LabRecipe
+
+from pal_audio.data.manifest import write_text
+from pal_audio.errors import PalError
+from pal_audio.training.recipe import load_recipe
+
+_COMPARED = ("seed", "precision", "model", "adapter", "stages")
+
+
+def take_models(flow: Flow, folder: Path) -> list[str]:
+    """Copy those models that this lab needs and has not made yet.
+
+    Args:
+        flow: the lab, whose OUT is there.
+        folder: OUT of another lab, or what `pack` made of it.
+
+    Returns:
+        Their names.
+
+    Raises:
+        PalError: there is none, or one was trained by another recipe than this lab's. Its data are not compared.
+    """
+    needed = sorted({name for recipe in [*flow.chosen, *flow.others] for name in recipe.bases})
+    there = [name for name in needed if (folder / "runs" / name / "recipe.json").is_file()]
+    if not there:
+        raise PalError(f"--models {folder}: no model of a lab is there (looked for runs/NAME/recipe.json of {', '.join(needed)})")
+    missing = [name for name in there if not flow.mark(name).is_file()]
+    recipes = {name: flow.shelf.recipe(name.removeprefix("lab-")) for name in missing}
+    for name, recipe in recipes.items():
+        _check(folder / "runs" / name / "recipe.json", recipe)
+    for name in missing:
+        shutil.copytree(folder / "runs" / name, flow.out / "runs" / name, dirs_exist_ok=True)
+        mark, told = flow.mark(name), folder / "marks" / f"{name}.json"
+        seconds = read_json(told)["seconds"] if told.is_file() else 0.0
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        write_text(mark, json.dumps({"step": name, "kind": name, "seconds": seconds, "taken_from": str(folder)}) + "\n")
+    return missing
+
+
+def _check(told: Path, recipe: LabRecipe) -> None:
+    """That a run's recipe is this one in all that its weights depend on."""
+    made = read_json(told).get("recipe", {})
+    ours: dict[str, Any] = load_recipe(recipe.path, recipe.settings()[1::2]).model_dump(mode="json")
+    differs = [key for key in _COMPARED if made.get(key) != ours[key]]
+    if differs:
+        raise PalError(
+            f"{told}: trained by another recipe than {recipe.path} ({', '.join(differs)} differ); leave it out of --models"
+        )
