@@ -160,7 +160,7 @@ def test_the_bundled_model_is_whole_and_has_its_papers(done: tuple[Path, dict[st
     assert worth.num_answers == min(300, len((out / "tests" / "exact.jsonl").read_text().splitlines()))
     assert worth.threshold == 1.0, "a model that knows nothing is never sure"
     text = (target / "ATTRIBUTION.md").read_text()
-    assert text.count("https://freesound.org/s/") == 10, "five classes, two recordings"
+    assert text.count("https://freesound.org/s/") == 40, "five classes, four folds, two recordings"
     card = (target / "README.md").read_text()
     best = json.loads((out / "marks" / "best.json").read_text())["arm"]
     assert f"`{best}` of the lab" in card
@@ -170,6 +170,22 @@ def test_the_bundled_model_is_whole_and_has_its_papers(done: tuple[Path, dict[st
     trained = json.loads((out / "runs" / "bundle-arm" / "recipe.json").read_text())["recipe"]["data"]["train"]
     assert [source["name"] for source in trained] == ["world", "world-dev"]
     assert main(["bundle", str(out), str(target)]) == 2, "a model that is there is kept"
+
+
+@pytest.mark.slow
+def test_a_run_that_was_scored_can_be_the_model_as_it_is(done: tuple[Path, dict[str, float]], tmp_path: Path) -> None:
+    out, target = done[0], tmp_path / "model"
+    assert main(["bundle", str(out), str(target), "--as-scored"]) == 0
+    best = json.loads((out / "marks" / "best.json").read_text())["arm"]
+    factor = json.loads((out / "rates" / f"{best}.json").read_text())["factor"]
+    written, _ = load(target)
+    run, _ = load(out / "runs" / f"{best}-x{factor:g}-0" / "final")
+    assert torch.equal(written.marker, run.marker.to(torch.bfloat16))
+    card, papers = (target / "README.md").read_text(), (target / "ATTRIBUTION.md").read_text()
+    assert "not trained on" in card
+    assert "folds 1 to 3" in card
+    folds = {int(number) // 100 for number in re.findall(r"freesound\.org/s/(\d+)/", papers)}
+    assert folds == {1, 2, 3}, "those of fold 4 were not trained on"
 
 
 def step(name: str, folder: Path, **options: Any) -> Step:

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import benchmarks.lab
-from benchmarks.lab.bundle import bundle, check_target, early_steps, is_made
+from benchmarks.lab.bundle import as_scored, bundle, check_target, early_steps, is_made
 from benchmarks.lab.elsewhere import asking as elsewhere
 from benchmarks.lab.elsewhere.folder import render
 from benchmarks.lab.elsewhere.notes import SOUNDFONT
@@ -131,7 +131,7 @@ def _pack(options: argparse.Namespace) -> int:
 def _bundle(options: argparse.Namespace) -> int:
     flow = flow_in(options.out.absolute())
     with locked(flow.out):
-        steps = bundle(flow, options.model.absolute())
+        steps = (as_scored if options.as_scored else bundle)(flow, options.model.absolute())
         deadline = None if options.minutes is None else time.monotonic() + 60 * options.minutes
         return run_steps(steps, flow, deadline)
 
@@ -198,6 +198,9 @@ def _parser() -> argparse.ArgumentParser:
             parts.add_argument("folder", type=Path)
         if name == "bundle":
             parts.add_argument("model", type=Path)
+            parts.add_argument(
+                "--as-scored", action="store_true", help="no training: the best arm's first run, whose scores are its own"
+            )
             parts.add_argument("--minutes", type=float)
     return parser
 

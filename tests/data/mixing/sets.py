@@ -44,7 +44,7 @@ def make_sounds(root: Path, wave: Callable[[int], Wave] | None = None, num: int 
                 name = f"{fold}-{1000 + take}-A-{target}.wav"
                 seed = 100 * target + 10 * fold + take
                 write(root / "audio" / name, burst(seed, 1.5) if wave is None else wave(seed))
-                rows.append(f"{name},{fold},{target},{category},True,{1000 + take},A")
+                rows.append(f"{name},{fold},{target},{category},True,{100 * fold + take},A")
     (root / "meta").mkdir()
     (root / "meta" / "esc50.csv").write_text("\n".join(rows) + "\n")
     return root
