@@ -37,6 +37,7 @@ _SPEECH = ("What is said?", "Transcribe the speech.", "Write down what is said."
 _BEHIND = ("Which sound is behind the voice?", "What do you hear in the background?", "Name the background sound.")
 _HIGHER = ("Which of the two notes is higher?", "Which note is higher, the first or the second?")
 _LOWER = ("Which of the two notes is lower?", "Which note is lower, the first or the second?")
+_EITHER = (_HIGHER[0], _LOWER[0], _HIGHER[1], _LOWER[1])
 
 
 @dataclass(frozen=True)
@@ -220,8 +221,7 @@ def _digit_string(draws: Draws) -> tuple[tuple[Drawn, ...], str]:
     return draws.clips(words, speaker), " ".join(words)
 
 
-def _pitch(draws: Draws, rank: int, answer: int) -> Plan:
-    wordings = (_HIGHER[0], _LOWER[0], _HIGHER[1], _LOWER[1])
+def _pitch(draws: Draws, rank: int, answer: int, wordings: Sequence[str] = _EITHER) -> Plan:
     wording = wordings[rank % len(wordings)]
     label = draws.labels[int(draws.rng.integers(len(draws.labels)))]
     low, high = draws.scene.interval
@@ -235,6 +235,11 @@ def _pitch(draws: Draws, rank: int, answer: int) -> Plan:
             events = pair if (pitches[0] < pitches[1]) == rises else (pair[1], pair[0])
             return Plan(events, wording, ("the first", "the second")[answer], apart=True)
     raise PalError(f"interval: {_TRIES} pairs of {label!r} lie not {low:g} to {high:g} semitones apart; widen it")
+
+
+def _higher(draws: Draws, rank: int, answer: int) -> Plan:
+    """Never which one is lower: whoever learns both at once from nothing has an exclusive or to find."""
+    return _pitch(draws, rank, answer, _HIGHER)
 
 
 _TRIES = 1000
@@ -298,5 +303,8 @@ TASK_KINDS: dict[str, TaskKind] = {
         exactly=1,
         digits=True,
     ),
-    "pitch": TaskKind("which of two notes", ("Which of the two notes is higher?", "the second"), _NOTE, _two, _pitch, exactly=2),
+    "pitch": TaskKind("which of two notes", ("Which of the two notes is lower?", "the second"), _NOTE, _two, _pitch, exactly=2),
+    "higher": TaskKind(
+        "the higher of two notes", ("Which of the two notes is higher?", "the second"), _NOTE, _two, _higher, exactly=2
+    ),
 }
