@@ -1,4 +1,4 @@
-# make demo   environment, then a small audio-LLM is trained on real sound and asked about files it never heard
+# make demo   environment, then the bundled model about sounds that PAL makes; then a small one is trained and asked about files it never heard
 # make bench  what a CPU can measure in minutes; docs/efficiency.md has the commands for a GPU
 # make test   environment, then the tests: all that a fresh machine with Python 3.11+ and make needs
 #
@@ -6,7 +6,7 @@
 #   TORCH_INDEX=URL        where the torch wheel comes from, for example an index of wheels for one CUDA version
 #   WORKERS=2              processes of the tests
 
-.PHONY: help setup demo train-demo test check format bench clean
+.PHONY: help setup demo ask-demo train-demo test check format bench clean
 .DEFAULT_GOAL := help
 
 VENV := .venv
@@ -39,7 +39,10 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[eval,plot,train,dev]'
 	@touch $(READY)
 
-demo: setup train-demo
+demo: setup ask-demo train-demo
+
+ask-demo: $(READY)
+	$(BIN)/python examples/ask_bundled.py
 
 train-demo: $(READY)
 	$(BIN)/pal train recipes/quickstart.yaml --out runs/quickstart --resume

@@ -13,8 +13,9 @@ not those of `generate`.
 import argparse
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,9 @@ from pal_audio.bench import infer, measure, models, train
 from pal_audio.bench.case import Case, Setup
 from pal_audio.bench.run import find_device, guarded
 from pal_audio.errors import PalError
+from pal_audio.model.decoder import Decoder
 from pal_audio.model.decoding import greedy
+from pal_audio.model.prefill import WAYS
 
 REFERENCE: dict[str, Any] = {"kernel": "eager", "packed": False, "precision": "float32"}
 FAST: dict[str, dict[str, Any]] = {
@@ -102,8 +105,11 @@ def varied(base: Case, settings: dict[str, Any]) -> Case:
     return base.model_copy(update={"setup": Setup.model_validate(base.setup.model_dump() | REFERENCE | settings)})
 
 
-def generation_rows(base: Case, device: torch.device, new_tokens: int) -> Iterator[Result]:
-    """Greedy tokens of the fixed-size loop beside `generate`'s, and a memory that all rows share beside one for each row."""
+def generation_rows(base: Case, device: torch.device, new_tokens: int, with_prefills: bool) -> Iterator[Result]:
+    """Greedy tokens of the fixed-size loop beside `generate`'s, and a memory that all rows share beside one for each row.
+
+    With `with_prefills` also where prompts are captured, and compiled.
+    """
     case = varied(base, {"kernel": "sdpa"})
     model = models.build(case, device).eval()
     inputs = models.make_batch(case, model, 1).inputs
@@ -124,13 +130,29 @@ def generation_rows(base: Case, device: torch.device, new_tokens: int) -> Iterat
                 **asked, **options, do_sample=False, max_new_tokens=new_tokens, min_new_tokens=new_tokens, pad_token_id=0
             )[:, -new_tokens:]
             expected, prefill = tokens if expected is None else expected, logits if prefill is None else prefill
-            fast = greedy(model, **asked, **options, max_new_tokens=new_tokens)[:, -new_tokens:]
-            same = bool(torch.equal(tokens, expected) and torch.equal(fast.to(tokens.device), expected))
-            yield {
-                "integration": base.integration, "precision": "float32", "way": f"greedy, memory {name}", "error": None,
-                "logits": difference(logits, prefill), "same_tokens": same, "num_tokens": int(tokens.numel()),
-            }  # fmt: skip
+            for prefill_way in WAYS if with_prefills else WAYS[:1]:
+                what = "greedy" if prefill_way == "plain" else f"greedy, {prefill_way} prefill"
+                row: Result = {"integration": base.integration, "precision": "float32", "way": f"{what}, memory {name}"}
+                decoder = Decoder(model, prefill=prefill_way)
+                ask = partial(greedy, model, **asked, **options, max_new_tokens=new_tokens, decoder=decoder)
+                found = partial(answered, ask, decoder, tokens, expected, difference(logits, prefill))
+                yield row | guarded(found, device)
     measure.clean(device)
+
+
+def answered(ask: Callable[[], Tensor], decoder: Decoder, tokens: Tensor, expected: Tensor, logits: float) -> Result:
+    """Whether a decoder's tokens are those expected. Of three questions the second captures its prompt, the third replays it.
+
+    Raises:
+        RuntimeError: a prompt went another way than asked.
+    """
+    asked = []
+    for _ in range(3):
+        asked.append(ask()[:, -expected.shape[1] :].to(expected.device))
+        if decoder.why_plain_prefill is not None:
+            raise RuntimeError(f"prefill {decoder.prefill}: {decoder.why_plain_prefill}")
+    same = all(torch.equal(one, expected) for one in (tokens, *asked))
+    return {"logits": logits, "same_tokens": same, "num_tokens": int(expected.numel())}
 
 
 def failed(row: Result, tolerance: float) -> bool:
@@ -178,7 +200,7 @@ def main(arguments: list[str] | None = None) -> list[Result]:
         print(f"equality: {integration}", file=sys.stderr)
         found = chain(
             training_rows(case, chosen, device, options.precisions.split(",")),
-            generation_rows(case, device, options.new_tokens),
+            generation_rows(case, device, options.new_tokens, options.compiled),
         )
         for row in found:
             rows.append(row)

@@ -14,10 +14,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from examples import ask_bundled
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import pal_audio
+from pal_audio.commands.models import BUNDLED
 from tests.tiny import noise, tiny_model
 
 ROOT = Path(__file__).parents[1]
@@ -85,6 +87,8 @@ def test_the_wheel_holds_what_it_must(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {"pal_audio/py.typed", "pal_audio/cli.py"} <= names
     assert {f"pal_audio/recipes/{name}.yaml" for name in RECIPES} <= names
+    assert {f"pal_audio/bundled/{path.name}" for path in BUNDLED.iterdir()} <= names
+    assert {"pal_audio/bundled/model.safetensors", "pal_audio/bundled/ATTRIBUTION.md"} <= names
     assert any(name.endswith("licenses/LICENSE") for name in names)
     tops = {name.split("/")[0] for name in names}
     assert tops == {"pal_audio", f"pal_audio-{pal_audio.__version__}.dist-info"}
@@ -150,6 +154,20 @@ def test_pal_ask_answers_offline_from_an_empty_folder(installed: Path, sounds: P
     warned = GOOD[name]
     assert warned is None or warned in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_bundled_model_answers_offline_from_an_empty_folder(installed: Path, tmp_path: Path) -> None:
+    sounds = tmp_path / "sounds"
+    ask_bundled.main(sounds)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    done = run([installed / "pal", "ask", sounds / "dog.wav", "What sound is this?", "--json"], empty)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["answer"] == "dog"
+    assert Path(told["model"]).is_relative_to(installed.parent), "that of the wheel, not of this repository"
+    assert "the bundled one" in done.stderr
+    assert list(empty.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", BAD)

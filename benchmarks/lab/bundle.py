@@ -188,10 +188,10 @@ def card(flow: Flow, grid: Grid, best: LabRecipe, retrained: bool) -> str:
     for name, task in grid.index["tasks"].items():
         scores = [item["tasks"][name]["score"] for item in told]
         what = "errors over words" if task["metric"] == "errors" else "right"
-        spread = (f"{100 * value:.1f}%" for value in (mean(scores), min(scores), max(scores)))
+        spread = (f"{100 * value:.1f}%" for value in (mean(scores), min(scores), max(scores))[: 3 if retrained else 1])
         rows.append((name, what, str(len(task["ids"])), *spread))
     labels = ", ".join(flow.labels())
-    scored = table(("task", "score", "n", "mean", "lowest", "highest"), rows)
+    scored = table(("task", "score", "n", *(("mean", "lowest", "highest") if retrained else ("value",))), rows)
     num_parameters, hashes = f"{told[0]['parameters']['total']:,}", (told[0]["recipe_hash"], told[0]["data_hash"])
     whose = _OF_THE_RECIPE.format(seeds=len(told)) if retrained else _ITS_OWN
     folds, digits, notes = _RETRAINED_ON if retrained else _TRAINED_ON

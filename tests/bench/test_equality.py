@@ -9,7 +9,7 @@ import pytest
 import torch
 from benchmarks import equality
 
-from pal_audio.bench.case import Case
+from pal_audio.bench.case import Case, Setup
 
 TINY = "--llm tiny-llama --encoder tiny-frames --batch 2 --audio-tokens 24 --text-tokens 12 --new-tokens 3 --device cpu".split()
 
@@ -43,3 +43,20 @@ def test_a_way_that_fails_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     assert equality.failed(row, 1.0)
     assert equality.failed({"error": None, "same_tokens": False, "logits": 0.0}, 1.0)
     assert not equality.failed({"error": None, "precision": "bf16", "loss": 0.5, "gradient": 0.5}, 1e-4)
+
+
+def test_prompts_by_a_decoder_are_compared_and_none_passes_another_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(equality, "WAYS", ("plain", "captured"))  # compiling takes half a minute
+    options = {"setup": Setup(llm="tiny-llama", encoder="tiny-frames"), "integration": "lal", "batch": 2}
+    case = Case(audio_tokens=24, text_tokens=12, **options)
+    rows = list(equality.generation_rows(case, torch.device("cpu"), 3, True))
+    held = ["memory one for each row", "memory shared"]
+    assert [row["way"] for row in rows] == [f"{way}, {name}" for name in held for way in ("greedy", "greedy, captured prefill")]
+    assert not any(equality.failed(row, 1e-4) for row in rows)
+    monkeypatch.setattr(equality.Decoder, "_why_plain_prefill", lambda *_: "a reason")
+    rows = list(equality.generation_rows(case, torch.device("cpu"), 3, True))
+    assert [row["error"] for row in rows] == [
+        "RuntimeError: prefill plain: a reason",
+        "RuntimeError: prefill captured: a reason",
+    ] * 2
+    assert all(equality.failed(row, 1e-4) for row in rows)

@@ -1,0 +1,76 @@
+"""The model that comes with the package: whole, small, with its papers, and it hears."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from examples import ask_bundled
+
+from pal_audio import cli
+from pal_audio.commands.models import BUNDLED
+from pal_audio.model import load
+from pal_audio.model.confidence import calibration_of
+
+MAX_BYTES = 20 * 10**6
+MAX_MEMORY = 1.5 * 2**30
+
+
+def test_it_is_small_and_has_its_papers() -> None:
+    files = [path for path in BUNDLED.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= MAX_BYTES
+    assert {path.suffix for path in files} <= {".json", ".jinja", ".md", ".safetensors"}, "nothing that runs when it is read"
+    card, papers = ((BUNDLED / name).read_text() for name in ("README.md", "ATTRIBUTION.md"))
+    assert "license: cc-by-sa-4.0" in card
+    assert "## Limits" in card
+    assert papers.count("https://freesound.org/s/") > 50
+
+
+def test_it_is_whole_and_says_what_its_probabilities_are_worth() -> None:
+    model, processor = load(BUNDLED)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    assert processor.sampling_rates_hz == [16_000]
+    worth = calibration_of(model.config)
+    assert worth is not None
+    assert 0 < worth.threshold < 1
+    assert worth.right_below is not None
+    assert worth.right_above is not None
+    assert worth.right_below < 0.6 < worth.right_above
+
+
+def test_the_demo_shows_sounds_that_it_knows(tmp_path: Path) -> None:
+    answers = {(file, question): answer for file, question, answer, _ in ask_bundled.main(tmp_path)}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dog-engine-rain.wav", "dog.wav", "rain-dog.wav", "rain.wav"]
+    assert answers["dog.wav", "What sound is this?"] == "dog"
+    assert answers["rain.wav", "What do you hear?"] == "rain"
+    assert answers["rain-dog.wav", "Which sound comes first?"] == "rain"
+    assert answers["dog-engine-rain.wav", "How many different sounds are there?"] == "three"
+    assert answers["dog-engine-rain.wav", "Describe the sounds in their order."].startswith("a dog barks, then ")
+
+
+def test_pal_ask_takes_it_where_no_other_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ask_bundled.main(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PAL_MODEL", raising=False)
+    capsys.readouterr()
+    assert cli.main(["ask", "dog.wav", "What sound is this?", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["answer"], told["model"]) == ("dog", str(BUNDLED))
+    assert 0 < told["probability"] <= 1
+
+
+def test_a_question_takes_little_memory(tmp_path: Path) -> None:
+    ask_bundled.main(tmp_path)
+    code = (
+        "import resource, sys; from pal_audio.cli import main; status = main(sys.argv[1:]); "
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr); sys.exit(status)"
+    )
+    command = [sys.executable, "-c", code, "ask", str(tmp_path / "dog.wav"), "What sound is this?", "--model", str(BUNDLED)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, "dog\n"), done.stderr
+    unit = 1 if sys.platform == "darwin" else 1024
+    assert int(done.stderr.split()[-1]) * unit < MAX_MEMORY
