@@ -155,6 +155,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     for name in ("steps", "repeats", "new_tokens", "warmup", "profiled"):
         if getattr(chosen, name, 1) < 1:
             raise PalError(f"--{name.replace('_', '-')} {getattr(chosen, name)}: at least one")
+    if chosen.compile_ahead < 0:
+        raise PalError(f"--compile-ahead {chosen.compile_ahead}: a number of processes, or 0")
+    if chosen.sweep is not None and not chosen.sweep.is_file():
+        raise PalError(f"--sweep {chosen.sweep}: no such file")
+    if chosen.out is not None and chosen.out.exists() and not chosen.out.is_dir():
+        raise PalError(f"--out {chosen.out} is a file; give a folder")
     return chosen
 
 

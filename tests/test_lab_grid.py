@@ -14,9 +14,11 @@ from benchmarks.lab import flow as flow_module
 from benchmarks.lab.__main__ import RECIPES
 from benchmarks.lab.flow import Flow
 from benchmarks.lab.grid import grid_steps
+from benchmarks.lab.questions import GROUP_OF
 from benchmarks.lab.recipes import Shelf
 from benchmarks.lab.steps import Step
 
+from pal_audio.data.mixing.tasks import TASK_KINDS
 from pal_audio.errors import PalError
 from tests.lab_recipes import make_recipes
 
@@ -229,3 +231,7 @@ def test_a_signal_in_the_grids_last_step_ends_before_the_bundle(
     ]
     assert main_module.main(words) == main_module.TIME_IS_UP
     assert main_module.main(["run", *words[1:7]]) == 0, "alone it has ended"
+
+
+def test_a_tested_world_may_have_every_kind_of_task() -> None:
+    assert TASK_KINDS.keys() <= GROUP_OF.keys()

@@ -1,7 +1,9 @@
 """benchmarks/lab/reuse.py: language model and encoders of another lab."""
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from benchmarks.lab.__main__ import RECIPES
@@ -21,6 +23,7 @@ def packed(folder: Path, *names: str) -> Path:
         made = run / ("llm" if name == "lm" else "encoders")
         made.mkdir(parents=True)
         (made / "config.json").write_text("{}")
+        (made / "model.safetensors").write_text("weights")
         told = load_recipe(RECIPES / f"{name}.yaml").model_dump(mode="json") | {"workers": 32, "trackers": []}
         (run / "recipe.json").write_text(json.dumps({"recipe": told}))
     (folder / "marks").mkdir(exist_ok=True)
@@ -54,7 +57,48 @@ def test_models_of_another_recipe_are_refused_before_anything_is_copied(tmp_path
     with pytest.raises(PalError, match=r"lab-lm.recipe\.json: trained by another recipe than .*lm\.yaml \(stages differ\)"):
         take_models(flow, there)
     assert not (tmp_path / "out" / "runs").exists()
-    with pytest.raises(
-        PalError, match=r"no model of a lab is there \(looked for runs/NAME/recipe\.json of lab-encoder-unified, lab-lm\)"
-    ):
+    looked_for = r"no model of a lab is there \(looked for recipe.json and weights in runs/NAME of lab-encoder-unified, lab-lm\)"
+    with pytest.raises(PalError, match=looked_for):
         take_models(flow, tmp_path / "elsewhere")
+
+
+def test_what_has_not_ended_or_lacks_its_weights_is_not_taken(tmp_path: Path) -> None:
+    there, flow = packed(tmp_path / "small", "lm", "encoder-unified"), Flow(tmp_path, tmp_path / "out", Shelf(RECIPES), ["lal"])
+    shutil.rmtree(there / "runs" / "lab-encoder-unified" / "encoders")
+    assert take_models(flow, there) == ["lab-lm"]
+    assert not flow.mark("lab-encoder-unified").exists()
+    assert not (flow.out / "runs" / "lab-encoder-unified").exists(), "a step would go on with it and find other data"
+    (there / "runs" / "lab-lm" / "llm" / "model.safetensors").unlink()
+    with pytest.raises(PalError, match="no model of a lab is there"):
+        take_models(Flow(tmp_path, tmp_path / "other", Shelf(RECIPES), ["lal"]), there)
+
+
+def test_a_mark_without_its_model_does_not_keep_it_out(tmp_path: Path) -> None:
+    there, flow = packed(tmp_path / "small", "lm"), Flow(tmp_path, tmp_path / "out", Shelf(RECIPES), ["lal"])
+    take_models(flow, there)
+    shutil.rmtree(flow.out / "runs")
+    assert take_models(flow, there) == ["lab-lm"]
+    assert (flow.out / "runs" / "lab-lm" / "llm" / "model.safetensors").is_file()
+
+
+def test_a_copy_that_was_stopped_leaves_no_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    there, flow = packed(tmp_path / "small", "lm"), Flow(tmp_path, tmp_path / "out", Shelf(RECIPES), ["lal"])
+    copytree = shutil.copytree
+
+    def stopped(*args: Any, **options: Any) -> None:
+        copytree(*args, **options)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "copytree", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            take_models(flow, there)
+    assert not (flow.out / "runs" / "lab-lm").exists()
+    assert take_models(flow, there) == ["lab-lm"]
+
+
+def test_an_own_run_without_a_mark_is_taken_from_itself(tmp_path: Path) -> None:
+    out = packed(tmp_path / "out", "lm")
+    (out / "marks" / "lab-lm.json").unlink()
+    assert take_models(Flow(tmp_path, out, Shelf(RECIPES), ["lal"]), out) == ["lab-lm"]
+    assert (out / "runs" / "lab-lm" / "llm" / "model.safetensors").is_file()

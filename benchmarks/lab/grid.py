@@ -77,8 +77,8 @@ def _base(flow: Flow, name: str, workers: int | None) -> Step:
     folder = flow.out / "runs" / name
     settings = [*recipe.settings(), *([] if workers is None else written({"workers": workers}))]
     command = ["train", str(recipe.path), *settings, "--out", str(folder), "--resume"]
-    made = folder / ("encoders" if recipe.name.startswith("encoder-") else "llm")
-    step = Step(name, name, flow.mark(name), tuple(recipe.worlds), products=(made,), commands=lambda: [command])
+    made = (folder / recipe.product,)
+    step = Step(name, name, flow.mark(name), tuple(recipe.worlds), products=made, commands=lambda: [command])
     return replace(step, needs=()) if step.done else step  # nothing is composed for what is there
 
 

@@ -26,7 +26,7 @@ from pal_audio.errors import PalError
 GROUP_OF = {
     "classify": "general sound", "presence": "general sound", "background": "general sound", "first": "order", "last": "order",
     "before": "order", "after": "order", "transcribe": "speech", "caption": "captions", "count": "counting", "pitch": "pitch",
-    "clip": "single recordings",
+    "higher": "pitch", "clip": "single recordings",
 }  # fmt: skip
 """What a kind of task of `pal data mix` is a measure of."""
 CLIP_TASK = {"kind": "clip", "categories": []}

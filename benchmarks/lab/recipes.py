@@ -87,6 +87,11 @@ class LabRecipe:
         return [name.removeprefix(ENCODER) for name in self.bases if name.startswith(ENCODER)]
 
     @property
+    def product(self) -> str:
+        """Folder of its run that others build on, of a recipe that makes an encoder or the language model."""
+        return "encoders" if self.name.startswith("encoder-") else "llm"
+
+    @property
     def family(self) -> str:
         """The arm of `SWEPT` that sound enters like.
 

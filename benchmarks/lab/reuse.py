@@ -14,13 +14,14 @@ from benchmarks.lab.recipes import LabRecipe
 
 from pal_audio.data.manifest import write_text
 from pal_audio.errors import PalError
+from pal_audio.model.export import replaced_folder
 from pal_audio.training.recipe import load_recipe
 
 _COMPARED = ("seed", "precision", "model", "adapter", "stages")
 
 
 def take_models(flow: Flow, folder: Path) -> list[str]:
-    """Copy those models that this lab needs and has not made yet.
+    """Copy those models that this lab needs and has not made yet, each whole or not at all.
 
     Args:
         flow: the lab, whose OUT is there.
@@ -33,20 +34,31 @@ def take_models(flow: Flow, folder: Path) -> list[str]:
         PalError: there is none, or one was trained by another recipe than this lab's. Its data are not compared.
     """
     needed = sorted({name for recipe in [*flow.chosen, *flow.others] for name in recipe.bases})
-    there = [name for name in needed if (folder / "runs" / name / "recipe.json").is_file()]
+    recipes = {name: flow.shelf.recipe(name.removeprefix("lab-")) for name in needed}
+    there = [name for name in needed if _is_made(folder / "runs" / name, recipes[name])]
     if not there:
-        raise PalError(f"--models {folder}: no model of a lab is there (looked for runs/NAME/recipe.json of {', '.join(needed)})")
-    missing = [name for name in there if not flow.mark(name).is_file()]
-    recipes = {name: flow.shelf.recipe(name.removeprefix("lab-")) for name in missing}
+        what = f"looked for recipe.json and weights in runs/NAME of {', '.join(needed)}"
+        raise PalError(f"--models {folder}: no model of a lab is there ({what})")
+    recipes = {name: recipes[name] for name in there if not _is_here(flow, name, recipes[name])}
     for name, recipe in recipes.items():
         _check(folder / "runs" / name / "recipe.json", recipe)
-    for name in missing:
-        shutil.copytree(folder / "runs" / name, flow.out / "runs" / name, dirs_exist_ok=True)
+    for name in recipes:
+        with replaced_folder(flow.out / "runs" / name) as temporary:
+            shutil.copytree(folder / "runs" / name, temporary, dirs_exist_ok=True)
         mark, told = flow.mark(name), folder / "marks" / f"{name}.json"
         seconds = read_json(told)["seconds"] if told.is_file() else 0.0
         mark.parent.mkdir(parents=True, exist_ok=True)
         write_text(mark, json.dumps({"step": name, "kind": name, "seconds": seconds, "taken_from": str(folder)}) + "\n")
-    return missing
+    return list(recipes)
+
+
+def _is_made(run: Path, recipe: LabRecipe) -> bool:
+    """Whether a run has ended and its weights are there; `pack` leaves out what is large, and takes what has not ended."""
+    return (run / "recipe.json").is_file() and any((run / recipe.product).rglob("*.safetensors"))
+
+
+def _is_here(flow: Flow, name: str, recipe: LabRecipe) -> bool:
+    return flow.mark(name).is_file() and (flow.out / "runs" / name / recipe.product).exists()
 
 
 def _check(told: Path, recipe: LabRecipe) -> None:

@@ -226,7 +226,7 @@ def test_a_layer_that_does_not_attend_through_us_is_an_error(monkeypatch: pytest
 @pytest.mark.parametrize("family", ["llama", "gemma3_text", "olmo2"])
 def test_a_shared_memory_serves_every_row_as_its_own_would(family: str, arm: str, positions: str) -> None:
     model, processor = tiny_model(family, arm, positions=positions)
-    for clips in ([CLIPS[1]], [CLIPS[2], CLIPS[0]]):
+    for clips in ([CLIPS[1]], [CLIPS[2], CLIPS[0]], [CLIPS[0], CLIPS[0] / 2]):
         one = batch(processor, [message(*clips)])
         memory = model.encode_audio(one["input_features"], one["audio_num_samples"])
         inputs = batch(processor, [message(*clips, question=question) for question in QUESTIONS])

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from pal_audio.errors import PalError
 from pal_audio.integration.key_values import UnsupportedLlmError
@@ -222,3 +223,13 @@ def test_arrays_need_a_rate_and_options_are_known() -> None:
         processor("a", truncation=True)
     with pytest.raises(PalError, match="over max_length 2"):
         processor("a dog barks twice", max_length=2)
+
+
+def test_weights_that_were_moved_leave_nothing_behind() -> None:
+    """What tells whether a memory is this model's keeps views of weights: of a model sent to the CPU its GPU would stay full."""
+    model, _ = tiny_model("llama", "lal")
+    before = model.audio_fingerprint()
+    old = [StorageWeakRef(parameter.untyped_storage()) for parameter in model.parameters()]
+    model.to(torch.float64)
+    assert all(storage.expired() for storage in old)
+    assert model.audio_fingerprint() != before

@@ -103,7 +103,7 @@ def test_a_shared_memory_serves_every_row(arm: str, positions: str, monkeypatch:
     monkeypatch.setattr(prefill, "captured", cpu_graph.captured)
     model, processor = tiny_model("llama", arm, positions=positions)
     decoder = Decoder(model, prefill="captured")
-    for clips in ([CLIPS[1]], [CLIPS[2], CLIPS[0]]):
+    for clips in ([CLIPS[1]], [CLIPS[2], CLIPS[0]], [CLIPS[0], CLIPS[0] / 2]):
         one = batch(processor, [message(*clips)])
         memory = model.encode_audio(one["input_features"], one["audio_num_samples"]).share(3)
         for questions in (QUESTIONS, QUESTIONS[::-1], QUESTIONS, (QUESTIONS[1], *QUESTIONS[:2])):

@@ -27,7 +27,8 @@ def fingerprint(modules: Iterable[nn.Module], config: Any) -> str:
 class Fingerprint:
     """`fingerprint` for who asks often: which parameters there are is looked up again only where a module has changed its own.
 
-    Values are read each time, as there. What it last looked at is kept alive until the next call. Threads may share it.
+    Values are read each time, as there. What it last looked at is kept alive until the next call or `forget`. Threads may share
+    it.
     """
 
     def __init__(self) -> None:
@@ -37,6 +38,10 @@ class Fingerprint:
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy of a model looks for itself."""
         return Fingerprint, ()
+
+    def forget(self) -> None:
+        """Let go of what it last looked at, as weights that are about to be moved elsewhere."""
+        self._seen = None
 
     @torch.no_grad()
     def __call__(self, modules: list[tuple[str, nn.Module]], config: Any) -> str:

@@ -173,7 +173,7 @@ class KeyLayout:
         source_BA: index of each key in the stream's flattened (C * A) tokens.
         positions_BA: float rotary positions.
         after_BA: a key is seen by text at positions greater than this; NOWHERE at padding.
-        is_identity: every row has exactly one clip, so that rows are clips and nothing moves.
+        is_identity: every row has exactly one clip of its own, or all rows have the only one, so that nothing moves.
         until_BA: a key is seen by text at positions up to this one; None: by all that follows.
         is_shared: every row has the same keys at the same positions, so that they are held once.
     """
@@ -292,5 +292,6 @@ def lay_out(
     else:
         positions = torch.zeros(valid.shape, device=device)
     # One clip for all rows: its keys are those of every row already.
-    is_identity = one_each or (is_shared and torch.equal(source[0], torch.arange(len(lengths_C) * num_tokens, device=device)))
+    is_one = is_shared and len(lengths_C) == 1
+    is_identity = one_each or (is_one and torch.equal(source[0], torch.arange(num_tokens, device=device)))
     return KeyLayout(source, positions, after.masked_fill(~valid, NOWHERE), is_identity, until, is_shared)

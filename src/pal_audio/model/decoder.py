@@ -51,11 +51,11 @@ class Decoder:
 
     Args:
         model: in eval mode, of a kind that `decoding.why_plain` has nothing against. Its weights may change in place; where they
-            are replaced (a merged adapter, another dtype or device), make a new decoder.
+            are replaced (a merged adapter, another dtype or device) or an adapter is switched, make a new decoder.
         compile: see `decoding.greedy`.
         kernel: attend by `integration.decode_kernel`; else by matrix products. None: on a GPU, for heads of its kind.
         prefill: how a prompt passes: "plain", the model's forward; "captured", one function that is a CUDA graph from the second
-            question about a memory on; "compiled", by torch.compile too, anew for each number of rows and length of prompts.
+            question about a memory on; "compiled", by torch.compile too, for each number of rows and length of prompt and clips.
 
     Attributes:
         why_plain_prefill: what let the last prompt pass otherwise than `prefill` says; None: nothing.

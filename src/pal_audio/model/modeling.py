@@ -124,6 +124,11 @@ class PalForConditionalGeneration(SoundMixin, PreTrainedModel, PalGenerationMixi
     def _init_weights(self, module: nn.Module) -> None:
         """Nothing: every module of ours initialises itself, and the LLM's own class initialises the LLM."""
 
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        """As torch's, under every move and cast: what weights leave behind is not kept."""
+        self._fingerprint.forget()
+        return super()._apply(*args, **kwargs)
+
     def get_input_embeddings(self) -> nn.Module:
         return self.language_model.get_input_embeddings()
 
