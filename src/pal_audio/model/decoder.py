@@ -314,7 +314,7 @@ class Decoder:
                     flag = torch.empty((), dtype=torch.bool, pin_memory=True)
                     flag.copy_(self.ended_B.all(), non_blocking=True)
                     event = torch.cuda.Event()
-                    event.record()
+                    event.record(torch.cuda.current_stream(self.token_B1.device))
                 else:
                     flag, event = self.ended_B.all(), None
                 looks.append((flag, event))

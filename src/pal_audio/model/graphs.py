@@ -25,7 +25,7 @@ def captured(call: Callable[[], None], device: torch.device, again: Callable[[],
             again()
     torch.cuda.current_stream(device).wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.device(device), torch.cuda.graph(graph, stream=stream):
         call()
     return graph.replay
 

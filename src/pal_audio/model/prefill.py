@@ -150,7 +150,7 @@ class Prefill:
                 self.model.check_whole(memory)
             else:
                 self.model.check_fingerprint(memory)
-        started = torch.cuda.current_stream().record_event() if checked_later and self._aside else None
+        started = torch.cuda.current_stream(self._aside.device).record_event() if checked_later and self._aside else None
         if memory is not None:
             self._approved = memory.fingerprint
         self._run(ids_BL, mask_BL, memory)
