@@ -180,8 +180,6 @@ def find_cases(options: argparse.Namespace) -> list[Case]:
 def main(arguments: list[str] | None = None) -> list[Row]:
     options = parse(arguments)
     cases, device = find_cases(options), find_device(options.device)
-    # As torch's profiler sets beside graphs that torch.compile captures: CUPTI may not survive a second start beside graphs.
-    os.environ.update(DISABLE_CUPTI_LAZY_REINIT="1", TEARDOWN_CUPTI="0")
     dtype = torch.float32 if cases[0].setup.precision == "float32" else torch.bfloat16
     rates = {"matrix_flops": measure.matrix_rate(device, dtype), "bandwidth_bytes": measure.bandwidth(device)}
     command = shlex.join(["python", "-m", "benchmarks.profile_steps", *(sys.argv[1:] if arguments is None else arguments)])
@@ -213,6 +211,8 @@ def main(arguments: list[str] | None = None) -> list[Row]:
 
 
 if __name__ == "__main__":
+    # As torch's profiler sets beside graphs that torch.compile captures: CUPTI may not survive a second start beside graphs.
+    os.environ.update(DISABLE_CUPTI_LAZY_REINIT="1", TEARDOWN_CUPTI="0")
     try:
         main()
     except PalError as error:

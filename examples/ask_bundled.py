@@ -42,16 +42,23 @@ def compose(kinds: tuple[str, ...], seed: int) -> np.ndarray:
     return wave_S
 
 
+def make_sounds(folder: Path) -> dict[tuple[str, ...], Path]:
+    """Write what is asked about; files by what they hold."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {kinds: folder / f"{'-'.join(kinds)}.wav" for kinds, _ in ASKED}
+    for kinds, file in files.items():
+        soundfile.write(file, compose(kinds, len(kinds)), RATE_HZ)
+    return files
+
+
 def main(folder: Path) -> list[tuple[str, str, str, float]]:
     """Print a table: file, question, answer and its probability; and give it back."""
     if not (BUNDLED / "config.json").is_file():
         raise PalError("this copy of the package comes without a model; `pal train quickstart` makes one")
     model, processor = load(BUNDLED)
-    folder.mkdir(parents=True, exist_ok=True)
-    rows = []
+    files, rows = make_sounds(folder), []
     for kinds, question in ASKED:
-        file = folder / f"{'-'.join(kinds)}.wav"
-        soundfile.write(file, compose(kinds, len(kinds)), RATE_HZ)
+        file = files[kinds]
         content = [{"type": "audio", "path": str(file)}, {"type": "text", "text": question}]
         inputs = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
         with torch.inference_mode():

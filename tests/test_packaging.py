@@ -158,7 +158,7 @@ def test_pal_ask_answers_offline_from_an_empty_folder(installed: Path, sounds: P
 
 def test_the_bundled_model_answers_offline_from_an_empty_folder(installed: Path, tmp_path: Path) -> None:
     sounds = tmp_path / "sounds"
-    ask_bundled.main(sounds)
+    ask_bundled.make_sounds(sounds)
     empty = tmp_path / "empty"
     empty.mkdir()
     done = run([installed / "pal", "ask", sounds / "dog.wav", "What sound is this?", "--json"], empty)

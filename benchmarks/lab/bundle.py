@@ -63,12 +63,7 @@ def bundle(flow: Flow, model: Path) -> list[Step]:
     settings = recipe.arm_settings(flow.seeds[0], 1.0, cached, flow.roots, flow.out / "tests" / "curve.jsonl")
     steps.append(_train(flow, "bundle-arm", recipe, settings, (steps[-1].name,), "final"))
 
-    def finish() -> dict[str, Any]:
-        return {"bytes": write_model(flow, grid, best, model), "model": str(model)}
-
-    made = (model / "README.md",)
-    last = Step("bundle", "bundle", flow.mark("bundle"), ("bundle-arm",), products=made, finish=finish, on_gpu=False)
-    return [*steps, last]
+    return [*steps, replace(_written(flow, grid, best, model, retrained=True), needs=("bundle-arm",))]
 
 
 def as_scored(flow: Flow, model: Path) -> list[Step]:
@@ -83,11 +78,17 @@ def as_scored(flow: Flow, model: Path) -> list[Step]:
     """
     best, grid = flow.best(), read_grid(flow.out)
     check_target(model)
+    return [_written(flow, grid, best, model, retrained=False)]
+
+
+def _written(flow: Flow, grid: Grid, best: LabRecipe, model: Path, retrained: bool) -> Step:
+    """The step that writes the folder; see `write_model`."""
 
     def finish() -> dict[str, Any]:
-        return {"bytes": write_model(flow, grid, best, model, retrained=False), "model": str(model)}
+        return {"bytes": write_model(flow, grid, best, model, retrained), "model": str(model)}
 
-    return [Step("as-scored", "bundle", flow.mark("as-scored"), products=(model / "README.md",), finish=finish, on_gpu=False)]
+    name, made = "bundle" if retrained else "as-scored", (model / "README.md",)
+    return Step(name, "bundle", flow.mark(name), products=made, finish=finish, on_gpu=False)
 
 
 def early_steps(flow: Flow) -> list[Step]:
@@ -157,7 +158,7 @@ def write_recipe(flow: Flow, best: LabRecipe, factor: float) -> LabRecipe:
     return replace(best, path=path)
 
 
-def write_model(flow: Flow, grid: Grid, best: LabRecipe, target: Path, retrained: bool = True) -> int:
+def write_model(flow: Flow, grid: Grid, best: LabRecipe, target: Path, retrained: bool) -> int:
     """Write the model's folder; returns its bytes.
 
     Args:
@@ -171,8 +172,8 @@ def write_model(flow: Flow, grid: Grid, best: LabRecipe, target: Path, retrained
     model, processor = load(run / "final")
     model.config.calibration = calibration(flow)
     save_folder(model.to(torch.bfloat16), processor, target)
-    write_text(target / "README.md", card(flow, grid, best, retrained))
     write_text(target / "ATTRIBUTION.md", attribution(flow, retrained))
+    write_text(target / "README.md", card(flow, grid, best, retrained))  # last: it says that the step is done
     num_bytes = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
     if num_bytes > MAX_BYTES:
         (target / "README.md").unlink()  # the step is not done

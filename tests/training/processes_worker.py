@@ -172,9 +172,6 @@ def main(job: str, folder: str, rank: str | None = None, num: str = "", rendezvo
         connect(int(rank), int(num), Path(rendezvous))
     {"compute": do_compute, "runs": do_runs, "resume": do_resume}[job](int(os.environ["RANK"]), Path(folder))
     leave()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0)  # beside other tests the interpreter's own end was an abort of a thread of torch's groups, twice (dev/LOG.md)
 
 
 if __name__ == "__main__":

@@ -124,7 +124,7 @@ class Composer:
         elif task.kind == "transcribe":
             if any(not any(clip.category == task.categories[0] for clip in catalogue.clips[split]) for split in SPLITS):
                 raise PalError(f"category {task.categories[0]!r} needs clips both to train and to test")
-        elif task.kind in ("pitch", "higher"):
+        elif kind.compares_notes:
             catalogue.check_labels(task.categories, 1)
             catalogue.check_notes(task.categories, scene.interval)
         else:

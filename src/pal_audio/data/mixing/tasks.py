@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -108,6 +109,7 @@ class TaskKind:
         least: sounds in a scene; `exactly` as many where that is set.
         digits: its events are one string of words, so they need not fit as single ones.
         hears_all: it is about everything that sounds, so nothing but noise may be behind.
+        compares_notes: its two events are notes of one label, `scene.interval` apart.
     """
 
     about: str
@@ -119,6 +121,7 @@ class TaskKind:
     exactly: int | None = None
     digits: bool = False
     hears_all: bool = False
+    compares_notes: bool = False
 
     def num_events(self, scene: SceneConfig) -> tuple[int, int]:
         """Fewest and most events of a scene; none fit where the first is the larger."""
@@ -237,11 +240,6 @@ def _pitch(draws: Draws, rank: int, answer: int, wordings: Sequence[str] = _EITH
     raise PalError(f"interval: {_TRIES} pairs of {label!r} lie not {low:g} to {high:g} semitones apart; widen it")
 
 
-def _higher(draws: Draws, rank: int, answer: int) -> Plan:
-    """Never which one is lower: whoever learns both at once from nothing has an exclusive or to find."""
-    return _pitch(draws, rank, answer, _HIGHER)
-
-
 _TRIES = 1000
 
 
@@ -303,8 +301,23 @@ TASK_KINDS: dict[str, TaskKind] = {
         exactly=1,
         digits=True,
     ),
-    "pitch": TaskKind("which of two notes", ("Which of the two notes is lower?", "the second"), _NOTE, _two, _pitch, exactly=2),
+    "pitch": TaskKind(
+        "which of two notes",
+        ("Which of the two notes is lower?", "the second"),
+        _NOTE,
+        _two,
+        _pitch,
+        exactly=2,
+        compares_notes=True,
+    ),
+    # Never the lower one: whoever learns both at once from nothing has an exclusive or to find.
     "higher": TaskKind(
-        "the higher of two notes", ("Which of the two notes is higher?", "the second"), _NOTE, _two, _higher, exactly=2
+        "the higher of two notes",
+        ("Which of the two notes is higher?", "the second"),
+        _NOTE,
+        _two,
+        partial(_pitch, wordings=_HIGHER),
+        exactly=2,
+        compares_notes=True,
     ),
 }
