@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from pal_audio import connectors
 from pal_audio.connectors import TokenHead, time_code
@@ -71,3 +72,26 @@ def test_swapping_windows_is_heard_only_with_the_time_code(values: dict) -> None
         connector = connectors.build(connectors.parse(values | {"time_code": with_code}), 8, 32, 25.0)
         totals = [connector(torch.cat(order, 1), lengths_C)[0].square().sum(1) for order in ((first, second), (second, first))]
         assert torch.allclose(totals[0], totals[1], rtol=1e-4) != with_code
+
+
+def test_a_compiler_sees_one_operator_and_the_mlp_asks_for_each_time_once() -> None:
+    """On a GPU the sines of 64 equal clips took 2.6 ms of a step, made anew for each of them."""
+    connector = connectors.build(connectors.parse({"type": "mlp", "stride": 2}), 8, 32, 50.0)
+    frames, lengths = torch.randn(3, 10, 8), torch.tensor([10, 10, 10])
+    graph = make_fx(lambda frames_CTD: connector(frames_CTD, lengths)[0])(frames).graph
+    codes = [node for node in graph.nodes if node.target is torch.ops.pal_audio.time_code.default]
+    assert [tuple(node.meta["val"].shape) for node in codes] == [(1, 5, 32)]
+    assert not [node for node in graph.nodes if "sin" in str(node.target) or "cos" in str(node.target)]
+
+
+def test_compiled_it_is_the_same() -> None:
+    head = TokenHead(7, init_rms=1.0, time_code=True)
+    inputs = torch.randn(2, 3, 7), torch.ones(2, 3, dtype=torch.bool), torch.rand(1, 3)
+    expected = head(*inputs)
+    expected.sum().backward()
+    gradient = head.time_gain.grad.clone()
+    head.zero_grad()
+    got = torch.compile(head, fullgraph=True, backend="aot_eager")(*inputs)
+    got.sum().backward()
+    torch.testing.assert_close(got, expected)
+    torch.testing.assert_close(head.time_gain.grad, gradient)

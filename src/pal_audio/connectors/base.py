@@ -116,7 +116,7 @@ class TokenHead(nn.Module):
         Args:
             tokens_CAD: any scale.
             mask_CA: bool, True = valid.
-            times_CA: float32, absolute time of each token's middle in seconds.
+            times_CA: float32, absolute time of each token's middle in seconds; one row where it is the same for all clips.
 
         Returns:
             tokens_CAD, zero where the mask is False.
@@ -141,13 +141,26 @@ def time_code(times: Tensor, size: int) -> Tensor:
 
     Source: Attention Is All You Need (arXiv 1706.03762), section 3.5, with periods in seconds (our choice).
     """
+    code: Tensor = _sinusoids(times.float(), size)
+    return code
+
+
+# One operator for torch.compile: written out, every sine would be computed again for each clip and channel that it is added to.
+@torch.library.custom_op("pal_audio::time_code", mutates_args=())
+def _sinusoids(times: Tensor, size: int) -> Tensor:
     num_periods = (size + 1) // 2
     periods_s = torch.logspace(
         math.log10(SHORTEST_PERIOD_S), math.log10(LONGEST_PERIOD_S), num_periods, dtype=torch.float32, device=times.device
     )
     # Whole turns are dropped before the angle is formed: float32 keeps the phase of fast periods late in a long clip.
-    phase = 2 * math.pi * torch.remainder(times.float()[..., None] / periods_s, 1.0)
-    return torch.cat([torch.sin(phase), torch.cos(phase)], dim=-1)[..., :size]
+    phase = 2 * math.pi * torch.remainder(times[..., None] / periods_s, 1.0)
+    code = torch.cat([torch.sin(phase), torch.cos(phase)], dim=-1)
+    return code if size == 2 * num_periods else code[..., :size].contiguous()
+
+
+@_sinusoids.register_fake
+def _like_sinusoids(times: Tensor, size: int) -> Tensor:
+    return times.new_empty((*times.shape, size), dtype=torch.float32)
 
 
 def projector(in_size: int, hidden_size: int | None, token_size: int) -> nn.Sequential:

@@ -62,6 +62,6 @@ class MlpConnector(Connector):
         token_lengths_C = self.token_lengths(lengths_C, first_frame)
         first, num_tokens = first_frame // stride, tokens_CAD.shape[1]
         places_A = torch.arange(first, first + num_tokens, device=tokens_CAD.device, dtype=torch.float32)
-        times_CA = ((places_A + 0.5) * stride / self.frame_rate_hz).expand(len(tokens_CAD), -1)
+        times_1A = ((places_A + 0.5) * stride / self.frame_rate_hz)[None]
         mask_CA = length_mask(token_lengths_C, tokens_CAD.shape[1], tokens_CAD.device)
-        return self.head(tokens_CAD, mask_CA, times_CA), token_lengths_C
+        return self.head(tokens_CAD, mask_CA, times_1A), token_lengths_C
