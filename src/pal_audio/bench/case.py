@@ -162,6 +162,11 @@ class Case(StrictConfig):
             element_bytes=2 if self.setup.precision == "bf16" else 4,
         )
 
+    @property
+    def operations(self) -> int:
+        """Of a forward pass; what tells a cheap case from a dear one."""
+        return sum(cost.forward_flops(self.llm, self.work()).values())
+
     def title(self) -> str:
         """A few words for progress and tables."""
         sizes = f"{self.batch}x{self.audio_tokens}+{self.text_tokens}"
