@@ -17,7 +17,7 @@ from pal_audio.errors import PalError
 from pal_audio.integration.config import FlamingoConfig, LalConfig, parse_layers
 from pal_audio.integration.flamingo import FlamingoBlock
 from pal_audio.integration.key_values import compute_dtype
-from pal_audio.integration.projectors import LayerProjectors
+from pal_audio.integration.projectors import Common, LayerProjectors
 from pal_audio.model.configuration import AudioConfig, StreamConfig, check_every_encoder
 
 
@@ -95,14 +95,20 @@ class Stream(nn.Module):
             return lambda layer: tokens[-1]
         # As rows of a matrix, so that the gradients of layers are products added in place, not held until the last one.
         flat = [each.flatten(0, 1) for each in tokens]
-        common = [self.projectors.common(each) for each in flat]
+        common = [
+            self.projectors.common(each, [layer for layer in self.layers if self._source(layer, len(flat)) == number])
+            for number, each in enumerate(flat)
+        ]
         return partial(self._project, self.projectors, flat, common, tokens[0].shape[:2])
 
-    def _project(
-        self, projectors: LayerProjectors, flat: list[Tensor], common: list[Tensor | None], shape: torch.Size, layer: int
-    ) -> Tensor:
+    def _source(self, layer: int, num_sources: int) -> int:
         depth = layer / max(1, self.num_llm_layers - 1)
-        source = round(depth * (len(flat) - 1))
+        return round(depth * (num_sources - 1))
+
+    def _project(
+        self, projectors: LayerProjectors, flat: list[Tensor], common: list[Common], shape: torch.Size, layer: int
+    ) -> Tensor:
+        source = self._source(layer, len(flat))
         inputs: Tensor = projectors(layer, flat[source], common[source])
         return inputs.unflatten(0, shape)
 
