@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from pal_audio.connectors.base import Connector, ConnectorConfig, TokenHead, projector
 from pal_audio.encoders.base import length_mask
 from pal_audio.errors import PalError
+from pal_audio.transfer import send
 
 
 class PoolConnectorConfig(ConnectorConfig):
@@ -88,7 +89,7 @@ class PoolConnector(Connector):
         for clip, num_frames in enumerate(lengths):
             places = torch.arange(first_frame, first_frame + num_frames)
             segments_CT[clip, :num_frames] = self.config.segments(places, num_frames, self.frame_rate_hz) - first
-        segments_CT = segments_CT.to(device, non_blocking=True)
+        segments_CT = send(segments_CT, device)
 
         weights_CT = self._weights(frames_CTD, mask_CT, segments_CT, num_tokens)
         totals_CA = weights_CT.new_zeros(len(lengths), num_tokens).scatter_add(1, segments_CT, weights_CT)
@@ -97,7 +98,7 @@ class PoolConnector(Connector):
         tokens_CAD = tokens_CAD.scatter_add(1, segments_CT[:, :, None].expand_as(frames_CTD), frames_CTD * weights_CT[:, :, None])
 
         durations = [self.config.frames_per_token(num_frames, self.frame_rate_hz) / self.frame_rate_hz for num_frames in lengths]
-        durations_C = torch.tensor(durations, dtype=torch.float32).to(device, non_blocking=True)
+        durations_C = send(torch.tensor(durations, dtype=torch.float32), device)
         times_CA = (torch.arange(first, first + num_tokens, device=device) + 0.5) * durations_C[:, None]
         mask_CA = length_mask(token_lengths_C, num_tokens, device)
         return self.head(self.projector(tokens_CAD), mask_CA, times_CA), token_lengths_C

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from pal_audio.config import StrictConfig
 from pal_audio.errors import PalError
+from pal_audio.transfer import send
 
 
 class FrontEnd(ABC):
@@ -238,8 +239,8 @@ def keep_batch_statistics(module: nn.Module) -> None:
 
 def length_mask(lengths: Tensor, size: int, device: torch.device | None = None) -> Tensor:
     """Bool mask (len(lengths), size), True within the length; on `device`, or beside the lengths."""
-    mask = torch.arange(size, device=lengths.device) < lengths[:, None]
-    return mask if device is None else mask.to(device, non_blocking=True)
+    lengths = lengths if device is None else send(lengths, device)
+    return torch.arange(size, device=lengths.device) < lengths[:, None]
 
 
 def _to_clips(frames_D: Tensor, lengths_C: Tensor) -> Tensor:
@@ -247,8 +248,8 @@ def _to_clips(frames_D: Tensor, lengths_C: Tensor) -> Tensor:
     num_frames = int(lengths_C.max()) if len(lengths_C) else 0
     frames_CTD = frames_D.new_zeros(len(lengths_C), num_frames, frames_D.shape[-1])
     assert len(frames_D) == int(lengths_C.sum()), f"{len(frames_D)} frames, lengths {lengths_C.tolist()}"
-    places = length_mask(lengths_C, num_frames).flatten().nonzero()[:, 0].to(frames_D.device, non_blocking=True)
-    return frames_CTD.flatten(0, 1).index_copy(0, places, frames_D).view_as(frames_CTD)
+    places = length_mask(lengths_C, num_frames).flatten().nonzero()[:, 0]
+    return frames_CTD.flatten(0, 1).index_copy(0, send(places, frames_D.device), frames_D).view_as(frames_CTD)
 
 
 def ceil_div(number: int, divisor: int) -> int:

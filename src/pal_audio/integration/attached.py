@@ -17,6 +17,7 @@ from pal_audio.integration.key_values import LayerKeyValues, compute_dtype
 from pal_audio.integration.memory import AudioMemory, ClipTokens, LiveAudio
 from pal_audio.integration.positions import UNKNOWN_TOKEN, KeyLayout, Placement, lay_out, place, same_in_every_row, text_positions
 from pal_audio.integration.recompute import Recompute
+from pal_audio.transfer import send
 
 MAX_TURNED_BYTES = 2**28  # of keys that are rotated at once: bounds what stands beside them meanwhile
 
@@ -311,7 +312,7 @@ def attach(
     placement: Placement | None = None,
     remember: bool = True,
 ) -> AttachedAudio:
-    """Place clips in a full prompt. All is worked out on the CPU and moved to the model's device once.
+    """Place clips in a full prompt: worked out on the CPU, but what has the size of the audio is made on the model's device.
 
     Args:
         audio: clips in reading order of the batch's markers.
@@ -349,14 +350,14 @@ def attach(
     only_last = streams_of_the_last_clip(blocks)
     of_clips = clips.num_slots_C, clips.spans_C
     layouts = [
-        lay_out(placement, lengths, *of_clips, width, mode, summary_sees_audio, stream in only_last, is_shared).to(device)
+        lay_out(placement, lengths, *of_clips, width, mode, summary_sees_audio, stream in only_last, is_shared, device)
         for stream, (lengths, width) in enumerate(zip(clips.num_keys_SC, audio.widths, strict=True))
     ]
     by_lal = [(layer, stream) for stream, chosen in enumerate(layers) for layer in chosen if (stream, layer) not in blocks]
     streams_of_layer = {layer: tuple(s for other, s in by_lal if other == layer) for layer in sorted({n for n, _ in by_lal})}
     live = audio if isinstance(audio, LiveAudio) else None
     placed = placement.to(device)
-    prompt_BL = prompt_BL.to(device, non_blocking=True)
+    prompt_BL = send(prompt_BL, device)
     attached = AttachedAudio(clips, placed, audio_ids, layouts, streams_of_layer, rules, blocks, live, prompt_BL)
     if isinstance(audio, AudioMemory):
         attached.memory = audio

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from pal_audio.errors import PalError
+from pal_audio.transfer import send
 
 
 @dataclass
@@ -54,7 +55,7 @@ class Packing:
 
     def to(self, device: torch.device) -> "Packing":
         """The same on another device."""
-        mask_BL, flat_T, index_BL = (item.to(device, non_blocking=True) for item in (self.mask_BL, self.flat_T, self.index_BL))
+        mask_BL, flat_T, index_BL = (send(item, device) for item in (self.mask_BL, self.flat_T, self.index_BL))
         return Packing(mask_BL, flat_T, index_BL, self.windows, self.is_full)
 
     def supervised(self, labels_BL: Tensor) -> tuple[Tensor, Tensor]:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from pal_audio.errors import PalError
+from pal_audio.transfer import send
 
 NOWHERE = torch.iinfo(torch.int64).max  # marker position of a clip that does not exist: no text comes after it
 UNKNOWN_TOKEN = -1  # stands for text that only a cache knows; never an audio id
@@ -41,7 +42,7 @@ class Placement:
 
     def to(self, device: torch.device) -> "Placement":
         """The same on another device."""
-        return Placement(*(tensor.to(device, non_blocking=True) for tensor in vars(self).values()))
+        return Placement(*(send(tensor, device) for tensor in vars(self).values()))
 
 
 def text_positions(
@@ -187,10 +188,8 @@ class KeyLayout:
 
     def to(self, device: torch.device) -> "KeyLayout":
         """The same on another device."""
-        source, positions, after = (
-            item.to(device, non_blocking=True) for item in (self.source_BA, self.positions_BA, self.after_BA)
-        )
-        until = None if self.until_BA is None else self.until_BA.to(device, non_blocking=True)
+        source, positions, after = (send(item, device) for item in (self.source_BA, self.positions_BA, self.after_BA))
+        until = None if self.until_BA is None else send(self.until_BA, device)
         return KeyLayout(source, positions, after, self.is_identity, until, self.is_shared)
 
     def tensors(self) -> list[Tensor]:
@@ -244,6 +243,7 @@ def lay_out(
     summary_sees_audio: bool,
     only_last: bool = False,
     is_shared: bool = False,
+    device: torch.device | None = None,
 ) -> KeyLayout:
     """Lay one stream's keys out in rows: clips of a row one after another, padded to the longest row.
 
@@ -256,23 +256,23 @@ def lay_out(
         summary_sees_audio: False hides a clip's keys from its own slots.
         only_last: a clip's keys are seen up to the next clip's marker; else by all text behind it.
         is_shared: see `same_in_every_row`.
+        device: of the layout; None: that of what is given. Where rows are clips, no tensor of (B, A) travels there.
     """
     clips_BR = placement.clips_BR
     rows, columns = clips_BR.shape
-    device = lengths_C.device
+    given, device = lengths_C.device, lengths_C.device if device is None else device
     until = None
-    one_each = clips_BR.shape == (lengths_C.shape[0], 1) and torch.equal(clips_BR[:, 0], torch.arange(rows, device=device))
+    one_each = clips_BR.shape == (lengths_C.shape[0], 1) and torch.equal(clips_BR[:, 0], torch.arange(rows, device=given))
     if one_each:  # the common case: rows are clips and nothing moves
+        marker_BA, lengths_C, slots_C, spans_C = (send(t, device) for t in (placement.markers_BR, lengths_C, slots_C, spans_C))
         source = torch.arange(rows * num_tokens, device=device).view(rows, num_tokens)
-        clip_BA = clips_BR.expand(rows, num_tokens)
-        token_BA = torch.arange(num_tokens, device=device).expand(rows, num_tokens)
-        valid = token_BA < lengths_C[clip_BA]
-        marker_BA = placement.markers_BR.expand(rows, num_tokens)
+        valid = torch.arange(num_tokens, device=device) < lengths_C[:, None]
+        slots_BA, place_BA = slots_C[:, None], spread(lengths_C, spans_C, num_tokens)
     else:
         lengths_BR = lengths_C[clips_BR.clamp(min=0)].masked_fill(clips_BR < 0, 0)
         ends = lengths_BR.cumsum(1)
         width = max(1, int(ends[:, -1].max()))
-        column = torch.arange(width, device=device).expand(rows, width)
+        column = torch.arange(width, device=given).expand(rows, width)
         slot = (column[:, :, None] >= ends[:, None, :]).sum(-1)
         valid = slot < columns
         slot = slot.clamp(max=columns - 1)
@@ -284,14 +284,15 @@ def lay_out(
             next_BR = placement.markers_BR.roll(-1, 1)
             next_BR[:, -1] = NOWHERE
             until = next_BR.gather(1, slot)
-    after = marker_BA if summary_sees_audio else marker_BA + slots_C[clip_BA].masked_fill(marker_BA == NOWHERE, 0)
+        slots_BA, place_BA = slots_C[clip_BA], spread(lengths_C, spans_C, num_tokens)[clip_BA, token_BA]
+    after = marker_BA if summary_sees_audio else marker_BA + slots_BA.masked_fill(marker_BA == NOWHERE, 0)
     if mode == "span":
-        start = marker_BA.masked_fill(~valid, 0).float() + 1
-        positions = start + spread(lengths_C, spans_C, num_tokens)[clip_BA, token_BA]
-        positions = positions.masked_fill(~valid, 0.0)
+        start = torch.where(valid, marker_BA, 0).float() + 1
+        positions = (start + place_BA).masked_fill(~valid, 0.0)
     else:
-        positions = torch.zeros(valid.shape, device=device)
+        positions = torch.zeros(valid.shape, device=valid.device)
     # One clip for all rows: its keys are those of every row already.
     is_one = is_shared and len(lengths_C) == 1
-    is_identity = one_each or (is_one and torch.equal(source[0], torch.arange(num_tokens, device=device)))
-    return KeyLayout(source, positions, after.masked_fill(~valid, NOWHERE), is_identity, until, is_shared)
+    is_identity = one_each or (is_one and torch.equal(source[0], torch.arange(num_tokens, device=source.device)))
+    after = torch.where(valid, after, NOWHERE)
+    return KeyLayout(source, positions, after, is_identity, until, is_shared).to(device)

@@ -41,6 +41,7 @@ from pal_audio.model.placing import audio_of, context_of, is_audio, positions_of
 from pal_audio.model.sound import Features, Lengths, SoundMixin
 from pal_audio.model.streams import Stream
 from pal_audio.model.trained import hub_options, read_trained
+from pal_audio.transfer import send
 
 
 class PalForConditionalGeneration(SoundMixin, PreTrainedModel, PalGenerationMixin):
@@ -313,4 +314,4 @@ class PalForConditionalGeneration(SoundMixin, PreTrainedModel, PalGenerationMixi
 
 
 def _moved(tensor: Any, device: torch.device) -> Any:
-    return tensor.to(device, non_blocking=True) if isinstance(tensor, Tensor) else tensor
+    return send(tensor, device) if isinstance(tensor, Tensor) else tensor

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pal_audio.errors import PalError
 from pal_audio.integration.packing import Packing
+from pal_audio.transfer import send
 
 
 def packing_of(language_model: Any, input_ids: Tensor, attention_mask: Any, past_key_values: Any) -> Packing:
@@ -53,7 +54,7 @@ def run_packed(
         position_ids = torch.arange(embeddings_BLD.shape[1], device=embeddings_BLD.device).expand(embeddings_BLD.shape[:2])
     embeddings = packing.pack(embeddings_BLD)
     if supervised is not None:
-        kwargs["logits_to_keep"] = supervised[0].to(embeddings.device, non_blocking=True)
+        kwargs["logits_to_keep"] = send(supervised[0], embeddings.device)
     # A 4D mask goes through transformers as it is; our attention makes its own. A balance of experts counts its tokens.
     mask = torch.ones(1, 1, *embeddings.shape[:2], dtype=torch.bool, device=embeddings.device)
     outputs = language_model(
@@ -64,7 +65,7 @@ def run_packed(
     if supervised is None:
         outputs.logits = packing.unpack(outputs.logits)
     else:
-        targets = supervised[1].to(embeddings.device, non_blocking=True)[None]
+        targets = send(supervised[1], embeddings.device)[None]
         outputs.loss = language_model.loss_function(
             outputs.logits, targets, outputs.logits.shape[-1], num_items_in_batch=num_items_in_batch, shift_labels=targets
         )
