@@ -3,6 +3,7 @@
 python -m tests.training.processes_worker RANK NUM RENDEZVOUS JOB FOLDER
 """
 
+import atexit
 import json
 import os
 import signal
@@ -23,7 +24,7 @@ from pal_audio.errors import PalError, Stopped
 from pal_audio.training import run as run_module
 from pal_audio.training.loop import Record, StageRun
 from pal_audio.training.objectives import AnswerObjective
-from pal_audio.training.processes import leave
+from pal_audio.training.processes import join, leave
 from pal_audio.training.recipe import Stage
 from pal_audio.training.run import train
 from tests.tiny import TINY_ENCODER, tiny_model
@@ -166,12 +167,32 @@ def do_resume(_: int, folder: Path) -> None:
         train(folder / "tiny.yaml", [f"parallel={run.name.rpartition('-')[2]}"], run, resume=True)
 
 
+def num_threads() -> int:
+    """Of this process, those that are not Python's included."""
+    return len(os.listdir("/proc/self/task"))
+
+
+def do_part(rank: int, folder: Path) -> None:
+    """Tell a number, and end by `leave` or by the interpreter alone; how many threads there are before and after."""
+    numbers = {"connected": num_threads()}
+
+    def last() -> None:
+        numbers["ended"] = num_threads()
+        (folder / f"threads-{rank}.json").write_text(json.dumps(numbers))
+
+    atexit.register(last)  # called after those that `join` registers
+    assert join().total(1.0) == 2.0
+    numbers["joined"] = num_threads()
+
+
 def main(job: str, folder: str, rank: str | None = None, num: str = "", rendezvous: str = "") -> None:
     run_module.write_report = lambda *_: None  # its curves take longer than the runs
     if rank is not None:
         connect(int(rank), int(num), Path(rendezvous))
-    {"compute": do_compute, "runs": do_runs, "resume": do_resume}[job](int(os.environ["RANK"]), Path(folder))
-    leave()
+    jobs = {"compute": do_compute, "runs": do_runs, "resume": do_resume, "leave": do_part, "end": do_part}
+    jobs[job](int(os.environ["RANK"]), Path(folder))
+    if job != "end":
+        leave()
 
 
 if __name__ == "__main__":

@@ -216,6 +216,18 @@ def test_runs_stop_die_and_go_on_together(tmp_path: Path) -> None:
         assert all(torch.equal(tensor, again[name]) for name, tensor in whole.items()), run
 
 
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are counted in /proc")
+@pytest.mark.parametrize("how", ["leave", "end"])
+def test_no_thread_for_numbers_is_left_to_the_interpreters_end(how: str, tmp_path: Path) -> None:
+    """Such a thread takes Python's lock when it lets go of a tensor; while the interpreter ends, that aborts the process."""
+    for status, errors in start(how, tmp_path):
+        assert status == 0, errors
+    for rank in range(2):
+        num = json.loads((tmp_path / f"threads-{rank}.json").read_text())
+        assert num["joined"] > num["connected"]
+        assert num["ended"] == num["connected"] if how == "end" else num["ended"] < num["connected"], num
+
+
 @pytest.mark.parametrize("num", [1, 2, 3, 4])
 @pytest.mark.parametrize("num_parts", [1, 2, 3])
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 8])

@@ -4,6 +4,7 @@ Numbers go over a CPU group of their own (gloo). Its waits may be long, as while
 once where a process has died. Gradients go over the default group (NCCL on GPUs), each step right after a word over this one.
 """
 
+import atexit
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
@@ -156,10 +157,24 @@ def join() -> Processes:
             f"launched with {state.distributed_type.value}: start with plain torchrun or `accelerate launch --multi_gpu`, "
             "and write `parallel: fsdp` in the recipe to shard"
         )
+    atexit.register(_end_numbers)
     return Processes(state.process_index, state.num_processes, dist.new_group(backend="gloo", timeout=_LONGEST_WAIT))
 
 
 def leave() -> None:
     """Disconnect at the end of a program; NCCL warns of processes that do not."""
+    _end_numbers()
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
+
+
+def _end_numbers() -> None:
+    """End the group for numbers and its threads, however the program ends; its collectives are over when they return.
+
+    A thread of gloo's lets go of a tensor some time after the collective has returned, and takes Python's lock for that. Where
+    the interpreter is ending by then, Python before 3.14 ends the thread within a destructor: the process aborts. A group
+    waits for its threads when the last reference to it goes.
+    """
+    if join.cache_info().currsize and (group := join().group) is not None and dist.is_initialized():
+        dist.destroy_process_group(group)
+    join.cache_clear()
