@@ -83,7 +83,7 @@ def floor_parts(case: Case, row: Row, phase: str) -> dict[str, float]:
     flops_s, bandwidth = rates["matrix_flops"], rates["bandwidth_bytes"]
     if phase == "step":  # their sum is the row's `floor_s`
         way = Way(case.setup.precision, case.setup.compile != "none")
-        linear, attention, moved, _ = time_features(llm, work, way)
+        linear, attention, moved = time_features(llm, work, way)
         return {"matrix products": linear / flops_s, "attention": attention / flops_s, "bytes": moved / bandwidth}
     if phase == "token":
         return {"bytes": row["byte_bound_s"]}

@@ -77,16 +77,23 @@ def rows_of(constants: Constants, llm: str = "llama-3.2-1b") -> list[dict[str, A
 
 def test_a_fit_finds_what_made_the_rows_and_its_own_rows_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     truth = Constants(
-        text_kept=0.6, audio_kept=0.8, logit_bytes=10.0, linear_cost=1.3, attention_cost=3.0, traffic=4.0, launch_s=2e-4
-    )
-    fitted = fit.fit(rows_of(truth), "a card")["eager bf16"]
-    assert fitted.fitted_on == ("llama-3.2-1b",)
-    assert "9 rows of llama-3.2-1b" in fitted.provenance
-    for name in ("text_kept", "audio_kept", "logit_bytes", "linear_cost", "attention_cost", "traffic", "launch_s"):
+        text_kept=0.6, audio_kept=0.8, logit_bytes=10.0, linear_cost=1.3, attention_cost=3.0, traffic=4.0,
+        step_launch_s=0.01, launch_s=2e-3, audio_launch_s=1e-3,
+    )  # fmt: skip
+    rows = rows_of(truth) + rows_of(truth, "qwen2.5-0.5b")
+    host_s = {llm: 0.01 + layers * 2e-3 for llm, layers in (("llama-3.2-1b", 16), ("qwen2.5-0.5b", 24))}
+    waiting = [row["step_s"] == pytest.approx(host_s[row["case"]["setup"]["llm"]]) for row in rows]
+    assert 4 <= sum(waiting) <= 10, "some rows wait for the host, others for the device"
+    fitted = fit.fit(rows, "a card")["eager bf16"]
+    assert fitted.fitted_on == ("llama-3.2-1b", "qwen2.5-0.5b")
+    assert "18 rows of llama-3.2-1b, qwen2.5-0.5b" in fitted.provenance
+    for name in ("text_kept", "audio_kept", "logit_bytes", "linear_cost", "attention_cost", "traffic"):
+        assert getattr(fitted, name) == pytest.approx(getattr(truth, name), rel=0.05), name
+    for name in ("step_launch_s", "launch_s", "audio_launch_s"):
         assert getattr(fitted, name) == pytest.approx(getattr(truth, name), rel=0.05), name
     assert fit.summary(fit.check(rows_of(truth, "qwen2.5-1.5b")))["time_error_within"] < 9, "the rule of thumb is not this card"
     monkeypatch.setitem(estimate.CONSTANTS, "eager bf16", fitted)
-    own, other = fit.check(rows_of(truth)), fit.check(rows_of(truth, "qwen2.5-1.5b"))
+    own, other = fit.check(rows), fit.check(rows_of(truth, "qwen2.5-1.5b"))
     assert all(row["fitted"] for row in own)
     assert fit.summary(own)["counted"] == 0
     outcome = fit.summary(other)
@@ -156,11 +163,12 @@ def test_the_command_puts_integrations_side_by_side(arguments: list[str], capsys
     for name in ("step_flops", "peak_bytes", "step_s", "floor_s"):
         assert by_name["text"][name] < by_name["lal"][name] < by_name["plits"][name]
     assert all(row["floor_s"] < row["step_s"] for row in rows)
-    assert all("not fitted" in row["constants"] for row in rows)
+    provenance = "28 rows of llama-3.2-1b, qwen2.5-0.5b" if arguments[0] == "--llm" else "not fitted"
+    assert all(provenance in row["constants"] for row in rows)
     assert cli.main(["bench", "plan", *arguments]) == 0
     shown = capsys.readouterr().out
     assert "largest batch that fits" in shown
-    assert "not fitted" in shown
+    assert provenance in " ".join(shown.split())
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,12 @@ Kept for the backward pass (bytes; e of an activation's element, letters as in `
     a logit                   `logit_bytes`, at the end of the forward pass
 
     peak = weights + optimizer + max(kept + head's gradient, gradients + one layer's kept)
-    time = linear_cost * F_linear / R + attention_cost * F_attention / R + traffic * bytes / W + launch_s * layers
+    device = linear_cost * F_linear / R + attention_cost * F_attention / R + traffic * bytes / W
+    host   = step_launch_s + launch_s * layers + audio_launch_s * layers that hear + summary_launch_s * summary's layers
+    time   = max(device, host)
 
-R and W are the device's measured matrix rate and copy bandwidth. With every factor 1 and no launches that is the floor.
+R and W are the device's measured matrix rate and copy bandwidth. With every factor 1 and no launches that is the floor. Host and
+device work at the same time: small steps wait for the one, large ones for the other.
 """
 
 from dataclasses import dataclass, replace
@@ -30,7 +33,8 @@ class Constants:
         logit_bytes: of one logit.
         linear_cost, attention_cost: time over that at the full matrix rate.
         traffic: times that the kept bytes move, and factor on the optimizer's.
-        launch_s: of a layer in a step, forward and backward.
+        step_launch_s: of the host in a step, whatever its layers.
+        launch_s, audio_launch_s, summary_launch_s: of a layer, of one that hears besides, of one of PAL's summary.
         fitted_on: LLM shapes whose rows were used; empty: not fitted.
         provenance: where the numbers are from.
     """
@@ -41,15 +45,24 @@ class Constants:
     linear_cost: float = 1.25
     attention_cost: float = 2.5
     traffic: float = 3.0
+    step_launch_s: float = 0.0
     launch_s: float = 0.0
+    audio_launch_s: float = 0.0
+    summary_launch_s: float = 0.0
     fitted_on: tuple[str, ...] = ()
     provenance: str = "not fitted: counts of an eager forward pass, times by rule of thumb"
 
 
-CONSTANTS: dict[str, Constants] = {}
+CONSTANTS: dict[str, Constants] = {
+    "eager bf16": Constants(
+        text_kept=1.0, audio_kept=0.6, logit_bytes=14.1, linear_cost=1.08, attention_cost=8.57, traffic=4.23,
+        step_launch_s=0.020, launch_s=0.0028, audio_launch_s=0.0028, summary_launch_s=0.0074,
+        fitted_on=("llama-3.2-1b", "qwen2.5-0.5b"), provenance="NVIDIA H200: 28 rows of llama-3.2-1b, qwen2.5-0.5b",
+    ),
+}  # fmt: skip
 """By way to compute ("eager bf16", "compiled bf16", ...), as `pal bench plan --fit` prints them; others are not fitted."""
 
-FLOOR = Constants(linear_cost=1.0, attention_cost=1.0, traffic=1.0, launch_s=0.0, provenance="floor")
+FLOOR = Constants(linear_cost=1.0, attention_cost=1.0, traffic=1.0, provenance="floor")
 
 
 @dataclass(frozen=True)
@@ -190,27 +203,40 @@ def inference_memory(llm: LlmShape, work: Work, way: Way, new_tokens: int = 256)
     return weight_bytes(llm, work, way) + cache + cost.memory_bytes(llm, work) + working
 
 
-def time_features(llm: LlmShape, work: Work, way: Way) -> tuple[float, float, float, float]:
-    """What time is made of: linear and attention operations of a step, bytes that must move, layers to launch."""
+def time_features(llm: LlmShape, work: Work, way: Way) -> tuple[float, float, float]:
+    """What the device's time is made of: linear and attention operations of a step, bytes that must move."""
     forward, backward = cost.forward_flops(llm, work), cost.backward_flops(llm, work)
     attention = forward["attention"] + backward["attention"]
     linear = sum(forward.values()) + sum(backward.values()) - attention
     memory = training_memory(llm, work, way, Constants())
     # Weights are read twice and written, gradients written and read, the optimizer's state read and written.
     state = 3 * memory.weights + 2 * memory.gradients + 2 * memory.optimizer
-    return linear, attention, sum(kept_bytes(llm, work, way, Constants())) + state, llm.num_layers
+    return linear, attention, sum(kept_bytes(llm, work, way, Constants())) + state
+
+
+def launch_features(llm: LlmShape, work: Work) -> tuple[int, int, int, int]:
+    """What the host's time is made of: the step, layers, layers that hear (LAL's and blocks), layers of PAL's summary."""
+    summary = work.summary.num_layers if work.integration == "pal" and work.summary is not None else 0
+    return 1, llm.num_layers, work.layers_with_keys(llm) + work.blocks(llm), summary
 
 
 def step_seconds(llm: LlmShape, work: Work, way: Way, card: Card, constants: Constants | None = None) -> float:
     """Predicted time of a training step; with `FLOOR`, what no implementation of these operations goes below."""
     constants = constants or way.constants
-    linear, attention, moved, layers = time_features(llm, work, way)
-    return (
+    linear, attention, moved = time_features(llm, work, way)
+    step, layers, hearing, summary = launch_features(llm, work)
+    device_s = (
         constants.linear_cost * linear / card.flops
         + constants.attention_cost * attention / card.flops
         + constants.traffic * moved / card.bandwidth_bytes
-        + constants.launch_s * layers
     )
+    host_s = (
+        constants.step_launch_s * step
+        + constants.launch_s * layers
+        + constants.audio_launch_s * hearing
+        + constants.summary_launch_s * summary
+    )
+    return max(device_s, host_s)
 
 
 def largest_batch(llm: LlmShape, work: Work, way: Way, card: Card) -> int:

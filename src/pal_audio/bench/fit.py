@@ -15,6 +15,7 @@ from pal_audio.integration.cost import LlmShape, Work
 
 MEMORY_GOAL, TIME_GOAL = 0.15, 0.25
 """Relative errors that predictions should stay within."""
+MAX_ROUNDS = 20
 
 
 def check(results: Sequence[Row]) -> list[Row]:
@@ -106,23 +107,44 @@ def _fit_one(group: list[Row], name: str, provenance: str) -> Constants:
     if len(kept) >= 3:
         text, audio, logit = nonnegative(features, kept, peaks)
         constants = replace(constants, text_kept=text, audio_kept=audio, logit_bytes=logit)
-    times = []
-    for row in group:
-        llm, work, way, card = of_row(row)
-        linear, attention, moved, layers = estimate.time_features(llm, work, way)
-        times.append((linear / card.flops, attention / card.flops, moved / card.bandwidth_bytes, layers))
-    seconds = [row["step_s"] for row in group]
-    linear_cost, attention_cost, traffic, launch_s = nonnegative(times, seconds, seconds)
     llms = tuple(sorted({row["case"]["setup"]["llm"] for row in group}))
     return replace(
         constants,
-        linear_cost=linear_cost,
-        attention_cost=attention_cost,
-        traffic=traffic,
-        launch_s=launch_s,
+        **_fit_times(group),
         fitted_on=llms,
         provenance=f"{provenance}: {len(group)} {what} {', '.join(llms)}",
     )
+
+
+def _fit_times(group: list[Row]) -> dict[str, float]:
+    """Constants of time: rows are the device's or the host's, whichever the last fit says takes longer, until that stands.
+
+    At first those are the device's that reach a third of its floor.
+    """
+    of_device, of_host, seconds = [], [], [row["step_s"] for row in group]
+    for row in group:
+        llm, work, way, card = of_row(row)
+        linear, attention, moved = estimate.time_features(llm, work, way)
+        of_device.append((linear / card.flops, attention / card.flops, moved / card.bandwidth_bytes))
+        of_host.append(estimate.launch_features(llm, work))
+    busy = [sum(floor) > second / 3 for floor, second in zip(of_device, seconds, strict=True)]
+    device, host = [0.0] * 3, [0.0] * 4
+    for _ in range(MAX_ROUNDS):
+        chosen = [number for number, is_busy in enumerate(busy) if is_busy]
+        others = [number for number, is_busy in enumerate(busy) if not is_busy]
+        device = _chosen(of_device, seconds, chosen) if chosen else [0.0] * 3
+        host = _chosen(of_host, seconds, others) if others else [0.0] * 4
+        found = [bool(np.dot(one, device) > np.dot(other, host)) for one, other in zip(of_device, of_host, strict=True)]
+        if found == busy:
+            break
+        busy = found
+    names = "linear_cost", "attention_cost", "traffic", "step_launch_s", "launch_s", "audio_launch_s", "summary_launch_s"
+    return dict(zip(names, [*device, *host], strict=True))
+
+
+def _chosen(features: Sequence[Sequence[float]], seconds: Sequence[float], numbers: Sequence[int]) -> list[float]:
+    values = [seconds[number] for number in numbers]
+    return nonnegative([features[number] for number in numbers], values, values)
 
 
 def nonnegative(features: Sequence[Sequence[float]], values: Sequence[float], scales: Sequence[float]) -> list[float]:
