@@ -1,6 +1,7 @@
 """A prompt as one function gives the tokens of `generate`, question after question. Float32, on the CPU, without a graph."""
 
 import json
+import os
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +14,7 @@ from pal_audio.model import prefill
 from pal_audio.model.decoder import Decoder
 from pal_audio.model.decoding import greedy
 from tests import cpu_graph
+from tests.integration.test_prompt_kernel import LAL_MIXES, plain_attention
 from tests.model.test_decoding import QUESTIONS, generated, mixed_batch
 from tests.model.test_invariants import ARMS, CLIPS
 from tests.model.test_mixed import MIXES, mixed
@@ -217,6 +219,127 @@ def test_a_prompt_by_inductor_gives_the_same_tokens() -> None:
     for _ in range(3):
         assert torch.equal(greedy(model, **ready, max_new_tokens=3, decoder=decoder), expected)
     torch.compiler.reset()
+
+
+# ---- layers with audio by an attention of their own -----------------------------------------------------------------
+
+
+@pytest.fixture
+def kernel() -> Any:
+    """The kernel in Triton's interpreter."""
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        pytest.skip("the kernel on a CPU needs triton and TRITON_INTERPRET=1")
+    from pal_audio.integration import prompt_kernel
+
+    return prompt_kernel.prompt_attention
+
+
+def counted(decoder: Decoder, attention: Any) -> list[Any]:
+    """Let a decoder's prompts attend by `attention`; the audio of every call is noted."""
+    heard: list[Any] = []
+
+    def attend(query: Any, text: Any, audio: Any, scale: float) -> Any:
+        heard.append(audio)
+        return attention(query, text, audio, scale)
+
+    decoder.prompt_attention = attend
+    return heard
+
+
+def check_cache(one: Decoder, other: Decoder, mask: Any) -> None:
+    """Keys and values of text in the last layer: what all layers made of sound and text."""
+    seen = mask.bool()
+    for name in ("keys", "values"):
+        ours, theirs = (getattr(decoder.cache.layers[-1], name)[:, :, : seen.shape[1]] for decoder in (one, other))
+        torch.testing.assert_close(ours.transpose(1, 2)[seen], theirs.transpose(1, 2)[seen], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("arm", ["lal", "pal"])
+@pytest.mark.parametrize("family", STATIC)
+def test_an_attention_of_their_own_gives_the_same_answers(family: str, arm: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By plain operations in the kernel's place: what it is told is right in every family."""
+    check_answers(family, arm, plain_attention, monkeypatch)
+
+
+@pytest.mark.parametrize(("family", "arm"), [("llama", "lal"), ("mistral", "pal")])
+def test_the_kernel_gives_the_same_answers(family: str, arm: str, kernel: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One family with windows."""
+    check_answers(family, arm, kernel, monkeypatch)
+
+
+def check_answers(family: str, arm: str, attention: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No, one and two clips a row behind padding, and one that rows without padding share; the third answer is a replay."""
+    monkeypatch.setattr(prefill, "captured", cpu_graph.captured)
+    model, processor = tiny_model(family, arm, llm={} if family in ("gpt2", "gpt_neox") else {"head_dim": 32})
+    if family == "gpt2":  # on the CPU alone its table of positions is looked at
+        model.get_decoder().wpe._forward_pre_hooks.clear()
+    decoder, plain = Decoder(model, prefill="captured"), Decoder(model)
+    heard = counted(decoder, attention)
+    one, rows = batch(processor, [message(CLIPS[1])]), batch(processor, [message(CLIPS[1], question=q) for q in SAME_WIDTH])
+    assert rows["attention_mask"].all()
+    shared = {name: rows[name] for name in ("input_ids", "attention_mask")}
+    shared["audio_memory"] = remembered(model, one)["audio_memory"].share(len(SAME_WIDTH))
+    for ready, held in ((remembered(model, mixed_batch(processor)), 4), (shared, 1)):
+        expected = model.generate(**ready, max_new_tokens=2, do_sample=False)
+        heard.clear()
+        for _ in range(3):
+            assert torch.equal(greedy(model, **ready, max_new_tokens=2, decoder=decoder), expected)
+        assert [audio.keys.shape[0] for audio in heard] == 2 * 4 * [held], "once as it is, once captured, in each layer"
+        greedy(model, **ready, max_new_tokens=2, decoder=plain)
+        check_cache(decoder, plain, ready["attention_mask"])
+    turned_here = {"llama": 4, "mistral": 4, "smollm3": 2}
+    if family in turned_here:
+        assert sum(audio.tables is not None for audio in heard[:4]) == turned_here[family]
+        assert heard[0].keys.data_ptr() == shared["audio_memory"].keys[0][0].data_ptr(), "read where it lies"
+
+
+@pytest.mark.parametrize("name", LAL_MIXES)
+def test_a_kernel_hears_streams_of_several_integrations(name: str) -> None:
+    model, processor = mixed(name)
+    inputs = mixed_batch(processor)
+    decoder, ready = Decoder(model, prefill="captured"), remembered(model, inputs)
+    heard = counted(decoder, plain_attention)
+    for _ in range(2):
+        assert torch.equal(greedy(model, **ready, max_new_tokens=5, decoder=decoder), generated(model, inputs, 5))
+    assert heard
+
+
+def test_a_prompt_with_the_kernel_is_compiled_without_a_break(kernel: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, processor = tiny_model("llama", "lal", llm={"head_dim": 32})
+    graphs: list[Any] = []
+
+    def backend(module: Any, example_inputs: Any) -> Any:
+        graphs.append(module)
+        return module
+
+    compile_ = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda call, **options: compile_(call, backend=backend, **options))
+    decoder = Decoder(model, compile=False, prefill="compiled")
+    decoder.prompt_attention = kernel
+    for number in range(3):
+        inputs = batch(processor, [message(CLIPS[1] / (1 + number))])
+        ready = remembered(model, inputs)
+        assert torch.equal(greedy(model, **ready, max_new_tokens=2, decoder=decoder), generated(model, inputs, 2))
+    assert len(graphs) == 2
+    targets = [str(node.target) for graph in graphs for node in graph.graph.nodes]
+    assert sum("pal_audio.prompt_attention" in target for target in targets) == 4, "one operator a layer"
+    torch.compiler.reset()
+
+
+def test_the_decoders_switch_governs_prompts_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, _ = tiny_model("llama", "lal")
+    assert Decoder(model, prefill="captured").prompt_attention is None, "on a CPU, SDPA"
+    made: list[Any] = []
+    init = Decoder.__init__
+    monkeypatch.setattr(
+        Decoder, "__init__", lambda self, *args, **options: (made.append(options), init(self, *args, **options))[1]
+    )
+    for way, kernel in (("compiled", None), ("compiled-matmul", False)):
+        made.clear()
+        sizes = "--llm tiny-llama --encoder tiny-frames --batch 1 --text-tokens 12 --audio-tokens 8 --repeats 1 --new-tokens 2"
+        options = f"--integrations lal --decode {way} --prefill captured --device cpu --json"
+        assert cli.main(["bench", "infer", *sizes.split(), *options.split()]) == 0
+        assert {options["kernel"] for options in made if "prefill" in options} == {kernel}
 
 
 def test_what_goes_the_plain_way_is_told() -> None:

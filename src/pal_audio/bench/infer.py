@@ -54,7 +54,7 @@ def measure_case(case: Case, device: torch.device, repeats: int, warmup: int, ra
     decode = DECODERS[extra["decode"]]
     ask: Callable[[AudioMemory | None], Any] = partial(first_token, model, text)
     if extra["prefill"] != "plain":
-        ask = by_decoder(model, text, extra["new_tokens"], extra["prefill"])
+        ask = by_decoder(model, text, extra["new_tokens"], extra["prefill"], kernel=WITH_KERNEL.get(extra["decode"]))
     with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=case.setup.precision == "autocast"):
         for _ in range(warmup):
             ask(shared(encode(), case.batch))
@@ -160,14 +160,14 @@ def first_token(model: PalForConditionalGeneration, text: Text, memory: AudioMem
 
 
 def by_decoder(
-    model: PalForConditionalGeneration, text: Text, new_tokens: int, prefill: str
+    model: PalForConditionalGeneration, text: Text, new_tokens: int, prefill: str, kernel: bool | None = None
 ) -> Callable[[AudioMemory | None], Tensor]:
-    """`first_token` by a decoder's own prefill.
+    """`first_token` by a decoder's own prefill, with or without its kernels.
 
     Raises:
         RuntimeError: when called, a prompt went the plain way; it says why.
     """
-    decoder = Decoder(model, prefill=prefill)
+    decoder = Decoder(model, kernel=kernel, prefill=prefill)
     rows, width = text["input_ids"].shape
     decoder.allocate(rows, width + 1 + new_tokens, [], 0)
 
@@ -251,6 +251,8 @@ DECODERS: dict[str, Callable[[Asked], float | None]] = {
     "compiled-matmul": partial(decode_by_graph, kernel=False),
 }
 """Ways to decode: seconds a token, or None."""
+WITH_KERNEL = {"compiled-matmul": False}
+"""Whether a way to decode attends by our kernels, in prompts too; elsewhere where the model can (None)."""
 
 
 def cache_bytes(cache: Any) -> int:

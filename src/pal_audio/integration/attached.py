@@ -116,6 +116,20 @@ class AttachedAudio:
     def visible(self, layer: int) -> Tensor:
         return self._visible[self.streams_of_layer[layer]]
 
+    def bounds(self) -> dict[tuple[int, ...], tuple[Tensor, Tensor, Tensor]]:
+        """For the streams of each LAL layer, what `visible` over the whole prompt follows from, in 32 bits.
+
+        Positions of text (B, L); the position (B, A) behind which text sees a key; its least (B,).
+        """
+        assert all(self.layouts[s].until_BA is None for group in self.streams_of_layer.values() for s in group)
+        last = torch.iinfo(torch.int32).max
+        positions_BL = self.placement.position_ids_BL.to(torch.int32)
+        made = {}
+        for group in set(self.streams_of_layer.values()):
+            after_BA = torch.cat([self.layouts[s].after_BA for s in group], dim=1).clamp(max=last).to(torch.int32)
+            made[group] = positions_BL, after_BA, after_BA.amin(1)
+        return made
+
     def once(self, layer: int, text_mask: Tensor | None, make: Callable[[], Tensor]) -> Tensor:
         """See `attention.AudioContext`. A compiler finds such repetitions itself, and tensors kept here would leave its graph."""
         if torch.compiler.is_compiling():

@@ -25,6 +25,35 @@ BLOCKS = 512  # wanted: a few for each multiprocessor of a large GPU
 
 
 @triton.jit
+def _turned(keys, cos, sin, half: tl.constexpr, in_n):
+    """Both halves of un-rotated keys, rotated; pointers are to the first half of each key and its place in the tables."""
+    key_1 = tl.load(keys, mask=in_n[:, None], other=0.0)
+    key_2 = tl.load(keys + half, mask=in_n[:, None], other=0.0)
+    c = tl.load(cos, mask=in_n[:, None], other=0.0).to(tl.float32)
+    s = tl.load(sin, mask=in_n[:, None], other=0.0).to(tl.float32)
+    one, two = key_1.to(tl.float32), key_2.to(tl.float32)
+    return (one * c - two * s).to(key_1.dtype), (two * c + one * s).to(key_1.dtype)
+
+
+@triton.jit
+def _taken_in(scores, value, highest, total, output, PRECISION: tl.constexpr):
+    """A running softmax after further keys: its highest score, sum of weights and output (not divided by that sum)."""
+    new = tl.maximum(highest, tl.max(scores, 1))
+    base = tl.where(new == float("-inf"), 0.0, new)
+    shrink = tl.exp(highest - base)
+    weights = tl.exp(scores - base[:, None])
+    total = total * shrink + tl.sum(weights, 1)
+    output = output * shrink[:, None] + tl.dot(weights.to(value.dtype), value, input_precision=PRECISION)
+    return new, total, output
+
+
+@triton.jit
+def _finished(highest, total, output):
+    """What a running softmax gives, and the logarithm of its sum; zeros and -inf where no key was seen."""
+    return output / tl.where(total == 0.0, 1.0, total)[:, None], tl.where(total == 0.0, float("-inf"), highest + tl.log(total))
+
+
+@triton.jit
 def _piece(
     query, mask_m, keys, values, seen, cos, sin, first, num_keys,
     keys_stride, values_stride, scale,
@@ -50,13 +79,7 @@ def _piece(
         if ROTATE:
             row = keys + number[:, None] * keys_stride + at_h[None, :]
             place = number[:, None] * SIZE + at_h[None, :]
-            key_1 = tl.load(row, mask=in_n[:, None], other=0.0)
-            key_2 = tl.load(row + half, mask=in_n[:, None], other=0.0)
-            c = tl.load(cos + place, mask=in_n[:, None], other=0.0).to(tl.float32)
-            s = tl.load(sin + place, mask=in_n[:, None], other=0.0).to(tl.float32)
-            one, two = key_1.to(tl.float32), key_2.to(tl.float32)
-            turned_1 = (one * c - two * s).to(key_1.dtype)
-            turned_2 = (two * c + one * s).to(key_1.dtype)
+            turned_1, turned_2 = _turned(row, cos + place, sin + place, half, in_n)
             scores = tl.dot(query_1, tl.trans(turned_1), input_precision=PRECISION)
             scores += tl.dot(query_2, tl.trans(turned_2), input_precision=PRECISION)
         else:
@@ -65,16 +88,10 @@ def _piece(
             scores = tl.dot(whole, tl.trans(key), input_precision=PRECISION)
         visible = tl.load(seen[:, None] + number[None, :], mask=mask_m[:, None] & in_n[None, :], other=0)
         scores = tl.where(visible != 0, scores * scale, float("-inf"))
-        new = tl.maximum(highest, tl.max(scores, 1))
-        base = tl.where(new == float("-inf"), 0.0, new)
-        shrink = tl.exp(highest - base)
-        weights = tl.exp(scores - base[:, None])
-        total = total * shrink + tl.sum(weights, 1)
         value_row = values + number[:, None] * values_stride + at_d[None, :]
         value = tl.load(value_row, mask=in_n[:, None] & in_d[None, :], other=0.0)
-        output = output * shrink[:, None] + tl.dot(weights.to(value.dtype), value, input_precision=PRECISION)
-        highest = new
-    return output / tl.where(total == 0.0, 1.0, total)[:, None], tl.where(total == 0.0, float("-inf"), highest + tl.log(total))
+        highest, total, output = _taken_in(scores, value, highest, total, output, PRECISION)
+    return _finished(highest, total, output)
 
 
 @triton.jit
@@ -140,11 +157,12 @@ def _combine(outputs, sums, result, num_pieces, BLOCK_S: tl.constexpr, SIZE: tl.
     tl.store(result + flat * SIZE + at_d, (output / tl.sum(total, 0)).to(result.dtype.element_ty), mask=at_d < SIZE)
 
 
-def _parts(whole: int, part: int) -> int:
+def parts(whole: int, part: int) -> int:
+    """How many parts make up a whole."""
     return -(-whole // part)
 
 
-def _power_of_2(number: int) -> int:
+def power_of_2(number: int) -> int:
     """The least that is not smaller."""
     return 1 << (number - 1).bit_length()
 
@@ -184,15 +202,15 @@ def _like_query(query: Tensor, text_keys: Tensor, text_values: Tensor, *others: 
 
 
 def _by_pieces(query_BHd: Tensor, text: Keys, audio: Keys | None, scale: float) -> Tensor:
-    rows, heads, size = query_BHd.shape
+    rows, heads = query_BHd.shape[:2]
     key_heads = text.keys.shape[1]
     is_shared = audio is not None and audio.keys.shape[0] < rows
     num_text = text.keys.shape[2]
     num_audio = 0 if audio is None else audio.keys.shape[2]
     piece = piece_length(rows * key_heads, num_text + (0 if is_shared else num_audio))
-    num_tiles = _parts(heads // key_heads * rows, 64) if is_shared else 1
+    num_tiles = parts(heads // key_heads * rows, 64) if is_shared else 1
     audio_piece = piece_length(key_heads * num_tiles, num_audio) if is_shared else piece
-    text_pieces, audio_pieces = _parts(num_text, piece), _parts(num_audio, audio_piece)
+    text_pieces, audio_pieces = parts(num_text, piece), parts(num_audio, audio_piece)
     num_pieces = text_pieces + audio_pieces
     outputs = query_BHd.new_empty((*query_BHd.shape[:2], num_pieces, query_BHd.shape[2]), dtype=torch.float32)
     sums = query_BHd.new_empty((*query_BHd.shape[:2], num_pieces), dtype=torch.float32)
@@ -202,14 +220,28 @@ def _by_pieces(query_BHd: Tensor, text: Keys, audio: Keys | None, scale: float) 
     else:
         _launch(query_BHd, outputs, sums, 0, audio, text, piece, scale, rows)
     result = query_BHd.new_empty(query_BHd.shape, dtype=text.values.dtype)
-    _combine[(rows * heads,)](outputs, sums, result, num_pieces, BLOCK_S=16, SIZE=size, BLOCK_D=_power_of_2(size))
+    combine(outputs, sums, result)
     return result
+
+
+def combine(outputs: Tensor, sums: Tensor, result: Tensor) -> None:
+    """One softmax of all pieces, into `result`.
+
+    Args:
+        outputs: (..., S, d) of each query and piece, float32, contiguous.
+        sums: (..., S) logarithms of the sums of exponentials.
+        result: (..., d), contiguous.
+    """
+    num_pieces, size = outputs.shape[-2:]
+    _combine[(sums.numel() // num_pieces,)](
+        outputs, sums, result, num_pieces, BLOCK_S=16, SIZE=size, BLOCK_D=power_of_2(size)
+    )  # fmt: skip
 
 
 def piece_length(num_pairs: int, num_keys: int) -> int:
     """Keys of one block, so that there are enough blocks for the device and none is small without need."""
     wanted = max(1, num_keys * num_pairs // BLOCKS)
-    return int(min(MAX_PIECE, max(KEYS_AT_ONCE, _power_of_2(wanted))))
+    return int(min(MAX_PIECE, max(KEYS_AT_ONCE, power_of_2(wanted))))
 
 
 def _launch(
@@ -223,14 +255,14 @@ def _launch(
     key_heads = any_keys.keys.shape[1]
     groups = heads // key_heads
     num_queries = groups * (rows // batches)
-    block_m = min(64, max(16, _power_of_2(num_queries)))
+    block_m = min(64, max(16, power_of_2(num_queries)))
     a, t = (any_keys if one is None else one for one in (audio, text))  # a missing one has no piece and is not read
-    a_pieces = 0 if audio is None else _parts(a.keys.shape[2], piece)
-    t_pieces = 0 if text is None else _parts(t.keys.shape[2], piece)
+    a_pieces = 0 if audio is None else parts(a.keys.shape[2], piece)
+    t_pieces = 0 if text is None else parts(t.keys.shape[2], piece)
     rotate = audio is not None and audio.tables is not None
     cos, sin = audio.tables if audio is not None and audio.tables is not None else (a.keys, a.keys)
     cos_stride = 0 if cos.shape[0] == 1 else cos.stride(0)
-    grid = (batches * key_heads, a_pieces + t_pieces, _parts(num_queries, block_m))
+    grid = (batches * key_heads, a_pieces + t_pieces, parts(num_queries, block_m))
     _attend[grid](
         query, outputs, sums, first_piece, outputs.shape[2],
         a.keys, a.values, a.seen_BT, cos, sin, a.keys.shape[2], a_pieces,
@@ -240,5 +272,5 @@ def _launch(
         t.keys.stride(0), t.keys.stride(1), t.keys.stride(2), t.values.stride(0), t.values.stride(1), t.values.stride(2),
         scale, key_heads, num_queries,
         ROTATE=rotate, GROUPS=groups, PIECE=piece, BLOCK_N=KEYS_AT_ONCE, BLOCK_M=block_m, SIZE=size,
-        BLOCK_D=_power_of_2(size), PRECISION="ieee" if query.dtype == torch.float32 else "tf32",
+        BLOCK_D=power_of_2(size), PRECISION="ieee" if query.dtype == torch.float32 else "tf32",
     )  # fmt: skip

@@ -41,7 +41,7 @@ SLOTS_AT_ONCE = 64  # text slots are made in multiples: answers of nearby length
 
 
 def has_kernel(model: "PalForConditionalGeneration") -> bool:
-    """Whether the attention kernel of a step serves this model: on a GPU, heads of 32, 64, 128 or 256."""
+    """Whether the attention kernels of a step and a prompt serve this model: on a GPU, heads of 32, 64, 128 or 256."""
     attention = getattr(find_layers(model.language_model)[0], "self_attn", None)
     return model.marker.is_cuda and getattr(attention, "head_dim", None) in (32, 64, 128, 256)
 
@@ -53,7 +53,8 @@ class Decoder:
         model: in eval mode, of a kind that `decoding.why_plain` has nothing against. Its weights may change in place; where they
             are replaced (a merged adapter, another dtype or device) or an adapter is switched, make a new decoder.
         compile: see `decoding.greedy`.
-        kernel: attend by `integration.decode_kernel`; else by matrix products. None: on a GPU, for heads of its kind.
+        kernel: attend by `integration.decode_kernel` and, in a prompt of ours, by `integration.prompt_kernel`; else by matrix
+            products and SDPA. None: on a GPU, for heads of their kind.
         prefill: how a prompt passes: "plain", the model's forward; "captured", one function that is a CUDA graph from the second
             question about a memory on; "compiled", by torch.compile too, for each number of rows and length of prompt and clips.
 
@@ -80,10 +81,11 @@ class Decoder:
         self.compile = wanted if compile is None else compile
         self.kernel = has_kernel(model) if kernel is None else kernel
         self.attention: Any = one_query_attention
+        self.prompt_attention: Any = None
         if self.kernel:
-            from pal_audio.integration import decode_kernel  # Triton comes with torch's CUDA builds alone
+            from pal_audio.integration import decode_kernel, prompt_kernel  # Triton comes with torch's CUDA builds alone
 
-            self.attention = decode_kernel.one_query_attention
+            self.attention, self.prompt_attention = decode_kernel.one_query_attention, prompt_kernel.prompt_attention
         self._shape: tuple[Any, ...] | None = None
         self._bound: tuple[Any, ...] | None = None
         self._small: list[Tensor] = []
@@ -146,7 +148,8 @@ class Decoder:
             return self._plain_prefill(input_ids, attention_mask, attached)
         assert not isinstance(audio_memory, AttachedAudio)
         if self._prompts is None:
-            self._prompts = Prefill(self.model, self.cache, self.choose, self.prefill, len(input_ids))
+            rows, kernel = len(input_ids), self.prompt_attention
+            self._prompts = Prefill(self.model, self.cache, self.choose, self.prefill, rows, kernel)
         ids, mask = input_ids.cpu(), attention_mask.cpu()
         memory = sound_of(self.model, ids, input_features, audio_num_samples, audio_memory)
         assert not isinstance(memory, LiveAudio)

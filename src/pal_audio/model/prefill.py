@@ -22,7 +22,7 @@ from pal_audio.integration.attention import check_consumed
 from pal_audio.integration.flamingo import check_entered
 from pal_audio.integration.memory import AudioMemory
 from pal_audio.integration.packing import text_windows
-from pal_audio.integration.prompt_attention import PromptStep
+from pal_audio.integration.prompt_attention import Kernel, PromptStep
 from pal_audio.model.graphs import captured, place_of
 from pal_audio.model.placing import is_audio
 
@@ -105,6 +105,8 @@ class Prefill:
         cache: static, of the prompt's rows.
         choose: from logits (B, V) to tokens (B, 1).
         way: "captured": in a CUDA graph, as it is; "compiled": by torch.compile too.
+        rows: of a prompt.
+        kernel: attention of layers with audio; see `PromptStep`.
 
     Attributes:
         first_B1, position_B1: the first token and its position, of the last prompt.
@@ -112,9 +114,10 @@ class Prefill:
     """
 
     def __init__(
-        self, model: "PalForConditionalGeneration", cache: Cache, choose: Callable[[Tensor], Tensor], way: str, rows: int
-    ) -> None:
-        self.model, self.cache, self.choose = model, cache, choose
+        self, model: "PalForConditionalGeneration", cache: Cache, choose: Callable[[Tensor], Tensor], way: str, rows: int,
+        kernel: Kernel | None = None,
+    ) -> None:  # fmt: skip
+        self.model, self.cache, self.choose, self.kernel = model, cache, choose, kernel
         device = model.marker.device
         self.first_B1, self.position_B1 = (torch.zeros(rows, 1, dtype=torch.int64, device=device) for _ in range(2))
         self.why_plain: str | None = None
@@ -176,7 +179,7 @@ class Prefill:
         self._inputs = Inputs(small, device)
         self.ids_BL, seen_BL, *rest = self._inputs.tensors
         audio = None if placed.audio is None else placed.audio.with_prompt_tensors(self.ids_BL, rest)
-        self.plan = PromptStep(self._windows, seen_BL, placed.is_full, audio)
+        self.plan = PromptStep(self._windows, seen_BL, placed.is_full, audio, self.kernel)
         self._inputs.fill(small)
         self.model.hook_attention()
         self._once(placed.shape)
