@@ -28,11 +28,13 @@ case $name in
     train-16x1024-graphs) train "$name" --batch 16 --audio-tokens 1024 --integrations lal,pal --set setup.compile_mode=reduce-overhead ;;
     # compiling AdamW takes minutes a case the first time
     train-16x1024-fastest) train "$name" --batch 16 --audio-tokens 1024 --integrations lal,pal --set setup.compile_mode=reduce-overhead --set setup.optimizer=compiled ;;
+    train-16x1024-fastest-lal) train "$name" --batch 16 --audio-tokens 1024 --integrations lal --set setup.compile_mode=reduce-overhead --set setup.optimizer=compiled ;;
     train-16x1500-fastest) train "$name" --batch 16 --audio-tokens 1500 --integrations lal,pal --set setup.compile_mode=reduce-overhead --set setup.optimizer=compiled ;;
     train-16x1024-low-rank) train "$name" --batch 16 --audio-tokens 1024 --integrations lal --projector low_rank:256 ;;
     train-16x1500) train "$name" --batch 16 --audio-tokens 1500 --integrations lal,pal ;;
     train-64x1024) train "$name" --batch 64 --audio-tokens 1024 --integrations lal,pal --steps 10 ;;
-    train-64x1024-graphs) train "$name" --batch 64 --audio-tokens 1024 --integrations lal,pal --projector per_layer,low_rank:256 --steps 10 --set setup.compile_mode=reduce-overhead ;;
+    train-64x1024-graphs) train "$name" --batch 64 --audio-tokens 1024 --integrations lal,pal --steps 10 --set setup.compile_mode=reduce-overhead ;;
+    train-64x1024-low-rank-graphs) train "$name" --batch 64 --audio-tokens 1024 --integrations lal --projector low_rank:256 --steps 10 --set setup.compile_mode=reduce-overhead ;;
     train-64x1024-low-rank) train "$name" --batch 64 --audio-tokens 1024 --integrations lal --projector low_rank:256 --steps 10 ;;
     train-16x1024-lean) train "$name" --batch 16 --audio-tokens 1024 --integrations lal,pal --set setup.recompute_audio=full ;;
     train-64x1024-lean) train "$name" --batch 64 --audio-tokens 1024 --integrations lal,pal --steps 10 --set setup.recompute_audio=full ;;
