@@ -1,5 +1,6 @@
 """A prompt as one function gives the tokens of `generate`, question after question. Float32, on the CPU, without a graph."""
 
+import inspect
 import json
 import os
 from dataclasses import replace
@@ -209,6 +210,12 @@ def test_a_prompt_is_compiled_without_a_break_and_once(family: str, arm: str, mo
         assert torch.equal(greedy(model, **ready, max_new_tokens=3, decoder=decoder), generated(model, inputs, 3))
         assert len(graphs) == (0 if number == 0 else 2), "the first prompt of a shape makes the text cache"
     torch.compiler.reset()
+
+
+def test_torch_2_11_finds_nothing_in_a_compiled_prompt_that_it_cannot_trace() -> None:
+    """Its Dynamo has no `bool` of a dict, by which a compiled prompt of Flamingo failed on a GPU; 2.13 has."""
+    compiled = prefill.Prefill.open, prefill.Prefill.through
+    assert not [part.__name__ for part in compiled if "bool(" in inspect.getsource(part)]
 
 
 def test_a_prompt_by_inductor_gives_the_same_tokens() -> None:

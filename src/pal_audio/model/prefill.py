@@ -248,7 +248,7 @@ class Prefill:
     def through(self) -> None:
         """The LLM, the first token and its position; keys and values go to the static cache."""
         model, plan = self.model, self.plan
-        heard = plan.audio is not None and bool(plan.audio.blocks)
+        heard = plan.audio is not None and len(plan.audio.blocks) > 0
         # A 4D mask goes through transformers as it is; our attention has its own.
         outputs = model.language_model(
             inputs_embeds=self.embeddings_BLD, attention_mask=plan.seen_BL[:, None, None], position_ids=self.positions_BL,
