@@ -3,9 +3,11 @@
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import LlamaConfig
 
 from pal_audio import connectors
 from pal_audio.encoders.base import length_mask
+from pal_audio.integration.packing import Packing
 from pal_audio.integration.positions import lay_out, place
 from pal_audio.transfer import send
 
@@ -47,6 +49,22 @@ def test_masks_and_connectors_send_lengths() -> None:
         assert length_mask(lengths, TOKENS, META).device == META
         connector(torch.empty(ROWS, TOKENS, 8, device=META), lengths)
     assert 0 < sent.largest <= ROWS
+
+
+def test_rows_without_padding_are_packed_where_they_are() -> None:
+    config = LlamaConfig(num_hidden_layers=2)
+    full, padded = torch.ones(ROWS, TOKENS, dtype=torch.int64), torch.ones(ROWS, TOKENS, dtype=torch.int64)
+    padded[2, 100:] = 0
+    with Sent() as sent:
+        packing = Packing.of(full, config).to(META)
+    assert sent.largest == 0
+    assert packing.is_full
+    assert {tensor.device for tensor in (packing.mask_BL, packing.flat_T, packing.index_BL)} == {META}
+    for mask in (full, padded):
+        packing = Packing.of(mask, config)
+        assert packing.flat_T.tolist() == [number for number, is_text in enumerate(mask.flatten().tolist()) if is_text]
+        assert packing.index_BL[mask.bool()].tolist() == list(range(int(mask.sum())))
+        assert packing.is_full == bool(mask.all())
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -49,12 +49,23 @@ class Packing:
         mask_BL = attention_mask.bool()
         if bool((mask_BL[:, 1:] & ~mask_BL[:, :-1]).any()):
             raise PalError("packed: the batch must be padded on the right, as the processor does with return_labels=True")
+        windows = text_windows(text_config, "packing")
+        if bool(mask_BL.all()):
+            return cls._full(mask_BL, windows)
         flat_T = mask_BL.flatten().nonzero()[:, 0]
         index_BL = (mask_BL.flatten().cumsum(0) - 1).view(mask_BL.shape).masked_fill(~mask_BL, 0)
-        return cls(mask_BL, flat_T, index_BL, text_windows(text_config, "packing"), flat_T.numel() == mask_BL.numel())
+        return cls(mask_BL, flat_T, index_BL, windows, False)
+
+    @classmethod
+    def _full(cls, mask_BL: Tensor, windows: tuple[int | None, ...]) -> "Packing":
+        """Of rows without padding, where the mask is."""
+        flat_T = torch.arange(mask_BL.numel(), device=mask_BL.device)
+        return cls(mask_BL, flat_T, flat_T.view(mask_BL.shape), windows, True)
 
     def to(self, device: torch.device) -> "Packing":
         """The same on another device."""
+        if self.is_full:  # nothing travels
+            return self._full(torch.ones(self.mask_BL.shape, dtype=torch.bool, device=device), self.windows)
         mask_BL, flat_T, index_BL = (send(item, device) for item in (self.mask_BL, self.flat_T, self.index_BL))
         return Packing(mask_BL, flat_T, index_BL, self.windows, self.is_full)
 
