@@ -3,6 +3,7 @@
 import inspect
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -190,18 +191,25 @@ def test_operations_repeated_on_the_same_tensors_answer_other_questions(
             torch.testing.assert_close(one.transpose(1, 2)[seen], other.transpose(1, 2)[seen])
 
 
-@pytest.mark.parametrize("arm", ["plits", "lal", "pal", "flamingo"])
-@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
-def test_a_prompt_is_compiled_without_a_break_and_once(family: str, arm: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, processor = tiny_model(family, arm)
-    graphs: list[Any] = []
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
+    """Graphs that torch.compile makes; they run as they are."""
+    made: list[Any] = []
 
     def backend(module: Any, example_inputs: Any) -> Any:
-        graphs.append(module)
+        made.append(module)
         return module
 
     compile_ = torch.compile
     monkeypatch.setattr(torch, "compile", lambda call, **options: compile_(call, backend=backend, **options))
+    yield made
+    torch.compiler.reset()
+
+
+@pytest.mark.parametrize("arm", ["plits", "lal", "pal", "flamingo"])
+@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+def test_a_prompt_is_compiled_without_a_break_and_once(family: str, arm: str, graphs: list[Any]) -> None:
+    model, processor = tiny_model(family, arm)
     decoder = Decoder(model, compile=False, prefill="compiled")
     for number in range(4):
         clips = [CLIPS[1] / (1 + number // 2), CLIPS[0]]
@@ -209,7 +217,6 @@ def test_a_prompt_is_compiled_without_a_break_and_once(family: str, arm: str, mo
         ready = remembered(model, inputs)
         assert torch.equal(greedy(model, **ready, max_new_tokens=3, decoder=decoder), generated(model, inputs, 3))
         assert len(graphs) == (0 if number == 0 else 2), "the first prompt of a shape makes the text cache"
-    torch.compiler.reset()
 
 
 def test_torch_2_11_finds_nothing_in_a_compiled_prompt_that_it_cannot_trace() -> None:
@@ -311,16 +318,8 @@ def test_a_kernel_hears_streams_of_several_integrations(name: str) -> None:
     assert heard
 
 
-def test_a_prompt_with_the_kernel_is_compiled_without_a_break(kernel: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_prompt_with_the_kernel_is_compiled_without_a_break(kernel: Any, graphs: list[Any]) -> None:
     model, processor = tiny_model("llama", "lal", llm={"head_dim": 32})
-    graphs: list[Any] = []
-
-    def backend(module: Any, example_inputs: Any) -> Any:
-        graphs.append(module)
-        return module
-
-    compile_ = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda call, **options: compile_(call, backend=backend, **options))
     decoder = Decoder(model, compile=False, prefill="compiled")
     decoder.prompt_attention = kernel
     for number in range(3):
@@ -330,7 +329,6 @@ def test_a_prompt_with_the_kernel_is_compiled_without_a_break(kernel: Any, monke
     assert len(graphs) == 2
     targets = [str(node.target) for graph in graphs for node in graph.graph.nodes]
     assert sum("pal_audio.prompt_attention" in target for target in targets) == 4, "one operator a layer"
-    torch.compiler.reset()
 
 
 def test_the_decoders_switch_governs_prompts_too(monkeypatch: pytest.MonkeyPatch) -> None:
