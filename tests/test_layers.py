@@ -14,6 +14,7 @@ PACKAGE = Path(pal_audio.__file__).parent
 ROOMS = (
     "errors",
     "config",
+    "transfer",
     "audio",
     "encoders",
     "connectors",
