@@ -42,6 +42,14 @@ def test_a_clip_a_row_is_laid_out_on_the_device(mode: str, summary_sees_audio: b
     assert 0 < sent.largest <= ROWS
 
 
+def test_clips_without_tokens_are_laid_out() -> None:
+    ids, nothing = torch.tensor([[90, 90, 1]]), torch.zeros(2, dtype=torch.int64)
+    placement = place(ids, torch.ones_like(ids), (90, 91), nothing, nothing, "zero")
+    layout = lay_out(placement, nothing, nothing, nothing, 0, "zero", True)
+    assert layout.positions_BA.tolist() == [[0.0]]
+    assert layout.after_BA.tolist() == [[torch.iinfo(torch.int64).max]]
+
+
 def test_masks_and_connectors_send_lengths() -> None:
     lengths = torch.tensor([300, 7, 1, 299])
     connector = connectors.build(connectors.parse({"type": "mlp", "stride": 2}), 8, 16, 50.0).to(META)

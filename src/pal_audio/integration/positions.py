@@ -284,7 +284,7 @@ def lay_out(
             next_BR = placement.markers_BR.roll(-1, 1)
             next_BR[:, -1] = NOWHERE
             until = next_BR.gather(1, slot)
-        slots_BA, place_BA = slots_C[clip_BA], spread(lengths_C, spans_C, num_tokens)[clip_BA, token_BA]
+        slots_BA, place_BA = slots_C[clip_BA], spread(lengths_C, spans_C, max(1, num_tokens))[clip_BA, token_BA.clamp(min=0)]
     after = marker_BA if summary_sees_audio else marker_BA + slots_BA.masked_fill(marker_BA == NOWHERE, 0)
     if mode == "span":
         start = torch.where(valid, marker_BA, 0).float() + 1
