@@ -8,7 +8,6 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import closing
 
 import pytest
 import torch
@@ -68,21 +67,6 @@ def test_results_come_in_order_with_errors_at_their_turn_and_each_warning_once(n
         next(made)
     made.close()
     assert no_workers_left()
-
-
-@pytest.mark.parametrize("pin_memory", [False, True])
-def test_tensors_are_pinned_without_workers_too(pin_memory: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By a stand-in for torch's function, which needs a GPU; with workers torch's loader does it."""
-    seen: list[object] = []
-
-    def pin(value: object, device: object = None) -> object:
-        seen.append(value)
-        return value
-
-    monkeypatch.setattr(torch.utils.data._utils.pin_memory, "pin_memory", pin)
-    with closing(in_workers(abs, [-1, -2], 0, pin_memory)) as made:
-        assert list(made) == [1, 2]
-    assert seen == ([1, 2] if pin_memory else [])
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

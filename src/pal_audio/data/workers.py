@@ -37,14 +37,13 @@ def in_workers(
         make: a function of a module, or an object of a class of a module; pickled once for each worker.
         tasks: iterated in this process, ahead of the results; each is pickled.
         num_workers: 0 makes all in this process, each when it is asked for.
-        pin_memory: put tensors into page-locked memory, from which a CUDA device copies beside other work.
+        pin_memory: put tensors into page-locked memory, from which a CUDA device copies beside other work. With workers only.
 
     Raises:
         PalError: as `make` does, in this process, where the task's turn comes; or a worker died.
     """
     if num_workers == 0:
-        for result in map(make, tasks):
-            yield _pinned(result) if pin_memory else result
+        yield from map(make, tasks)
         return
     start_server(getattr(make, "__module__", type(make).__module__))
     with warnings.catch_warnings():
@@ -100,12 +99,6 @@ def start_server(module: str) -> None:
     forkserver.ensure_running()
 
 
-def _pinned(result: Result) -> Result:
-    """What is made of tensors, mappings, sequences and objects that have a `pin_memory`, in page-locked memory."""
-    pinned: Result = torch.utils.data._utils.pin_memory.pin_memory(result)
-    return pinned
-
-
 @dataclass
 class _Made(Generic[Result]):
     result: Result | None
@@ -113,7 +106,7 @@ class _Made(Generic[Result]):
     warnings: list[tuple[type[Warning], str]]
 
     def pin_memory(self) -> "_Made[Result]":
-        return _Made(_pinned(self.result), self.error, self.warnings)
+        return _Made(torch.utils.data._utils.pin_memory.pin_memory(self.result), self.error, self.warnings)
 
 
 class _Making(Dataset[Any], Generic[Task, Result]):

@@ -46,12 +46,11 @@ class Packing:
         Raises:
             PalError: the batch is not padded on the right, or a layer of the LLM attends in a way that is not known here.
         """
-        mask_BL = attention_mask.bool()
-        if bool((mask_BL[:, 1:] & ~mask_BL[:, :-1]).any()):
-            raise PalError("packed: the batch must be padded on the right, as the processor does with return_labels=True")
-        windows = text_windows(text_config, "packing")
+        mask_BL, windows = attention_mask.bool(), text_windows(text_config, "packing")
         if bool(mask_BL.all()):
             return cls._full(mask_BL, windows)
+        if bool((mask_BL[:, 1:] & ~mask_BL[:, :-1]).any()):
+            raise PalError("packed: the batch must be padded on the right, as the processor does with return_labels=True")
         flat_T = mask_BL.flatten().nonzero()[:, 0]
         index_BL = (mask_BL.flatten().cumsum(0) - 1).view(mask_BL.shape).masked_fill(~mask_BL, 0)
         return cls(mask_BL, flat_T, index_BL, windows, False)

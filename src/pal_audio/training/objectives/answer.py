@@ -13,7 +13,7 @@ from pal_audio.data.texts import Document
 from pal_audio.errors import PalError
 from pal_audio.model import PalForConditionalGeneration
 from pal_audio.training.batches import Size
-from pal_audio.training.device import pinned, to_device
+from pal_audio.training.device import to_device
 from pal_audio.training.objectives.llm import LlmObjective
 
 
@@ -64,7 +64,7 @@ class AnswerObjective(LlmObjective[Example]):
         """Sound moves; text stays on the CPU, where the model places clips and packs rows before it moves them itself."""
         if device.type != "cuda" or "input_features" not in inputs:
             return inputs
-        return {**inputs, "input_features": to_device(pinned(inputs["input_features"]), device)}
+        return {**inputs, "input_features": to_device(inputs["input_features"], device)}
 
     def loss(self, module: nn.Module, inputs: dict[str, Any], num_units: int) -> Tensor:
         loss: Tensor = module(**inputs, num_items_in_batch=num_units, use_cache=False, packed=self.stage.packing).loss
