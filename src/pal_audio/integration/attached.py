@@ -17,6 +17,7 @@ from pal_audio.integration.key_values import LayerKeyValues, compute_dtype
 from pal_audio.integration.memory import AudioMemory, ClipTokens, LiveAudio
 from pal_audio.integration.positions import UNKNOWN_TOKEN, KeyLayout, Placement, lay_out, place, same_in_every_row, text_positions
 from pal_audio.integration.recompute import Recompute
+from pal_audio.integration.training_attention import Bounds, StepKernel
 from pal_audio.transfer import send
 
 MAX_TURNED_BYTES = 2**28  # of keys that are rotated at once: bounds what stands beside them meanwhile
@@ -46,6 +47,8 @@ class AttachedAudio:
     block_memory: dict[BlockKey, tuple[Tensor, Tensor]] = field(default_factory=dict)
     consumed: set[int] = field(default_factory=set)
     entered: set[BlockKey] = field(default_factory=set)
+    kernel: StepKernel | None = None
+    _bounds: dict[tuple[int, ...], Bounds] = field(default_factory=dict)
     _visible: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
     _made: dict[tuple[tuple[int, ...], int], tuple[Tensor | None, Tensor]] = field(default_factory=dict)
     _rotary: dict[tuple[int, bool, str | None], tuple[Tensor, Tensor] | None] = field(default_factory=dict)
@@ -91,13 +94,14 @@ class AttachedAudio:
                 "or attach a memory of all clips to the whole text"
             )
 
-    def begin(self, position_ids: Tensor) -> None:
-        """Start one forward over text at `position_ids` (B, L)."""
-        self.consumed, self.entered, self._made = set(), set(), {}
+    def begin(self, position_ids: Tensor, kernel: StepKernel | None = None) -> None:
+        """Start one forward over text at `position_ids` (B, L); `kernel` of its LAL layers, where it is a training step."""
+        self.consumed, self.entered, self._made, self.kernel = set(), set(), {}, kernel
         per_stream = [layout.visible(position_ids) for layout in self.layouts]
         if self.live is not None and self.live.hidden:
             per_stream = [torch.zeros_like(mask) for mask in per_stream]
         # Made here and not on demand: a layer recomputed under checkpointing must find the same tensors.
+        self._bounds = {} if kernel is None else self.bounds(position_ids)
         if self.live is not None or self.memory is not None:
             for layer, streams in self.streams_of_layer.items():
                 for stream in streams:
@@ -116,17 +120,24 @@ class AttachedAudio:
     def visible(self, layer: int) -> Tensor:
         return self._visible[self.streams_of_layer[layer]]
 
-    def bounds(self) -> dict[tuple[int, ...], tuple[Tensor, Tensor, Tensor]]:
-        """For the streams of each LAL layer, what `visible` over the whole prompt follows from, in 32 bits.
+    def heard(self, layer: int) -> Bounds:
+        return self._bounds[self.streams_of_layer[layer]]
 
-        Positions of text (B, L); the position (B, A) behind which text sees a key; its least (B,).
+    def bounds(self, position_ids: Tensor | None = None) -> dict[tuple[int, ...], Bounds]:
+        """For the streams of each LAL layer, what `visible` follows from.
+
+        Args:
+            position_ids: of text (B, L); None: those of the whole prompt.
         """
         assert all(self.layouts[s].until_BA is None for group in self.streams_of_layer.values() for s in group)
         last = torch.iinfo(torch.int32).max
-        positions_BL = self.placement.position_ids_BL.to(torch.int32)
+        positions_BL = (self.placement.position_ids_BL if position_ids is None else position_ids).to(torch.int32)
+        is_hidden = self.live is not None and self.live.hidden
         made = {}
         for group in set(self.streams_of_layer.values()):
             after_BA = torch.cat([self.layouts[s].after_BA for s in group], dim=1).clamp(max=last).to(torch.int32)
+            if is_hidden:
+                after_BA = torch.full_like(after_BA, last)
             made[group] = positions_BL, after_BA, after_BA.amin(1)
         return made
 
@@ -269,7 +280,7 @@ class AttachedAudio:
         layouts = [layout.with_tensors([next(rest) for _ in layout.tensors()]) for layout in self.layouts]
         return replace(
             self, placement=placement, layouts=layouts, prompt_BL=prompt_BL, trusted=True, remembered={}, block_memory={},
-            consumed=set(), entered=set(), _visible={}, _made={}, _rotary={},
+            consumed=set(), entered=set(), kernel=None, _bounds={}, _visible={}, _made={}, _rotary={},
         )  # fmt: skip
 
     def kinds(self) -> tuple[tuple[bool, bool], ...]:
@@ -305,6 +316,8 @@ class AttachedAudio:
             prompt_BL=rows(self.prompt_BL),
             consumed=set(),
             entered=set(),
+            kernel=None,
+            _bounds={},
             _visible={},
             _made={},
             _rotary={},

@@ -2,6 +2,7 @@
 
     decoder layer ── q, k, v of text ──► pal_attention(..., pal_audio=context) ── inner kernel on [audio; text]
                                          with pal_packing=...: rows are unpacked before and packed after
+                                         in training steps on a GPU: `training_kernel` on [audio | text]
 
 The function is registered with transformers under two names, one per inner kernel, together with SDPA's mask function
 (a name missing in the mask registry would lose padding in silence). Audio keys come first, so the text's own mask keeps
@@ -28,6 +29,7 @@ from pal_audio.integration.key_values import UnsupportedLlmError
 from pal_audio.integration.packing import Packing
 from pal_audio.integration.recompute import Recompute, recomputed
 from pal_audio.integration.shared_attention import rows_at_once, shared_attention, shared_mask
+from pal_audio.integration.training_attention import Bounds, StepKernel, why_not
 
 if TYPE_CHECKING:
     from pal_audio.integration.prompt_attention import PromptStep
@@ -44,6 +46,7 @@ class AudioContext(Protocol):
     """What brings audio to the layers of one forward."""
 
     consumed: set[int]
+    kernel: StepKernel | None  # of this forward, if it is a training step that has one
 
     @property
     def recompute(self) -> Recompute:
@@ -61,6 +64,10 @@ class AudioContext(Protocol):
 
     def visible(self, layer: int) -> Tensor:
         """(B, 1, L, A) bool: which text token of this call sees which key."""
+        ...
+
+    def heard(self, layer: int) -> Bounds:
+        """What `visible` follows from, where there is a `kernel`."""
         ...
 
     def once(self, layer: int, text_mask: Tensor | None, make: Callable[[], Tensor]) -> Tensor:
@@ -93,6 +100,7 @@ def _attend(
     pal_audio: AudioContext | None = None,
     pal_packing: Packing | None = None,
     pal_decoding: "DecodingStep | PromptStep | None" = None,
+    pal_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
     if pal_decoding is not None:  # one token, or a whole prompt
@@ -100,15 +108,16 @@ def _attend(
     if pal_packing is not None:
         pal_packing.num_calls += 1
         query, key, value = (pal_packing.unpack_heads(heads) for heads in (query, key, value))
-        mask = pal_packing.text_mask(module.layer_idx)  # type: ignore[arg-type]
+        layer: int = module.layer_idx  # type: ignore[assignment]
+        mask, kwargs["pal_window"] = pal_packing.text_mask(layer), pal_packing.windows[layer]
         output, weights = _attend(inner, inner_with_audio, module, query, key, value, mask, pal_audio, **kwargs)
         return pal_packing.pack(output), weights
-    layer = getattr(module, "layer_idx", None)
-    if pal_audio is None or layer not in pal_audio.expected:
+    number = getattr(module, "layer_idx", None)
+    if pal_audio is None or number not in pal_audio.expected:
         return inner(module, query, key, value, attention_mask, **kwargs)
-    assert isinstance(layer, int)
-    hear: Inner = partial(_hear, inner_with_audio, pal_audio, layer, module, **kwargs)
-    pal_audio.consumed.add(layer)
+    assert isinstance(number, int)
+    hear: Inner = partial(_hear, inner_with_audio, pal_audio, number, module, pal_window, **kwargs)
+    pal_audio.consumed.add(number)
     pair: tuple[Tensor, Tensor | None] = recomputed(pal_audio.recompute, hear, query, key, value, attention_mask)
     return pair
 
@@ -118,14 +127,22 @@ def _hear(
     pal_audio: AudioContext,
     layer: int,
     module: nn.Module,
+    window: int | None,
     query: Tensor,
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """Attention of one LAL layer over [audio; text]."""
+    """Attention of one LAL layer over [audio; text]; `window` of text, if the mask says that and no more."""
     audio_keys, audio_values = pal_audio.keys_values(layer)
+    if pal_audio.kernel is not None and inner_with_audio is _folded_inner:
+        text, audio, bounds = (key, value), (audio_keys, audio_values), pal_audio.heard(layer)
+        reason = why_not(query, text, audio, bounds, attention_mask is not None and window is None, kwargs)
+        if reason is None:
+            return _hear_by_kernel(pal_audio.kernel, query, text, audio, bounds, window, **kwargs), None
+        if pal_audio.kernel.is_strict:
+            raise PalError(f"audio_kernel 'triton': layer {layer} cannot attend by the kernel: {reason}; take 'auto'")
     key, value = _filled(query, key, value, attention_mask)
     if audio_keys.shape[0] != query.shape[0]:  # held once for all rows
         if inner_with_audio is _folded_inner and (attention_mask is None or attention_mask.dtype == torch.bool):
@@ -144,6 +161,23 @@ def _hear(
     values = torch.cat([audio_values.to(value.dtype), value], dim=2)
     # The window is in the text's mask already; audio keys are exempt from it.
     return inner_with_audio(module, query, keys, values, mask, **(kwargs | {"sliding_window": None}))
+
+
+def _hear_by_kernel(
+    kernel: StepKernel,
+    query: Tensor,
+    text: tuple[Tensor, Tensor],
+    audio: tuple[Tensor, Tensor],
+    bounds: Bounds,
+    window: int | None,
+    scaling: float | None = None,
+    **_: Any,
+) -> Tensor:
+    """`_hear` without joined keys and without a mask."""
+    dtype = text[1].dtype  # under autocast, rotation has promoted queries and keys
+    query, *sides = (heads.to(dtype) for heads in (query, *text, *audio))
+    scale = 1 / math.sqrt(query.shape[-1]) if scaling is None else scaling
+    return kernel.attend(query, (sides[0], sides[1]), (sides[2], sides[3]), bounds, window, scale)
 
 
 def _hear_shared(

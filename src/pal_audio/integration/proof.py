@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from pal_audio.integration.attention import INNER_KERNELS
 from pal_audio.integration.key_values import LayerKeyValues, UnsupportedLlmError, audio_kv, compute_dtype
 from pal_audio.integration.recompute import Recompute
+from pal_audio.integration.training_attention import StepKernel
 
 _NUM_AUDIO, _NUM_TEXT = 2, 3
 _POSITIONS = (3, 11, 12, 13, 14)
@@ -49,10 +50,14 @@ class _ProofAudio:
         self.expected, self.consumed = frozenset({layer}), set[int]()
         self.pair = keys, values
         self.recompute: Recompute = "none"
+        self.kernel: StepKernel | None = None  # the proof is of the mathematics, not of the kernel
         self.blocks: dict[object, object] = {}  # the layer is proved without the Flamingo blocks before it
 
     def keys_values(self, layer: int) -> tuple[Tensor, Tensor]:
         return self.pair
+
+    def heard(self, layer: int) -> NoReturn:
+        raise AssertionError("there is no kernel")
 
     def once(self, layer: int, text_mask: Tensor | None, make: Callable[[], Tensor]) -> Tensor:
         return make()

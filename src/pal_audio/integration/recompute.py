@@ -25,7 +25,7 @@ RecomputeSetting = Annotated[Recompute, BeforeValidator(_of_bool)]
 """In configurations; true and false mean full and none."""
 
 _aten = torch.ops.aten
-_PRODUCTS = [
+PRODUCTS = [
     _aten.mm.default,
     _aten.addmm.default,
     _aten.bmm.default,
@@ -34,6 +34,7 @@ _PRODUCTS = [
     _aten._scaled_dot_product_efficient_attention.default,
     _aten._scaled_dot_product_cudnn_attention.default,
 ]
+"""What `light` keeps; a kernel of ours joins it where it is defined, since not every torch has Triton."""
 
 
 def recomputed(how: Recompute, function: Callable[..., Any], *inputs: Any) -> Any:
@@ -46,4 +47,4 @@ def recomputed(how: Recompute, function: Callable[..., Any], *inputs: Any) -> An
 
 
 def _keep_products() -> Any:
-    return create_selective_checkpoint_contexts(_PRODUCTS)
+    return create_selective_checkpoint_contexts(PRODUCTS)

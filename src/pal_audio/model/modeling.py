@@ -32,6 +32,7 @@ from pal_audio.integration.key_values import (
 )
 from pal_audio.integration.memory import AudioMemory, LiveAudio
 from pal_audio.integration.proof import prove
+from pal_audio.integration.training_attention import AudioKernel, StepKernel, find_kernel
 from pal_audio.model import layer_checkpointing
 from pal_audio.model.adapters import add_adapter, merge_adapter
 from pal_audio.model.configuration import PalConfig
@@ -73,6 +74,7 @@ class PalForConditionalGeneration(SoundMixin, PreTrainedModel, PalGenerationMixi
         kernel = self.language_model.config._attn_implementation or "sdpa"
         self._hooked = self._has_lal
         self.recompute_audio = "none"  # see `integration.recompute`
+        self.audio_kernel: AudioKernel = "auto"  # of training steps; see `integration.training_attention`
         # The constructors of wrappers set "sdpa" on every sub-configuration, also where the LLM cannot have it.
         self._install_attention(kernel if has_sdpa(self.language_model) else "eager")
         on_meta = any(parameter.is_meta for parameter in self.language_model.parameters())
@@ -294,7 +296,7 @@ class PalForConditionalGeneration(SoundMixin, PreTrainedModel, PalGenerationMixi
                 attention_mask = input_ids.new_ones(input_ids.shape[0], input_ids.shape[1] + past)
             position_ids = positions_of(context, input_ids, attention_mask, position_ids)
             inputs_embeds = context.embed(input_ids, position_ids, inputs_embeds, self.marker)
-            context.begin(position_ids)
+            context.begin(position_ids, self._step_kernel(context))
             if context.expected or context.blocks:
                 kwargs["pal_audio"] = context
         if packing is not None:
@@ -311,6 +313,11 @@ class PalForConditionalGeneration(SoundMixin, PreTrainedModel, PalGenerationMixi
             if outputs.past_key_values is not None and not torch.compiler.is_compiling():
                 outputs.past_key_values.pal_audio = context  # so that a cache is never continued without its audio
         return outputs
+
+    def _step_kernel(self, context: AttachedAudio) -> StepKernel | None:
+        """The kernel of LAL layers in a forward that learns: not in one over a ready memory without gradients."""
+        learns = context.live is not None or torch.is_grad_enabled()
+        return find_kernel(self.audio_kernel, self.marker.device) if learns and context.expected else None
 
 
 def _moved(tensor: Any, device: torch.device) -> Any:
