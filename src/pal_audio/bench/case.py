@@ -16,6 +16,7 @@ from pal_audio.errors import PalError
 from pal_audio.integration import cost
 from pal_audio.integration.config import LalConfig, parse_layers
 from pal_audio.integration.recompute import RecomputeSetting
+from pal_audio.integration.training_attention import AudioKernel
 
 SYSTEM_TOKENS = 24
 FEWEST_TOKENS = 4
@@ -37,6 +38,7 @@ class Setup(StrictConfig):
         kernel: the inner attention kernel, as `set_attn_implementation` of the model takes it.
         checkpointing: layers are computed again in the backward pass.
         recompute_audio: the attention of LAL layers is, from audio tokens on: fully, or but for matrix products (`light`).
+        audio_kernel: how LAL layers attend in training: "auto", "sdpa", or "triton" and nothing else.
         packed: the batch goes through the LLM as one row.
         logits: "supervised" asks the LLM for logits where something is supervised, the loss is computed here;
             "model" leaves both to the model's own forward. Packed batches always go the second way.
@@ -53,6 +55,7 @@ class Setup(StrictConfig):
     kernel: str = "sdpa"
     checkpointing: bool = False
     recompute_audio: RecomputeSetting = "none"
+    audio_kernel: AudioKernel = "auto"
     packed: bool = True
     logits: Literal["supervised", "model"] = "supervised"
     frozen_llm: bool = False

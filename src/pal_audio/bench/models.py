@@ -180,5 +180,6 @@ def training_mode(case: Case, model: PalForConditionalGeneration) -> None:
     if case.integration == "text":
         model.training = False
     model.recompute_audio = case.setup.recompute_audio
+    model.audio_kernel = case.setup.audio_kernel
     if case.setup.checkpointing:
         model.gradient_checkpointing_enable()

@@ -14,6 +14,7 @@ from pal_audio.data.mixing.config import MixConfig
 from pal_audio.data.sources import ManifestsConfig, ShardsConfig, TextSourceConfig
 from pal_audio.errors import PalError
 from pal_audio.integration.recompute import RecomputeSetting
+from pal_audio.integration.training_attention import AudioKernel
 from pal_audio.model.adapters import AdapterConfig
 from pal_audio.model.building import ModelSpec
 from pal_audio.training.batches import BatchOrder, Budget
@@ -57,6 +58,7 @@ _KEYS_OF = {
     "packing": ("answer",),
     "checkpointing": ("answer", "text"),
     "recompute_audio": ("answer",),
+    "audio_kernel": ("answer",),
     "compile": ("answer", "text"),
 }
 """Keys that not every objective has, and those that have them."""
@@ -83,6 +85,7 @@ class Stage(StrictConfig):
         packing: take a batch through the LLM without its padding; the numbers are the same.
         checkpointing: keep each LLM layer's input only and compute the layer again for its gradients; likewise.
         recompute_audio: likewise for audio's keys and values only: `full`, or `light`, which computes no matrix product again.
+        audio_kernel: how LAL layers attend; see `integration.training_attention`.
         compile: `torch.compile` of the LLM's layers; likewise, to rounding.
         accumulate: parts that a batch is computed in, one after another; the step is the same, the memory less.
         warmup_steps: linear warm-up.
@@ -113,6 +116,7 @@ class Stage(StrictConfig):
     packing: bool = True
     checkpointing: bool = False
     recompute_audio: RecomputeSetting = "none"
+    audio_kernel: AudioKernel = "auto"
     compile: bool = False
     warmup_steps: int = Field(0, ge=0)
     schedule: Literal["cosine", "linear", "constant"] = "cosine"

@@ -31,10 +31,11 @@ class AnswerObjective(LlmObjective[Example]):
 
     def begin(self) -> None:
         self.model.recompute_audio = self.stage.recompute_audio
+        self.model.audio_kernel = self.stage.audio_kernel
         super().begin()
 
     def end(self) -> None:
-        self.model.recompute_audio = "none"
+        self.model.recompute_audio, self.model.audio_kernel = "none", "auto"
         super().end()
 
     def prepare(self, train: Sequence[Example], test: Sequence[Example]) -> Sequence[Example]:
