@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from pal_audio.errors import PalError
+from pal_audio.integration import training_attention
 from pal_audio.integration.attention import folded_sdpa
 from pal_audio.integration.decode_attention import Keys, one_query_attention
 from pal_audio.integration.shared_attention import rows_at_once, shared_attention, shared_mask
@@ -372,6 +373,15 @@ def test_copies_of_shared_audio_are_few() -> None:
     for rows, num_text, num_audio in ((64, 64, 1500), (1000, 8, 300), (7, 40, 170)):
         copies = -(-rows // rows_at_once(rows, num_text, num_audio))
         assert copies == 1 or (copies - 1) * num_audio <= 8 * rows * num_text
+
+
+def test_a_decoder_that_cannot_have_its_kernel_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, _ = tiny_model("llama", "lal")
+    for has_triton, missing in ((False, "needs Triton, which is not installed"), (True, "on a GPU, but the model is on cpu")):
+        monkeypatch.setattr(training_attention, "HAS_TRITON", has_triton)
+        monkeypatch.setattr(training_attention, "IS_INTERPRETED", False)
+        with pytest.raises(PalError, match=rf"Decoder\(kernel=True\).*{missing}"):
+            Decoder(model, kernel=True)
 
 
 @pytest.fixture

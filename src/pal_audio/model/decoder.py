@@ -27,6 +27,7 @@ from pal_audio.integration.flamingo import check_entered
 from pal_audio.integration.key_values import find_layers
 from pal_audio.integration.memory import AudioMemory, LiveAudio
 from pal_audio.integration.packing import text_windows
+from pal_audio.integration.training_attention import HAS_TRITON, check_triton
 from pal_audio.model.graphs import captured, place_of
 from pal_audio.model.placing import context_of, sound_of
 from pal_audio.model.prefill import WAYS, Prefill
@@ -43,7 +44,7 @@ SLOTS_AT_ONCE = 64  # text slots are made in multiples: answers of nearby length
 def has_kernel(model: "PalForConditionalGeneration") -> bool:
     """Whether the attention kernels of a step and a prompt serve this model: on a GPU, heads of 32, 64, 128 or 256."""
     attention = getattr(find_layers(model.language_model)[0], "self_attn", None)
-    return model.marker.is_cuda and getattr(attention, "head_dim", None) in (32, 64, 128, 256)
+    return HAS_TRITON and model.marker.is_cuda and getattr(attention, "head_dim", None) in (32, 64, 128, 256)
 
 
 class Decoder:
@@ -62,7 +63,7 @@ class Decoder:
         why_plain_prefill: what let the last prompt pass otherwise than `prefill` says; None: nothing.
 
     Raises:
-        PalError: there is no such prefill.
+        PalError: there is no such prefill, or kernels are asked for where there is no Triton or no GPU.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class Decoder:
         self.attention: Any = one_query_attention
         self.prompt_attention: Any = None
         if self.kernel:
+            check_triton("Decoder(kernel=True) (kernel=False decodes without)", model.marker.device)
             from pal_audio.integration import decode_kernel, prompt_kernel  # Triton comes with torch's CUDA builds alone
 
             self.attention, self.prompt_attention = decode_kernel.one_query_attention, prompt_kernel.prompt_attention
