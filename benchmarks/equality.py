@@ -29,6 +29,7 @@ from pal_audio.bench import infer, measure, models, train
 from pal_audio.bench.case import Case, Setup
 from pal_audio.bench.run import find_device, guarded
 from pal_audio.errors import PalError
+from pal_audio.integration.training_attention import HEAD_SIZES
 from pal_audio.model.decoder import Decoder
 from pal_audio.model.decoding import greedy
 from pal_audio.model.prefill import WAYS
@@ -41,6 +42,7 @@ FAST: dict[str, dict[str, Any]] = {
     "recompute_audio light": {"kernel": "sdpa", "packed": True, "recompute_audio": "light"},
     "recompute_audio full": {"kernel": "sdpa", "packed": True, "recompute_audio": "full"},
 }
+JOINED_AUDIO = {"kernel": "sdpa", "packed": True, "audio_kernel": "sdpa"}
 COMPILED: dict[str, dict[str, Any]] = {
     "compiled": {"kernel": "sdpa", "packed": True, "compile": "model"},
     "compiled, graphs": {"kernel": "sdpa", "packed": True, "compile": "model", "compile_mode": "reduce-overhead"},
@@ -74,6 +76,21 @@ def compute(case: Case, device: torch.device) -> Computed:
         loss.backward()
     gradients = {name: parameter.grad.float().cpu() for name, parameter in model.named_parameters() if parameter.grad is not None}
     return Computed(value, gradients)
+
+
+def ways_of(case: Case, compiled: bool, device: torch.device) -> dict[str, dict[str, Any]]:
+    """The fast paths of one integration.
+
+    On a GPU packed steps with LAL attend by the kernel, or their row is an error; and by SDPA in rows of their own.
+    """
+    ways = FAST | (COMPILED if compiled else {})
+    if case.integration not in ("lal", "pal"):
+        return {name: way for name, way in ways.items() if "recompute_audio" not in way}
+    if device.type != "cuda" or case.llm.head_dim not in HEAD_SIZES:
+        return ways
+    by_kernel = {name: way | ({"audio_kernel": "triton"} if way.get("packed") else {}) for name, way in ways.items()}
+    joined = {"joined audio": JOINED_AUDIO}
+    return by_kernel | joined | ({"joined audio, compiled": JOINED_AUDIO | {"compile": "model"}} if compiled else {})
 
 
 def difference(one: Tensor, other: Tensor) -> float:
@@ -186,7 +203,6 @@ def main(arguments: list[str] | None = None) -> list[Result]:
     options = parser.parse_args(arguments)
     device = find_device(options.device)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    ways = FAST | (COMPILED if options.compiled else {})
     header = {"hardware": measure.hardware(device), "date": measure.now(), "tolerance": options.tolerance}
     rows: list[Result] = []
     for integration in options.integrations.split(","):
@@ -195,8 +211,7 @@ def main(arguments: list[str] | None = None) -> list[Result]:
             setup=setup, integration=integration, batch=options.batch, audio_tokens=options.audio_tokens,
             text_tokens=options.text_tokens,
         )  # fmt: skip
-        keyed = integration in ("lal", "pal")
-        chosen = {name: way for name, way in ways.items() if keyed or "recompute_audio" not in way}
+        chosen = ways_of(case, options.compiled, device)
         print(f"equality: {integration}", file=sys.stderr)
         found = chain(
             training_rows(case, chosen, device, options.precisions.split(",")),

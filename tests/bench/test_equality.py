@@ -24,6 +24,20 @@ def test_every_fast_path_is_equal(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert min(rounding) > 1e-4 > max(row["gradient"] for row in rows if row["precision"] == "float32" and "gradient" in row)
 
 
+def test_on_a_gpu_packed_steps_attend_by_the_kernel_or_fail() -> None:
+    def case(integration: str, llm: str = "llama-3.2-1b") -> Case:
+        return Case(setup=Setup(llm=llm), integration=integration)
+
+    gpu = torch.device("cuda")
+    ways = equality.ways_of(case("pal"), True, gpu)
+    assert {name for name, way in ways.items() if way.get("audio_kernel") == "triton"} == {
+        name for name, way in (equality.FAST | equality.COMPILED).items() if way.get("packed")
+    }
+    assert [name for name, way in ways.items() if way.get("audio_kernel") == "sdpa"] == ["joined audio", "joined audio, compiled"]
+    for other, device in ((case("lal"), torch.device("cpu")), (case("plits"), gpu), (case("lal", "tiny-llama"), gpu)):
+        assert not any("audio_kernel" in way for way in equality.ways_of(other, True, device).values())
+
+
 def test_a_fast_path_that_differs_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     exact = equality.compute
 
