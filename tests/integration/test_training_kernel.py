@@ -166,10 +166,11 @@ def test_the_operators_are_what_a_compiler_expects(kernel: Any) -> None:
     torch.library.opcheck(torch.ops.pal_audio.training_attention_backward.default, (*known, 3, 0.3))
 
 
-def test_compiled_it_is_one_operator_each_way(kernel: Any) -> None:
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compiled_it_is_one_operator_each_way(kernel: Any, dynamic: bool) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     inputs, bounds, gradient = example(Shape(5, 9, heads=2, rows=2), torch.float32, device)
-    compiled = torch.compile(kernel.training_attention, fullgraph=True, dynamic=False, backend="aot_eager")
+    compiled = torch.compile(kernel.training_attention, fullgraph=True, dynamic=dynamic, backend="aot_eager")
     found = differentiated(compiled, inputs, bounds, gradient, None)
     for one, other in zip(found, differentiated(kernel.training_attention, inputs, bounds, gradient, None), strict=True):
         assert torch.equal(one, other), "one order of sums"
@@ -313,8 +314,12 @@ def test_what_keeps_a_layer_from_the_kernel_is_told() -> None:
     assert "softcap" in why_not(query, text, audio, bounds, False, {"softcap": 2.0})
     assert "s_aux" in why_not(query, text, audio, bounds, False, {"s_aux": query})
     assert "mask" in why_not(query, text, audio, bounds, True, {})
-    assert "whole prompt" in why_not(query[:, :, -1:], text, audio, bounds, False, {})
-    assert "whole prompt" in why_not(query[:, :, -2:], text, audio, bounds, False, {})
+    for last in (1, 2):  # a token, and a part of the text, behind a cache
+        behind = (bounds[0][:, -last:], *bounds[1:])
+        assert "whole prompt" in why_not(query[:, :, -last:], text, audio, behind, False, {})
+    alone = (bounds[0][:, -1:], *bounds[1:])
+    assert "whole prompt" in why_not(query[:, :, -1:], (text[0][:, :, -1:], text[1][:, :, -1:]), audio, alone, False, {})
+    assert "whole prompt" in why_not(query, text, audio, alone, False, {})
     assert "all rows" in why_not(query, text, (audio[0][:1], audio[1][:1]), bounds, False, {})
     assert "float64" in why_not(
         *([side.double() for side in part] if part is text else part for part in (query, text)), audio, bounds, False, {}

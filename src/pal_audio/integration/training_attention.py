@@ -110,7 +110,7 @@ def why_not(
         return "it has no dropout"
     if is_masked:
         return "text comes with a mask; batches that are packed, or not padded, need none"
-    if length < 2 or keys.shape[2] != length or bounds[0].shape != (rows, length):
+    if length < 2 or keys.shape[2] != length or bounds[0].shape[1] != length:
         return "text is no whole prompt"
     if audio[0].shape[0] != rows:
         return "audio is held once for all rows"

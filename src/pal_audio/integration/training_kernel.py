@@ -46,6 +46,12 @@ IN_FLOAT32 = Blocks(32, 32, 8, 1)  # for every kernel: exact products take no te
 NEVER = tl.constexpr(torch.iinfo(torch.int32).max)
 LOG2_E = tl.constexpr(1.4426950408889634)
 POSITIONS_AT_ONCE = tl.constexpr(128)
+OF_BATCH = [
+    "positions_b",
+    "length",
+    "window",
+    "a_num",
+]  # change from step to step; Triton would compile anew for odd and even ones
 
 
 @triton.jit
@@ -84,7 +90,7 @@ def _of_scores(query, key, value, gradient, log_sum, delta, visible, scale, PREC
     return (weights * (of_weights - delta[:, None])).to(key.dtype)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=[*OF_BATCH, "query_blocks"])
 def _training_forward(
     query, t_keys, t_values, a_keys, a_values, positions, after, least, result, sums,
     query_b, query_h, query_l, t_key_b, t_key_k, t_key_n, t_val_b, t_val_k, t_val_n,
@@ -136,7 +142,7 @@ def _training_forward(
     tl.store(sums + pair.to(tl.int64) * length * GROUPS + number, highest + tl.log2(total), mask=in_m)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=[*OF_BATCH, "query_blocks"])
 def _training_to_queries(
     query, t_keys, t_values, a_keys, a_values, positions, after, least, result, sums, gradient, deltas, of_query,
     query_b, query_h, query_l, t_key_b, t_key_k, t_key_n, t_val_b, t_val_k, t_val_n,
@@ -256,7 +262,7 @@ def _to_keys(
     tl.store(of_values + place, of_value.to(of_values.dtype.element_ty), mask=in_n[:, None])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=[*OF_BATCH, "a_blocks", "key_blocks"])
 def _training_to_keys(
     query, t_keys, t_values, a_keys, a_values, positions, after, sums, gradient, deltas,
     of_t_keys, of_t_values, of_a_keys, of_a_values,
