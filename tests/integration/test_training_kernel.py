@@ -6,6 +6,7 @@ Triton's interpreter.
 
 import os
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -346,6 +347,16 @@ def test_a_setting_that_cannot_be_had_is_an_error(monkeypatch: pytest.MonkeyPatc
     model.audio_kernel = "triton"
     with pytest.raises(PalError, match="needs Triton"):
         learnt(model, training_batch(processor, CONVERSATIONS), packed=True)
+
+
+@pytest.mark.parametrize(("kilobytes", "has_room"), [(227, True), (163, True), (99, False), (None, False)])
+def test_small_gpus_are_left_to_sdpa(kilobytes: int | None, has_room: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = {} if kilobytes is None else {"shared_memory_per_block_optin": 1024 * kilobytes}
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(**known))
+    monkeypatch.setattr(training_attention, "HAS_TRITON", True)
+    assert training_attention._has_room(torch.device("cuda")) is has_room
+    if not has_room:
+        assert find_kernel("auto", torch.device("cuda")) is None
 
 
 @pytest.mark.parametrize("how", ["none", "light", "full"])
