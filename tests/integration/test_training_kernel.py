@@ -289,6 +289,7 @@ def test_what_the_kernel_does_not_serve_goes_by_sdpa_or_is_an_error(calls: Any) 
 
 def test_audio_of_all_rows_and_answers_go_by_sdpa(calls: Any) -> None:
     model, processor = tiny("llama", "lal")
+    model.audio_kernel = "auto"
     one = batch(processor, [message(CLIPS[1])])
     memory = model.encode_audio(one["input_features"], one["audio_num_samples"])
     rows = training_batch(processor, [message(CLIPS[1]) + ANSWER] * 2)
