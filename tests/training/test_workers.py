@@ -13,11 +13,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from rich.console import Console
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
-from pal_audio import cli
+from pal_audio import cli, encoders
 from pal_audio.data.manifest import read_manifest
 from pal_audio.data.prepare import prepare
 from pal_audio.data.shard_writing import write_shards
@@ -84,6 +85,21 @@ def test_the_numbers_are_those_of_no_workers(stages: str, recipe: Path, tmp_path
     assert losses_of(runs[0]) == losses_of(runs[1]) == losses_of(runs[2])
     weights = [load_file(next(run.rglob("final/*.safetensors"), run / "llm" / "model.safetensors")) for run in runs]
     assert all(torch.equal(weights[0][name], other[name]) for other in weights[1:] for name in weights[0])
+
+
+def test_cached_frames_have_the_same_numbers_too(recipe: Path, tmp_path: Path) -> None:
+    content = yaml.safe_load(recipe.read_text())
+    content["stages"] = [{"train": {"connector": 1e-3}, "steps": 5, "batch_size": 4, "save_every": 2}]
+    encoder = content["model"]["encoder"]
+    weights = {name: tensor.contiguous() for name, tensor in encoders.parse(encoder).build().state_dict().items()}
+    save_file(weights, tmp_path / "model.safetensors")
+    encoder |= {"checkpoint": str(tmp_path), "frozen": True, "spec_augment": False}
+    manifests = [str(write_clips(tmp_path, name, num)) for name, num in (("a", 9), ("t", 2))]
+    content["data"] = {"type": "manifests", "train": manifests[:1], "test": manifests[1:]}
+    recipe.write_text(json.dumps(content))
+    assert cli.main(["encode", *manifests, str(tmp_path / "frames"), "--recipe", str(recipe)]) == 0
+    runs = [train(recipe, [f"frame_cache={tmp_path}/frames", f"workers={num}"], tmp_path / str(num)) for num in (0, 1, 2)]
+    assert losses_of(runs[0]) == losses_of(runs[1]) == losses_of(runs[2])
 
 
 def test_a_stream_has_the_same_numbers_too(recipe: Path, tmp_path: Path) -> None:
@@ -197,4 +213,6 @@ def test_where_no_sound_is_read_there_are_none_by_default(recipe: Path, tmp_path
     settings = load_recipe(recipe, [text])
     assert [settings.num_workers(stage) for stage in settings.stages] == [7, 0]
     cached = load_recipe(recipe, ["model.encoder.frozen=true", "stages.1.train={llm: 1e-3}", f"frame_cache={tmp_path}"])
+    assert [cached.num_workers(stage) for stage in cached.stages] == [1, 1]  # writes texts as tokens, and gathers frames
+    monkeypatch.setattr("pal_audio.data.cores.num_cores", lambda: 2)
     assert [cached.num_workers(stage) for stage in cached.stages] == [0, 0]

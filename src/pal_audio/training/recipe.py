@@ -14,7 +14,7 @@ from pal_audio.data.mixing.config import MixConfig
 from pal_audio.data.sources import ManifestsConfig, ShardsConfig, TextSourceConfig
 from pal_audio.errors import PalError
 from pal_audio.integration.recompute import RecomputeSetting
-from pal_audio.integration.training_attention import AudioKernel
+from pal_audio.integration.training_attention import DEFAULT, AudioKernel
 from pal_audio.model.adapters import AdapterConfig
 from pal_audio.model.building import ModelSpec
 from pal_audio.training.batches import BatchOrder, Budget
@@ -116,7 +116,7 @@ class Stage(StrictConfig):
     packing: bool = True
     checkpointing: bool = False
     recompute_audio: RecomputeSetting = "none"
-    audio_kernel: AudioKernel = "auto"
+    audio_kernel: AudioKernel = DEFAULT
     compile: bool = False
     warmup_steps: int = Field(0, ge=0)
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
@@ -277,9 +277,13 @@ class Recipe(StrictConfig):
         return self
 
     def num_workers(self, stage: Stage) -> int:
-        """Worker processes of a stage: where the recipe does not say it, by the cores (`reading_workers`) where sound is read."""
-        reads_sound = stage.objective != "text" and self.frame_cache is None
-        return reading_workers(self.workers) if reads_sound or self.workers is not None else 0
+        """Worker processes of a stage: where the recipe does not say it, by the cores (`reading_workers`) where sound is read.
+
+        One where frames are read instead: it is faster than any step, but what it does would add to each.
+        """
+        if self.workers is not None or (stage.objective != "text" and self.frame_cache is None):
+            return reading_workers(self.workers)
+        return 0 if stage.objective == "text" else min(1, reading_workers(None))
 
     def _fits_four_bit(self) -> None:
         for stage in self.stages:
