@@ -5,11 +5,13 @@ from typing import Any
 import torch
 from benchmarks.lab.flow import Flow
 
+from pal_audio.commands.models import pick_device
 from pal_audio.data.collation import Collator
 from pal_audio.data.manifest import read_manifest
 from pal_audio.errors import PalError
 from pal_audio.model import load
 from pal_audio.model.confidence import calibrate, probability_of
+from pal_audio.training.device import to_device
 from pal_audio.training.scores import normalise
 
 MOST = 300
@@ -19,7 +21,7 @@ _MAX_NEW_TOKENS = 32
 def calibration(flow: Flow) -> dict[str, Any]:
     """The calibration that the bundled model is shipped with, as its configuration holds it.
 
-    Questions with an exact answer, evenly spaced over the tests, one at a time. It is that of the same recipe trained without the
+    Questions with an exact answer, evenly spaced over the tests, one at a time, on the device of the lab's evaluations. It is that of the same recipe trained without the
     development recordings.
 
     Raises:
@@ -29,13 +31,14 @@ def calibration(flow: Flow) -> dict[str, Any]:
     run = flow.run_folder(best.name, flow.factor_of(best), flow.seeds[0]) / "final"
     if not run.is_dir():
         raise PalError(f"{run}: no such folder; the run of {best.name} that gives the calibration is gone, delete its result")
-    model, processor = load(run)
+    device = torch.device(pick_device(flow.device))
+    model, processor = load(run, device)
     questions = read_manifest(flow.out / "tests" / "exact.jsonl", flow.roots)
     num = min(MOST, len(questions))
     collator = Collator(processor)
     probabilities, right = [], []
     for example in (questions[number * len(questions) // num] for number in range(num)):
-        inputs: dict[str, Any] = collator.prompt_batch([example])
+        inputs: dict[str, Any] = to_device(collator.prompt_batch([example]), device)
         options: dict[str, Any] = {"max_new_tokens": _MAX_NEW_TOKENS, "do_sample": False}
         options |= {"return_dict_in_generate": True, "output_logits": True}
         with torch.inference_mode():
