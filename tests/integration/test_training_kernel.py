@@ -305,6 +305,34 @@ def test_audio_of_all_rows_and_answers_go_by_sdpa(calls: Any) -> None:
     assert len(calls) == 4
 
 
+def test_a_forward_without_gradients_between_leaves_the_kernel_to_what_is_recomputed(calls: Any) -> None:
+    model, processor = tiny("llama", "lal")
+    model.audio_kernel = "triton"
+    model.gradient_checkpointing_enable()
+    one = batch(processor, [message(CLIPS[1])])
+    rows = training_batch(processor, [message(CLIPS[1]) + ANSWER])
+    attached = model.attach(model.encode_audio(one["input_features"], one["audio_num_samples"]), rows["input_ids"])
+    text = {name: rows[name] for name in ("input_ids", "labels")}
+    loss = model(**text, audio_memory=attached, use_cache=False).loss
+    with torch.no_grad():
+        model(**text, audio_memory=attached, use_cache=False)
+    loss.backward()
+    num_layers = len(attached.expected)
+    assert len(calls) == 2 * num_layers  # each layer once and once again, and none without gradients
+
+
+def test_where_the_inner_kernel_is_eager_the_kernel_is_refused(calls: Any) -> None:
+    model, processor = tiny("llama", "lal")
+    model.set_attn_implementation("eager")
+    rows = training_batch(processor, [message(CLIPS[1]) + ANSWER])
+    model.audio_kernel = "triton"
+    with pytest.raises(PalError, match="cannot attend by the kernel: the inner kernel is not SDPA"):
+        model(**rows, use_cache=False)
+    model.audio_kernel = "auto"
+    model(**rows, use_cache=False)
+    assert not calls
+
+
 def test_what_keeps_a_layer_from_the_kernel_is_told() -> None:
     inputs, bounds, _ = example(Shape(5, 9), torch.float32, "cpu")
     query, *sides = inputs

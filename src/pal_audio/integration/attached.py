@@ -95,13 +95,17 @@ class AttachedAudio:
             )
 
     def begin(self, position_ids: Tensor, kernel: StepKernel | None = None) -> None:
-        """Start one forward over text at `position_ids` (B, L); `kernel` of its LAL layers, where it is a training step."""
-        self.consumed, self.entered, self._made, self.kernel = set(), set(), {}, kernel
+        """Start one forward over text at `position_ids` (B, L); `kernel` of its LAL layers, where it is a training step.
+
+        A forward without gradients attends without the kernel and leaves it to layers that another one computes again.
+        """
+        self.consumed, self.entered, self._made = set(), set(), {}
         per_stream = [layout.visible(position_ids) for layout in self.layouts]
         if self.live is not None and self.live.hidden:
             per_stream = [torch.zeros_like(mask) for mask in per_stream]
         # Made here and not on demand: a layer recomputed under checkpointing must find the same tensors.
-        self._bounds = {} if kernel is None else self.bounds(position_ids)
+        if torch.is_grad_enabled():
+            self.kernel, self._bounds = kernel, {} if kernel is None else self.bounds(position_ids)
         if self.live is not None or self.memory is not None:
             for layer, streams in self.streams_of_layer.items():
                 for stream in streams:

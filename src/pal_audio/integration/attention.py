@@ -136,9 +136,11 @@ def _hear(
 ) -> tuple[Tensor, Tensor | None]:
     """Attention of one LAL layer over [audio; text]; `window` of text, if the mask says that and no more."""
     audio_keys, audio_values = pal_audio.keys_values(layer)
-    if pal_audio.kernel is not None and inner_with_audio is _folded_inner:
+    if pal_audio.kernel is not None and torch.is_grad_enabled():
         text, audio, bounds = (key, value), (audio_keys, audio_values), pal_audio.heard(layer)
-        reason = why_not(query, text, audio, bounds, attention_mask is not None and window is None, kwargs)
+        is_masked = attention_mask is not None and window is None
+        is_sdpa = inner_with_audio is _folded_inner
+        reason = why_not(query, text, audio, bounds, is_masked, kwargs) if is_sdpa else "the inner kernel is not SDPA"
         if reason is None:
             return _hear_by_kernel(pal_audio.kernel, query, text, audio, bounds, window, **kwargs), None
         if pal_audio.kernel.is_strict:

@@ -46,12 +46,7 @@ IN_FLOAT32 = Blocks(32, 32, 8, 1)  # for every kernel: exact products take no te
 NEVER = tl.constexpr(torch.iinfo(torch.int32).max)
 LOG2_E = tl.constexpr(1.4426950408889634)
 POSITIONS_AT_ONCE = tl.constexpr(128)
-OF_BATCH = [
-    "positions_b",
-    "length",
-    "window",
-    "a_num",
-]  # change from step to step; Triton would compile anew for odd and even ones
+OF_BATCH = ["positions_b", "after_b", "length", "window", "a_num"]  # change from step to step; Triton would compile for each kind
 
 
 @triton.jit

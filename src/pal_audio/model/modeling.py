@@ -315,9 +315,9 @@ class PalForConditionalGeneration(SoundMixin, PreTrainedModel, PalGenerationMixi
         return outputs
 
     def _step_kernel(self, context: AttachedAudio) -> StepKernel | None:
-        """The kernel of LAL layers in a forward that learns: not in one over a ready memory without gradients."""
-        learns = context.live is not None or torch.is_grad_enabled()
-        return find_kernel(self.audio_kernel, self.marker.device) if learns and context.expected else None
+        """The kernel of LAL layers in a forward that learns."""
+        kernel = find_kernel(self.audio_kernel, self.marker.device) if torch.is_grad_enabled() else None
+        return kernel if context.expected else None
 
 
 def _moved(tensor: Any, device: torch.device) -> Any:
