@@ -12,6 +12,7 @@ from pal_audio import cli
 from pal_audio.bench import estimate, fit, models, shapes
 from pal_audio.bench.case import Case, Setup
 from pal_audio.bench.estimate import CARDS, Card, Constants, Way
+from pal_audio.errors import PalError
 from pal_audio.integration import cost
 
 CPU = torch.device("cpu")
@@ -73,6 +74,14 @@ def rows_of(constants: Constants, llm: str = "llama-3.2-1b") -> list[dict[str, A
                 }
             )  # fmt: skip
     return rows
+
+
+def test_rows_that_all_wait_for_the_host_say_nothing_of_the_device() -> None:
+    rows = rows_of(Constants(step_launch_s=5.0, launch_s=0.1)) + rows_of(
+        Constants(step_launch_s=5.0, launch_s=0.1), "qwen2.5-0.5b"
+    )
+    with pytest.raises(PalError, match="eager bf16: every one of 18 rows waits for the host.*larger batches"):
+        fit.fit(rows, "a card")
 
 
 def test_a_fit_finds_what_made_the_rows_and_its_own_rows_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -110,16 +110,19 @@ def _fit_one(group: list[Row], name: str, provenance: str) -> Constants:
     llms = tuple(sorted({row["case"]["setup"]["llm"] for row in group}))
     return replace(
         constants,
-        **_fit_times(group),
+        **_fit_times(group, name),
         fitted_on=llms,
         provenance=f"{provenance}: {len(group)} {what} {', '.join(llms)}",
     )
 
 
-def _fit_times(group: list[Row]) -> dict[str, float]:
+def _fit_times(group: list[Row], name: str) -> dict[str, float]:
     """Constants of time: rows are the device's or the host's, whichever the last fit says takes longer, until that stands.
 
     At first those are the device's that reach a third of its floor.
+
+    Raises:
+        PalError: none is the device's.
     """
     of_device, of_host, seconds = [], [], [row["step_s"] for row in group]
     for row in group:
@@ -138,6 +141,11 @@ def _fit_times(group: list[Row]) -> dict[str, float]:
         if found == busy:
             break
         busy = found
+    if not any(busy):
+        raise PalError(
+            f"{name}: every one of {len(group)} rows waits for the host, so they say nothing of the device; "
+            "add rows of larger batches or longer audio"
+        )
     names = "linear_cost", "attention_cost", "traffic", "step_launch_s", "launch_s", "audio_launch_s", "summary_launch_s"
     return dict(zip(names, [*device, *host], strict=True))
 
