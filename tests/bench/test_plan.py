@@ -80,7 +80,7 @@ def test_rows_that_all_wait_for_the_host_say_nothing_of_the_device() -> None:
     rows = rows_of(Constants(step_launch_s=5.0, launch_s=0.1)) + rows_of(
         Constants(step_launch_s=5.0, launch_s=0.1), "qwen2.5-0.5b"
     )
-    with pytest.raises(PalError, match="eager bf16: every one of 18 rows waits for the host.*larger batches"):
+    with pytest.raises(PalError, match=r"eager bf16: every one of 18 rows waits for the host.*larger batches"):
         fit.fit(rows, "a card")
 
 
