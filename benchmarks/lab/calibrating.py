@@ -21,8 +21,8 @@ _MAX_NEW_TOKENS = 32
 def calibration(flow: Flow) -> dict[str, Any]:
     """The calibration that the bundled model is shipped with, as its configuration holds it.
 
-    Questions with an exact answer, evenly spaced over the tests, one at a time, on the device of the lab's evaluations. It is that
-    of the same recipe trained without the development recordings.
+    Questions with an exact answer, evenly spaced over the tests, one at a time, on the device of the lab's evaluations. It is
+    that of the same recipe trained without the development recordings.
 
     Raises:
         PalError: that run is not there any more, or there are too few questions.
