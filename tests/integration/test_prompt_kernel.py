@@ -1,6 +1,5 @@
 """The attention of a prompt by one kernel is a plain softmax over [audio | text]; what it is told says what a mask would."""
 
-import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,6 +7,7 @@ import pytest
 import torch
 
 from pal_audio.integration.prompt_attention import PromptAudio, PromptStep, PromptText
+from tests.kernels import kernel_module
 from tests.model.test_decoding import QUESTIONS, mixed_batch
 from tests.model.test_invariants import CLIPS
 from tests.model.test_mixed import MIXES, mixed
@@ -43,12 +43,7 @@ def plain_attention(query: torch.Tensor, text: PromptText, audio: PromptAudio, s
 
 @pytest.fixture
 def kernel() -> Any:
-    """The Triton kernel: on a GPU, or without one in Triton's interpreter, which is chosen when triton is imported."""
-    if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
-        pytest.skip("the kernel needs a GPU, or triton and TRITON_INTERPRET=1")
-    from pal_audio.integration import prompt_kernel
-
-    return prompt_kernel
+    return kernel_module("prompt_kernel")
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ How a model comes to the kernel is tested with a plain one in its place, on any 
 Triton's interpreter.
 """
 
-import os
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -14,8 +13,12 @@ import torch
 
 from pal_audio.errors import PalError
 from pal_audio.integration import recompute, training_attention
+from pal_audio.integration.prompt_attention import PromptAudio, PromptText
 from pal_audio.integration.training_attention import StepKernel, find_kernel, why_not
 from pal_audio.model import modeling
+from tests.integration.test_prompt_kernel import LAL_MIXES
+from tests.integration.test_prompt_kernel import plain_attention as attention_of_a_prompt
+from tests.kernels import kernel_module
 from tests.model.test_invariants import CLIPS
 from tests.model.test_mixed import MIXES, mixed
 from tests.model.test_packing import ANSWER, CONVERSATIONS, training_batch
@@ -27,29 +30,16 @@ HEADS_OF_16 = {"head_dim": 16}
 
 
 def plain_attention(query: Any, text: Any, audio: Any, bounds: Any, window: int | None, scale: float) -> torch.Tensor:
-    """`training_kernel.training_attention` with joined and repeated keys under a mask."""
+    """`training_kernel.training_attention` for all rows without padding: what a prompt's kernel is compared with."""
     positions_BL, after_BA, least_B = bounds
-    rows, heads, length, _ = query.shape
-    groups = heads // text[0].shape[1]
-    keys, values = (torch.cat(sides, dim=2).repeat_interleave(groups, 1) for sides in zip(audio, text, strict=True))
-    at = torch.arange(length, device=query.device)
-    behind = at[:, None] - at
-    reads = (behind >= 0) & (behind < (length if window is None else window))
     hears = positions_BL[:, :, None] > after_BA[:, None]
     assert not (hears & (positions_BL <= least_B[:, None])[:, :, None]).any(), "the least of `after` says so too"
-    mask = torch.cat([hears, reads.expand(rows, -1, -1)], dim=-1)[:, None]
-    weights = (query @ keys.transpose(-1, -2) * scale).masked_fill(~mask, -torch.inf).softmax(-1)
-    return (weights @ values).transpose(1, 2)
+    return attention_of_a_prompt(query, PromptText(*text, None, window), PromptAudio(*audio, *bounds), scale)
 
 
 @pytest.fixture
 def kernel() -> Any:
-    """The Triton kernel: on a GPU, or without one in Triton's interpreter, which is chosen when triton is imported."""
-    if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
-        pytest.skip("the kernel needs a GPU, or triton and TRITON_INTERPRET=1")
-    from pal_audio.integration import training_kernel
-
-    return training_kernel
+    return kernel_module("training_kernel")
 
 
 @dataclass(frozen=True)
@@ -253,9 +243,7 @@ def test_unpacked_rows_without_padding_need_no_mask(calls: Any, arm: str, positi
 
 
 def test_streams_side_by_side_are_heard_together(calls: Any) -> None:
-    arms = [name for name, streams in MIXES.items() if any(one["integration"]["type"] == "lal" for one in streams)]
-    assert arms
-    for arm in arms:
+    for arm in LAL_MIXES:
         model, processor = tiny("qwen3", arm)
         inputs = training_batch(processor, CONVERSATIONS)
         results = []

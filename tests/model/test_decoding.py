@@ -1,6 +1,5 @@
 """The static decoding loop gives the tokens of `generate`, and memory that rows share is held once. Float32, on the CPU."""
 
-import os
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -15,6 +14,7 @@ from pal_audio.integration.decode_attention import Keys, one_query_attention
 from pal_audio.integration.shared_attention import rows_at_once, shared_attention, shared_mask
 from pal_audio.model.decoder import Decoder
 from pal_audio.model.decoding import greedy, why_plain
+from tests.kernels import kernel_module
 from tests.model.test_invariants import ARMS, CLIPS, CONVERSATIONS
 from tests.tiny import EAGER_ONLY, FAMILIES, batch, message, tiny_model
 
@@ -386,12 +386,7 @@ def test_a_decoder_that_cannot_have_its_kernel_says_what_is_missing(monkeypatch:
 
 @pytest.fixture
 def kernel() -> Any:
-    """The Triton kernel: on a GPU, or without one in Triton's interpreter, which is chosen when triton is imported."""
-    if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
-        pytest.skip("the kernel needs a GPU, or triton and TRITON_INTERPRET=1")
-    from pal_audio.integration import decode_kernel
-
-    return decode_kernel
+    return kernel_module("decode_kernel")
 
 
 @pytest.mark.parametrize("held", [1, 3])

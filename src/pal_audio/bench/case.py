@@ -16,7 +16,7 @@ from pal_audio.errors import PalError
 from pal_audio.integration import cost
 from pal_audio.integration.config import LalConfig, parse_layers
 from pal_audio.integration.recompute import RecomputeSetting
-from pal_audio.integration.training_attention import DEFAULT, AudioKernel
+from pal_audio.integration.training_attention import DEFAULT_KERNEL, AudioKernel
 
 SYSTEM_TOKENS = 24
 FEWEST_TOKENS = 4
@@ -55,7 +55,7 @@ class Setup(StrictConfig):
     kernel: str = "sdpa"
     checkpointing: bool = False
     recompute_audio: RecomputeSetting = "none"
-    audio_kernel: AudioKernel = DEFAULT
+    audio_kernel: AudioKernel = DEFAULT_KERNEL
     packed: bool = True
     logits: Literal["supervised", "model"] = "supervised"
     frozen_llm: bool = False

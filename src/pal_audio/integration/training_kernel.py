@@ -24,7 +24,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pal_audio.integration.decode_kernel import parts, power_of_2
+from pal_audio.integration.decode_kernel import _finished, _taken_in, parts, power_of_2
 from pal_audio.integration.recompute import PRODUCTS
 
 
@@ -44,7 +44,6 @@ TO_KEYS = {64: Blocks(64, 64, 4, 2), 128: Blocks(32, 64, 4, 2), 256: Blocks(32, 
 IN_FLOAT32 = Blocks(32, 32, 8, 1)  # for every kernel: exact products take no tensor cores, and twice the room
 
 NEVER = tl.constexpr(torch.iinfo(torch.int32).max)
-LOG2_E = tl.constexpr(1.4426950408889634)
 POSITIONS_AT_ONCE = tl.constexpr(128)
 OF_BATCH = ["positions_b", "after_b", "length", "window", "a_num"]  # change from step to step; Triton would compile for each kind
 
@@ -63,24 +62,35 @@ def _reads(token, key, window):
 
 
 @triton.jit
-def _added(query, key, value, visible, scale, highest, total, output, PRECISION: tl.constexpr):
-    """A running softmax in base 2 after further keys: its highest score, sum of weights and output (not divided by that sum)."""
-    scores = tl.dot(query, tl.trans(key), input_precision=PRECISION) * (scale * LOG2_E)
-    scores = tl.where(visible, scores, float("-inf"))
-    new = tl.maximum(highest, tl.max(scores, 1))
-    base = tl.where(new == float("-inf"), 0.0, new)
-    shrink = tl.exp2(highest - base)
-    weights = tl.exp2(scores - base[:, None])
-    total = total * shrink + tl.sum(weights, 1)
-    output = output * shrink[:, None] + tl.dot(weights.to(value.dtype), value, input_precision=PRECISION)
-    return new, total, output
+def _of_block(block, length, GROUPS: tl.constexpr, BLOCK_M: tl.constexpr):
+    """Numbers of a block's queries, their tokens and groups, and which are of the row: query m is group m % G of token m // G."""
+    number = block * BLOCK_M + tl.arange(0, BLOCK_M)
+    return number, number // GROUPS, number % GROUPS, number // GROUPS < length
+
+
+@triton.jit
+def _reach(position, least, block, length, window, a_num, GROUPS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """The end of the audio that a block of queries sees, and first and end of the text."""
+    a_end = tl.where(tl.max(position, 0) > tl.load(least), a_num, 0)
+    t_first = tl.maximum(block * BLOCK_M // GROUPS - window + 1, 0) // BLOCK_N * BLOCK_N
+    return a_end, t_first, tl.minimum((block * BLOCK_M + BLOCK_M - 1) // GROUPS + 1, length)
+
+
+@triton.jit
+def _loaded(keys, values, start, end, key_n, val_n, BLOCK_N: tl.constexpr, SIZE: tl.constexpr):
+    """Keys and values from `start` on; zeros from `end` on."""
+    at_n, at_d, far = tl.arange(0, BLOCK_N), tl.arange(0, SIZE), tl.cast(start, tl.int64)
+    in_n = (start + at_n < end)[:, None]
+    key = tl.load(keys + far * key_n + (at_n * key_n)[:, None] + at_d[None, :], mask=in_n, other=0.0)
+    value = tl.load(values + far * val_n + (at_n * val_n)[:, None] + at_d[None, :], mask=in_n, other=0.0)
+    return key, value
 
 
 @triton.jit
 def _of_scores(query, key, value, gradient, log_sum, delta, visible, scale, PRECISION: tl.constexpr):
     """(M, N) gradients of scores, in the dtype of products."""
-    scores = tl.dot(query, tl.trans(key), input_precision=PRECISION) * (scale * LOG2_E)
-    weights = tl.where(visible, tl.exp2(scores - log_sum[:, None]), 0.0)
+    scores = tl.dot(query, tl.trans(key), input_precision=PRECISION) * scale
+    weights = tl.where(visible, tl.exp(scores - log_sum[:, None]), 0.0)
     of_weights = tl.dot(gradient, tl.trans(value), input_precision=PRECISION)
     return (weights * (of_weights - delta[:, None])).to(key.dtype)
 
@@ -97,9 +107,7 @@ def _training_forward(
     pair, block = tl.program_id(0) // query_blocks, tl.program_id(0) % query_blocks
     row, head = (pair // key_heads).to(tl.int64), (pair % key_heads).to(tl.int64)
     at_n, at_d = tl.arange(0, BLOCK_N), tl.arange(0, SIZE)
-    number = block * BLOCK_M + tl.arange(0, BLOCK_M)  # query m of a key head is group m % G of token m // G
-    token, group = number // GROUPS, number % GROUPS
-    in_m = token < length
+    number, token, group, in_m = _of_block(block, length, GROUPS, BLOCK_M)
     at_query = query + row * query_b + head * GROUPS * query_h + (group * query_h + token * query_l)[:, None] + at_d[None, :]
     queries = tl.load(at_query, mask=in_m[:, None], other=0.0)
     position = tl.load(positions + row * positions_b + token, mask=in_m, other=-1)
@@ -107,34 +115,29 @@ def _training_forward(
     total = tl.zeros([BLOCK_M], tl.float32)
     output = tl.zeros([BLOCK_M, SIZE], tl.float32)
 
-    a_end = tl.where(tl.max(position, 0) > tl.load(least + row), a_num, 0)
+    a_end, t_first, t_end = _reach(position, least + row, block, length, window, a_num, GROUPS, BLOCK_M, BLOCK_N)
     a_keys += row * a_key_b + head * a_key_k
     a_values += row * a_val_b + head * a_val_k
     after += row * after_b
     for start in range(0, a_end, BLOCK_N):
-        far = tl.cast(start, tl.int64)
-        in_n = start + at_n < a_end
-        key = tl.load(a_keys + far * a_key_n + (at_n * a_key_n)[:, None] + at_d[None, :], mask=in_n[:, None], other=0.0)
-        value = tl.load(a_values + far * a_val_n + (at_n * a_val_n)[:, None] + at_d[None, :], mask=in_n[:, None], other=0.0)
-        visible = _hears(position, tl.load(after + start + at_n, mask=in_n, other=NEVER))
-        highest, total, output = _added(queries, key, value, visible, scale, highest, total, output, PRECISION)
+        key, value = _loaded(a_keys, a_values, start, a_end, a_key_n, a_val_n, BLOCK_N, SIZE)
+        visible = _hears(position, tl.load(after + start + at_n, mask=start + at_n < a_end, other=NEVER))
+        scores = tl.where(visible, tl.dot(queries, tl.trans(key), input_precision=PRECISION) * scale, float("-inf"))
+        highest, total, output = _taken_in(scores, value, highest, total, output, PRECISION)
 
-    t_first = tl.maximum(block * BLOCK_M // GROUPS - window + 1, 0) // BLOCK_N * BLOCK_N
-    t_end = tl.minimum((block * BLOCK_M + BLOCK_M - 1) // GROUPS + 1, length)
     t_keys += row * t_key_b + head * t_key_k
     t_values += row * t_val_b + head * t_val_k
     for start in range(t_first, t_end, BLOCK_N):
-        in_n = start + at_n < t_end
-        key = tl.load(t_keys + ((start + at_n) * t_key_n)[:, None] + at_d[None, :], mask=in_n[:, None], other=0.0)
-        value = tl.load(t_values + ((start + at_n) * t_val_n)[:, None] + at_d[None, :], mask=in_n[:, None], other=0.0)
+        key, value = _loaded(t_keys, t_values, start, t_end, t_key_n, t_val_n, BLOCK_N, SIZE)
         visible = _reads(token, start + at_n, window)
-        highest, total, output = _added(queries, key, value, visible, scale, highest, total, output, PRECISION)
+        scores = tl.where(visible, tl.dot(queries, tl.trans(key), input_precision=PRECISION) * scale, float("-inf"))
+        highest, total, output = _taken_in(scores, value, highest, total, output, PRECISION)
 
-    output = output / total[:, None]
+    output, log_sum = _finished(highest, total, output)
     heads = key_heads * GROUPS
     at_result = result + (row * length * heads + head * GROUPS) * SIZE + ((token * heads + group) * SIZE)[:, None] + at_d[None, :]
     tl.store(at_result, output.to(result.dtype.element_ty), mask=in_m[:, None])
-    tl.store(sums + pair.to(tl.int64) * length * GROUPS + number, highest + tl.log2(total), mask=in_m)
+    tl.store(sums + pair.to(tl.int64) * length * GROUPS + number, log_sum, mask=in_m)
 
 
 @triton.jit(do_not_specialize=[*OF_BATCH, "query_blocks"])
@@ -149,9 +152,7 @@ def _training_to_queries(
     pair, block = tl.program_id(0) // query_blocks, tl.program_id(0) % query_blocks
     row, head = (pair // key_heads).to(tl.int64), (pair % key_heads).to(tl.int64)
     at_n, at_d = tl.arange(0, BLOCK_N), tl.arange(0, SIZE)
-    number = block * BLOCK_M + tl.arange(0, BLOCK_M)
-    token, group = number // GROUPS, number % GROUPS
-    in_m = token < length
+    number, token, group, in_m = _of_block(block, length, GROUPS, BLOCK_M)
     at_query = query + row * query_b + head * GROUPS * query_h + (group * query_h + token * query_l)[:, None] + at_d[None, :]
     queries = tl.load(at_query, mask=in_m[:, None], other=0.0)
     at_gradient = gradient + row * gradient_b + head * GROUPS * gradient_h
@@ -168,27 +169,20 @@ def _training_to_queries(
     position = tl.load(positions + row * positions_b + token, mask=in_m, other=-1)
     found = tl.zeros([BLOCK_M, SIZE], tl.float32)
 
-    a_end = tl.where(tl.max(position, 0) > tl.load(least + row), a_num, 0)
+    a_end, t_first, t_end = _reach(position, least + row, block, length, window, a_num, GROUPS, BLOCK_M, BLOCK_N)
     a_keys += row * a_key_b + head * a_key_k
     a_values += row * a_val_b + head * a_val_k
     after += row * after_b
     for start in range(0, a_end, BLOCK_N):
-        far = tl.cast(start, tl.int64)
-        in_n = start + at_n < a_end
-        key = tl.load(a_keys + far * a_key_n + (at_n * a_key_n)[:, None] + at_d[None, :], mask=in_n[:, None], other=0.0)
-        value = tl.load(a_values + far * a_val_n + (at_n * a_val_n)[:, None] + at_d[None, :], mask=in_n[:, None], other=0.0)
-        visible = _hears(position, tl.load(after + start + at_n, mask=in_n, other=NEVER))
+        key, value = _loaded(a_keys, a_values, start, a_end, a_key_n, a_val_n, BLOCK_N, SIZE)
+        visible = _hears(position, tl.load(after + start + at_n, mask=start + at_n < a_end, other=NEVER))
         of_scores = _of_scores(queries, key, value, gradients, log_sum, delta, visible, scale, PRECISION)
         found += tl.dot(of_scores, key, input_precision=PRECISION)
 
-    t_first = tl.maximum(block * BLOCK_M // GROUPS - window + 1, 0) // BLOCK_N * BLOCK_N
-    t_end = tl.minimum((block * BLOCK_M + BLOCK_M - 1) // GROUPS + 1, length)
     t_keys += row * t_key_b + head * t_key_k
     t_values += row * t_val_b + head * t_val_k
     for start in range(t_first, t_end, BLOCK_N):
-        in_n = start + at_n < t_end
-        key = tl.load(t_keys + ((start + at_n) * t_key_n)[:, None] + at_d[None, :], mask=in_n[:, None], other=0.0)
-        value = tl.load(t_values + ((start + at_n) * t_val_n)[:, None] + at_d[None, :], mask=in_n[:, None], other=0.0)
+        key, value = _loaded(t_keys, t_values, start, t_end, t_key_n, t_val_n, BLOCK_N, SIZE)
         visible = _reads(token, start + at_n, window)
         of_scores = _of_scores(queries, key, value, gradients, log_sum, delta, visible, scale, PRECISION)
         found += tl.dot(of_scores, key, input_precision=PRECISION)
@@ -216,11 +210,10 @@ def _to_keys(
     IS_AUDIO: tl.constexpr, GROUPS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SIZE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of BLOCK_N keys and values; every pointer is at its row and head, those of keys at their first key."""
+    """Gradients of BLOCK_N keys and values; every pointer is at its row and head, those of gradients at the first key."""
     at_n, at_d = tl.arange(0, BLOCK_N), tl.arange(0, SIZE)
     in_n = start + at_n < num
-    key = tl.load(keys + (at_n * key_n)[:, None] + at_d[None, :], mask=in_n[:, None], other=0.0)
-    value = tl.load(values + (at_n * value_n)[:, None] + at_d[None, :], mask=in_n[:, None], other=0.0)
+    key, value = _loaded(keys, values, start, num, key_n, value_n, BLOCK_N, SIZE)
     of_key = tl.zeros([BLOCK_N, SIZE], tl.float32)
     of_value = tl.zeros([BLOCK_N, SIZE], tl.float32)
     seen_after = at_n
@@ -230,9 +223,7 @@ def _to_keys(
     else:
         first, end = start, tl.minimum(start + BLOCK_N - 1 + window, length)
     for begin in range(first * GROUPS // BLOCK_M * BLOCK_M, end * GROUPS, BLOCK_M):
-        number = begin + tl.arange(0, BLOCK_M)
-        token, group = number // GROUPS, number % GROUPS
-        in_m = token < length
+        number, token, group, in_m = _of_block(begin // BLOCK_M, length, GROUPS, BLOCK_M)
         at_query = query + (group * query_h + token * query_l)[:, None] + at_d[None, :]
         queries = tl.load(at_query, mask=in_m[:, None], other=0.0)
         at_gradient = gradient + (group * gradient_h + token * gradient_l)[:, None] + at_d[None, :]
@@ -240,14 +231,14 @@ def _to_keys(
         log_sum = tl.load(sums + number, mask=in_m, other=float("inf"))
         delta = tl.load(deltas + number, mask=in_m, other=0.0)
         # Keys by queries, so that what is multiplied next stays in registers.
-        scores = tl.dot(key, tl.trans(queries), input_precision=PRECISION) * (scale * LOG2_E)
+        scores = tl.dot(key, tl.trans(queries), input_precision=PRECISION) * scale
         if IS_AUDIO:
             position = tl.load(positions + token, mask=in_m, other=-1)
             visible = position[None, :] > seen_after[:, None]
         else:
             behind = token[None, :] - (start + at_n)[:, None]
             visible = (behind >= 0) & (behind < window)
-        weights = tl.where(visible, tl.exp2(scores - log_sum[None, :]), 0.0)
+        weights = tl.where(visible, tl.exp(scores - log_sum[None, :]), 0.0)
         of_value += tl.dot(weights.to(gradients.dtype), gradients, input_precision=PRECISION)
         of_weights = tl.dot(value, tl.trans(gradients), input_precision=PRECISION)
         of_scores = weights * (of_weights - delta[None, :])
@@ -280,8 +271,7 @@ def _training_to_keys(
         target = ((row * a_num + start) * key_heads + head) * SIZE
         _to_keys(
             query, gradient, sums, deltas, positions, after + row * after_b,
-            a_keys + row * a_key_b + head * a_key_k + start.to(tl.int64) * a_key_n,
-            a_values + row * a_val_b + head * a_val_k + start.to(tl.int64) * a_val_n,
+            a_keys + row * a_key_b + head * a_key_k, a_values + row * a_val_b + head * a_val_k,
             of_a_keys + target, of_a_values + target,
             query_h, query_l, gradient_h, gradient_l, a_key_n, a_val_n, target_n, start, a_num, length, window, scale,
             True, GROUPS, BLOCK_M, BLOCK_N, SIZE, PRECISION,
@@ -291,8 +281,7 @@ def _training_to_keys(
         target = ((row * length + start) * key_heads + head) * SIZE
         _to_keys(
             query, gradient, sums, deltas, positions, after,
-            t_keys + row * t_key_b + head * t_key_k + start.to(tl.int64) * t_key_n,
-            t_values + row * t_val_b + head * t_val_k + start.to(tl.int64) * t_val_n,
+            t_keys + row * t_key_b + head * t_key_k, t_values + row * t_val_b + head * t_val_k,
             of_t_keys + target, of_t_values + target,
             query_h, query_l, gradient_h, gradient_l, t_key_n, t_val_n, target_n, start, length, length, window, scale,
             False, GROUPS, BLOCK_M, BLOCK_N, SIZE, PRECISION,
@@ -326,7 +315,7 @@ def _forward(
     query: Tensor, text_keys: Tensor, text_values: Tensor, audio_keys: Tensor, audio_values: Tensor, positions: Tensor,
     after: Tensor, least: Tensor, window: int | None, scale: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """The output (B, L, H, d), and the base-2 logarithm of each query's sum of weights (B, K, L * G) in float32."""
+    """The output (B, L, H, d), and the logarithm of each query's sum of weights (B, K, L * G) in float32."""
     heads = _Heads(query, text_keys, text_values, audio_keys, audio_values, positions, after, window, scale)
     result, sums = _by_token(query, text_keys)
     with torch.cuda.device_of(query):

@@ -32,7 +32,7 @@ from pal_audio.integration.key_values import (
 )
 from pal_audio.integration.memory import AudioMemory, LiveAudio
 from pal_audio.integration.proof import prove
-from pal_audio.integration.training_attention import DEFAULT, AudioKernel, StepKernel, find_kernel
+from pal_audio.integration.training_attention import DEFAULT_KERNEL, AudioKernel, StepKernel, find_kernel
 from pal_audio.model import layer_checkpointing
 from pal_audio.model.adapters import add_adapter, merge_adapter
 from pal_audio.model.configuration import PalConfig
@@ -74,7 +74,7 @@ class PalForConditionalGeneration(SoundMixin, PreTrainedModel, PalGenerationMixi
         kernel = self.language_model.config._attn_implementation or "sdpa"
         self._hooked = self._has_lal
         self.recompute_audio = "none"  # see `integration.recompute`
-        self.audio_kernel: AudioKernel = DEFAULT  # of training steps; see `integration.training_attention`
+        self.audio_kernel: AudioKernel = DEFAULT_KERNEL  # of training steps; see `integration.training_attention`
         # The constructors of wrappers set "sdpa" on every sub-configuration, also where the LLM cannot have it.
         self._install_attention(kernel if has_sdpa(self.language_model) else "eager")
         on_meta = any(parameter.is_meta for parameter in self.language_model.parameters())

@@ -14,7 +14,7 @@ from pal_audio.data.mixing.config import MixConfig
 from pal_audio.data.sources import ManifestsConfig, ShardsConfig, TextSourceConfig
 from pal_audio.errors import PalError
 from pal_audio.integration.recompute import RecomputeSetting
-from pal_audio.integration.training_attention import DEFAULT, AudioKernel
+from pal_audio.integration.training_attention import DEFAULT_KERNEL, AudioKernel
 from pal_audio.model.adapters import AdapterConfig
 from pal_audio.model.building import ModelSpec
 from pal_audio.training.batches import BatchOrder, Budget
@@ -116,7 +116,7 @@ class Stage(StrictConfig):
     packing: bool = True
     checkpointing: bool = False
     recompute_audio: RecomputeSetting = "none"
-    audio_kernel: AudioKernel = DEFAULT
+    audio_kernel: AudioKernel = DEFAULT_KERNEL
     compile: bool = False
     warmup_steps: int = Field(0, ge=0)
     schedule: Literal["cosine", "linear", "constant"] = "cosine"

@@ -11,7 +11,7 @@ from pal_audio.audio import AudioError
 from pal_audio.data.manifest import Example
 from pal_audio.data.texts import Document
 from pal_audio.errors import PalError
-from pal_audio.integration.training_attention import DEFAULT
+from pal_audio.integration.training_attention import DEFAULT_KERNEL
 from pal_audio.model import PalForConditionalGeneration
 from pal_audio.training.batches import Size
 from pal_audio.training.device import to_device
@@ -36,7 +36,7 @@ class AnswerObjective(LlmObjective[Example]):
         super().begin()
 
     def end(self) -> None:
-        self.model.recompute_audio, self.model.audio_kernel = "none", DEFAULT
+        self.model.recompute_audio, self.model.audio_kernel = "none", DEFAULT_KERNEL
         super().end()
 
     def prepare(self, train: Sequence[Example], test: Sequence[Example]) -> Sequence[Example]:
