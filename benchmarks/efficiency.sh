@@ -29,6 +29,7 @@ case $name in
     # compiling AdamW takes minutes a case the first time
     train-16x1024-fastest) train "$name" --batch 16 --audio-tokens 1024 --integrations lal,pal --set setup.compile_mode=reduce-overhead --set setup.optimizer=compiled ;;
     train-16x1024-fastest-lal) train "$name" --batch 16 --audio-tokens 1024 --integrations lal --set setup.compile_mode=reduce-overhead --set setup.optimizer=compiled ;;
+    train-16x1500-fastest-lal) train "$name" --batch 16 --audio-tokens 1500 --integrations lal --set setup.compile_mode=reduce-overhead --set setup.optimizer=compiled ;;
     train-16x1500-fastest) train "$name" --batch 16 --audio-tokens 1500 --integrations lal,pal --set setup.compile_mode=reduce-overhead --set setup.optimizer=compiled ;;
     train-16x1024-low-rank) train "$name" --batch 16 --audio-tokens 1024 --integrations lal --projector low_rank:256 ;;
     train-16x1500) train "$name" --batch 16 --audio-tokens 1500 --integrations lal,pal ;;

@@ -43,7 +43,7 @@ def plain(recipe: Path, tmp_path: Path) -> tuple[list[float], dict[str, torch.Te
         ["stages.0.packing=false", "stages.0.checkpointing=true"],
         ["stages.0.recompute_audio=true"],
         ["stages.0.recompute_audio=light"],
-        ["stages.0.audio_kernel=auto"],
+        ["stages.0.audio_kernel=sdpa"],
         ["stages.0.recompute_audio=true", "stages.0.checkpointing=true"],
         ["stages.0.recompute_audio=light", "stages.0.checkpointing=true"],
         ["stages.0.packing=true", "stages.0.accumulate=3"],

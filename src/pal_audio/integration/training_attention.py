@@ -20,7 +20,7 @@ from pal_audio.errors import PalError
 
 AudioKernel = Literal["auto", "sdpa", "triton"]
 """How LAL layers attend in training: by our kernel where it serves, by SDPA, or by our kernel and nothing else."""
-DEFAULT_KERNEL: AudioKernel = "sdpa"  # until the kernel has been measured on a GPU
+DEFAULT_KERNEL: AudioKernel = "auto"
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None  # it comes with torch's CUDA builds alone
 IS_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # tests run kernels so, without a GPU
