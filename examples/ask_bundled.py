@@ -25,8 +25,9 @@ ASKED = [
     (("dog",), "What sound is this?"),
     (("rain",), "What do you hear?"),
     (("rain", "dog"), "Which sound comes first?"),
-    (("dog", "engine", "rain"), "How many different sounds are there?"),
-    (("dog", "engine", "rain"), "Describe the sounds in their order."),
+    (("rain", "dog"), "How many different sounds are there?"),
+    (("dog", "engine"), "Which sound comes last?"),
+    (("dog", "engine"), "Describe the sounds in their order."),
 ]
 """Kinds of sounds (`pal_audio.data.sounds`) one after another, and what is asked."""
 
