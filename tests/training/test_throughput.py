@@ -11,6 +11,7 @@ from pal_audio.data.collation import Collator
 from pal_audio.data.prepare import prepare
 from pal_audio.model import build_model
 from pal_audio.training.loop import StageRun
+from pal_audio.training.objectives import answer
 from pal_audio.training.plan import plan_stages
 from pal_audio.training.recipe import load_recipe
 
@@ -58,6 +59,32 @@ def test_options_keep_the_numbers(
     # Adam divides by the root of tiny second moments, which magnifies rounding of gradients near zero.
     for name, expected in plain[1].items():
         torch.testing.assert_close(weights[name], expected, rtol=1e-3, atol=2e-4)
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_a_packed_batch_on_a_gpu_has_one_of_few_lengths(
+    packing: bool,
+    plain: tuple[list[float], dict[str, torch.Tensor]],
+    recipe: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Trained on the CPU by the inputs that a GPU would get."""
+    lengths = []
+
+    def as_on_a_gpu(objective: answer.AnswerObjective, inputs: dict[str, Any], _: torch.device) -> dict[str, Any]:
+        inputs = on_device(objective, inputs, torch.device("cuda"))
+        lengths.append([inputs[name].shape[1] for name in ("input_ids", "attention_mask", "labels")])
+        return inputs
+
+    on_device = answer.AnswerObjective.on_device
+    monkeypatch.setattr(answer, "to_device", lambda features, _: features)
+    monkeypatch.setattr(answer.AnswerObjective, "on_device", as_on_a_gpu)
+    losses, _ = losses_and_weights(recipe, tmp_path / "other", f"stages.0.packing={packing}".lower())
+    assert losses == pytest.approx(plain[0], rel=1e-5)
+    assert len(lengths) >= STEPS
+    assert all(len(set(of_batch)) == 1 for of_batch in lengths)
+    assert all(of_batch[0] % answer.PACKED_MULTIPLE == 0 for of_batch in lengths) == packing
 
 
 def test_a_compiled_stage_keeps_the_numbers(

@@ -17,6 +17,10 @@ from pal_audio.training.batches import Size
 from pal_audio.training.device import to_device
 from pal_audio.training.objectives.llm import LlmObjective
 
+PACKED_MULTIPLE = 32
+"""Tokens that rows of a packed batch on a GPU are padded to. Padding costs a packed batch attention alone, and cuDNN's attention makes
+a plan for every new length: 0.15 s forward and backward on an H200 (`benchmarks/results/2026-11-27-training-kernel/sdpa_shapes.txt`)."""
+
 
 class AnswerObjective(LlmObjective[Example]):
     """Cross-entropy over exactly the assistant's tokens (units).
@@ -64,9 +68,19 @@ class AnswerObjective(LlmObjective[Example]):
 
     def on_device(self, inputs: dict[str, Any], device: torch.device) -> dict[str, Any]:
         """Sound moves; text stays on the CPU, where the model places clips and packs rows before it moves them itself."""
-        if device.type != "cuda" or "input_features" not in inputs:
+        if device.type != "cuda":
+            return inputs
+        if self.stage.packing:
+            inputs = self._with_even_length(inputs)
+        if "input_features" not in inputs:
             return inputs
         return {**inputs, "input_features": to_device(inputs["input_features"], device)}
+
+    def _with_even_length(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """The batch padded on the right to a multiple of `PACKED_MULTIPLE`."""
+        more = -inputs["input_ids"].shape[1] % PACKED_MULTIPLE
+        fills = {"input_ids": self.collator.processor._pad_id, "attention_mask": 0, "labels": -100}
+        return {**inputs, **{name: nn.functional.pad(inputs[name], (0, more), value=fill) for name, fill in fills.items()}}
 
     def loss(self, module: nn.Module, inputs: dict[str, Any], num_units: int) -> Tensor:
         loss: Tensor = module(**inputs, num_items_in_batch=num_units, use_cache=False, packed=self.stage.packing).loss
