@@ -424,6 +424,9 @@ def test_the_report_says_what_there_is_and_what_is_missing(tmp_path: Path) -> No
     out, page = tmp_path / "out", tmp_path / "lab.md"
     plits = [right_of(300, 0), right_of(304, 1), right_of(308, 2)]
     plant(out, {"plits": plits, "lal": [run & ~right_of(200, 9) for run in plits[:2]]})
+    elsewhere = json.loads((out / "results" / "lal-1.json").read_text())
+    elsewhere["machine"]["device"]["name"] = "another card"
+    (out / "results" / "lal-1.json").write_text(json.dumps(elsewhere))
     last = {"arms": ["plits", "lal", "pal"], "seeds": [0, 1, 2]}
     (out / "lab.json").write_text(json.dumps({"fixed": {}, "last": last}))
     with pytest.raises(PalError, match="put the lines"):
@@ -435,6 +438,7 @@ def test_the_report_says_what_there_is_and_what_is_missing(tmp_path: Path) -> No
     assert text.startswith(f"# The lab\nwords\n{BEGIN}\n")
     assert text.endswith(f"\n{END}\nmore words\n")
     assert "earlier" not in text
+    assert "5 runs on a card (cuda) and another card (cuda: lal-1), 1 at once" in text
     assert "No result of: lal: seeds 2; pal: seeds 0, 1, 2; the best arm under other conditions." in text
     assert "| plits | 3 | 76.0 (75.0 to 77.0) | 2.5 (2.5 to 2.5) |" in text
     assert "| best constant answer of each task |  | 10.0 |  |" in text

@@ -80,9 +80,18 @@ def _origin(grid: Grid) -> str:
     commits = sorted({(item["commit"] or {}).get("commit") or "not known" for item in grid.results.values()})
     versions = ", ".join(f"{name} {told['versions'][name]}" for name in ("python", "torch", "transformers"))
     asked = ", ".join(f"{name} {len(task['ids'])}" for name, task in grid.index["tasks"].items())
-    device = told["machine"]["device"]
     jobs = sorted({item["cost"]["jobs"] for item in grid.results.values()})
     return (
-        f"{len(grid.results)} runs on {device['name']} ({device['type']}), {' or '.join(map(str, jobs))} at once; {versions}; "
+        f"{len(grid.results)} runs on {_machines(grid)}, {' or '.join(map(str, jobs))} at once; {versions}; "
         f"commit {', '.join(commits)}. Questions by task: {asked}; `{grid.index['hash']}`."
     )
+
+
+def _machines(grid: Grid) -> str:
+    """What most runs were on, and the others by name."""
+    runs: dict[str, list[str]] = {}
+    for (arm, seed), told in grid.results.items():
+        device = told["machine"]["device"]
+        runs.setdefault(f"{device['name']} ({device['type']}", []).append(f"{arm}-{seed}")
+    (most, _), *others = sorted(runs.items(), key=lambda item: -len(item[1]))
+    return " and ".join([f"{most})", *(f"{device}: {', '.join(names)})" for device, names in others)])
