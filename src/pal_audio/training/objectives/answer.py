@@ -18,8 +18,8 @@ from pal_audio.training.device import to_device
 from pal_audio.training.objectives.llm import LlmObjective
 
 PACKED_MULTIPLE = 32
-"""What rows of a packed batch on a GPU are padded to a multiple of, in tokens. Padding costs such a batch attention and its
-layout alone; cuDNN's attention makes a plan for every new length, 0.15 s forward and backward on an H200 (docs/efficiency.md). Our choice."""
+"""What rows of a packed batch on a GPU are padded to a multiple of, in tokens; our choice. Padding costs attention and layout
+alone there; cuDNN's attention makes a plan for every new length: 0.15 s forward and backward on an H200 (docs/efficiency.md)."""
 
 
 class AnswerObjective(LlmObjective[Example]):
