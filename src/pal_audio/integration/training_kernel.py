@@ -37,7 +37,7 @@ class Blocks(NamedTuple):
     stages: int
 
 
-# By the widest head that they are for. Quickest on an H100: of some 33 (64) at 64 x 1,024 audio tokens, of 12 (128) at 16 x 1,024.
+# By the widest head that they are for. Quickest on an H100: of some 33 (64) at 64 x 1,024 audio tokens, 12 (128) at 16 x 1,024.
 FORWARD = {64: Blocks(64, 32, 4, 1), 128: Blocks(64, 64, 4, 2), 256: Blocks(64, 32, 8, 2)}
 TO_QUERIES = {64: Blocks(64, 64, 4, 1), 128: Blocks(64, 64, 4, 2), 256: Blocks(64, 32, 8, 2)}
 TO_KEYS = {64: Blocks(32, 64, 4, 1), 128: Blocks(64, 64, 4, 1), 256: Blocks(32, 64, 8, 2)}
