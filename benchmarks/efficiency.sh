@@ -22,15 +22,17 @@ infer() {
     "$PYTHON" -m pal_audio bench infer --llm "$LLM" --out "$OUT/$1" --compile-ahead "$AHEAD" "${@:2}"
 }
 
+fastest=(--set setup.compile_mode=reduce-overhead --set setup.optimizer=compiled)
+
 name=${1:?one of: $(sed -n 's/^    \([a-z0-9-]*\)).*/\1/p' "$0" | tr '\n' ' ')}
 case $name in
     train-16x1024) train "$name" --batch 16 --audio-tokens 1024 --integrations lal,pal ;;
     train-16x1024-graphs) train "$name" --batch 16 --audio-tokens 1024 --integrations lal,pal --set setup.compile_mode=reduce-overhead ;;
     # compiling AdamW takes minutes a case the first time
-    train-16x1024-fastest) train "$name" --batch 16 --audio-tokens 1024 --integrations lal,pal --set setup.compile_mode=reduce-overhead --set setup.optimizer=compiled ;;
-    train-16x1024-fastest-lal) train "$name" --batch 16 --audio-tokens 1024 --integrations lal --set setup.compile_mode=reduce-overhead --set setup.optimizer=compiled ;;
-    train-16x1500-fastest-lal) train "$name" --batch 16 --audio-tokens 1500 --integrations lal --set setup.compile_mode=reduce-overhead --set setup.optimizer=compiled ;;
-    train-16x1500-fastest) train "$name" --batch 16 --audio-tokens 1500 --integrations lal,pal --set setup.compile_mode=reduce-overhead --set setup.optimizer=compiled ;;
+    train-16x1024-fastest) train "$name" --batch 16 --audio-tokens 1024 --integrations lal,pal "${fastest[@]}" ;;
+    train-16x1024-fastest-lal) train "$name" --batch 16 --audio-tokens 1024 --integrations lal "${fastest[@]}" ;;
+    train-16x1500-fastest) train "$name" --batch 16 --audio-tokens 1500 --integrations lal,pal "${fastest[@]}" ;;
+    train-16x1500-fastest-lal) train "$name" --batch 16 --audio-tokens 1500 --integrations lal "${fastest[@]}" ;;
     train-16x1024-low-rank) train "$name" --batch 16 --audio-tokens 1024 --integrations lal --projector low_rank:256 ;;
     train-16x1500) train "$name" --batch 16 --audio-tokens 1500 --integrations lal,pal ;;
     train-64x1024) train "$name" --batch 64 --audio-tokens 1024 --integrations lal,pal --steps 10 ;;

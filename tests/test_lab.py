@@ -438,7 +438,7 @@ def test_the_report_says_what_there_is_and_what_is_missing(tmp_path: Path) -> No
     assert text.startswith(f"# The lab\nwords\n{BEGIN}\n")
     assert text.endswith(f"\n{END}\nmore words\n")
     assert "earlier" not in text
-    assert "5 runs on a card (cuda) and another card (cuda: lal-1), 1 at once" in text
+    assert "5 runs on a card (cuda) and another card (cuda) for lal-1, 1 at once" in text
     assert "No result of: lal: seeds 2; pal: seeds 0, 1, 2; the best arm under other conditions." in text
     assert "| plits | 3 | 76.0 (75.0 to 77.0) | 2.5 (2.5 to 2.5) |" in text
     assert "| best constant answer of each task |  | 10.0 |  |" in text

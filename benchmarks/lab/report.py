@@ -88,10 +88,10 @@ def _origin(grid: Grid) -> str:
 
 
 def _machines(grid: Grid) -> str:
-    """What most runs were on, and the others by name."""
+    """What most runs were on, and what the others were, with their names."""
     runs: dict[str, list[str]] = {}
     for (arm, seed), told in grid.results.items():
         device = told["machine"]["device"]
-        runs.setdefault(f"{device['name']} ({device['type']}", []).append(f"{arm}-{seed}")
-    (most, _), *others = sorted(runs.items(), key=lambda item: -len(item[1]))
-    return " and ".join([f"{most})", *(f"{device}: {', '.join(names)})" for device, names in others)])
+        runs.setdefault(f"{device['name']} ({device['type']})", []).append(f"{arm}-{seed}")
+    most, *others = sorted(runs, key=lambda device: -len(runs[device]))
+    return " and ".join([most, *(f"{device} for {', '.join(runs[device])}" for device in others)])

@@ -79,6 +79,8 @@ class AnswerObjective(LlmObjective[Example]):
     def _with_even_length(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """The batch padded on the right to a multiple of `PACKED_MULTIPLE`."""
         more = -inputs["input_ids"].shape[1] % PACKED_MULTIPLE
+        if not more:
+            return inputs
         fills = {"input_ids": self.collator.processor._pad_id, "attention_mask": 0, "labels": -100}
         return {**inputs, **{name: nn.functional.pad(inputs[name], (0, more), value=fill) for name, fill in fills.items()}}
 
