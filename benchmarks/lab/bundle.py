@@ -131,21 +131,27 @@ def _heard(flow: Flow, recipe: LabRecipe, encoders: list[str]) -> tuple[list[Ste
     if not encoders:
         return steps, None
     frames = flow.out / "frames" / f"bundle-{'+'.join(encoders)}"
-    manifests = [*(Path(source["path"]) for source in _sources(flow)), flow.out / "tests" / "curve.jsonl"]
+    manifests = [*(flow.out / world / "train.jsonl" for world in ("world", "world-dev")), flow.out / "tests" / "curve.jsonl"]
     needs = tuple(step.name for step in steps)
     return [*steps, flow.encoding(f"frames-{frames.name}", recipe.path, manifests, frames, needs, _READERS)], frames
 
 
 def _train(flow: Flow, name: str, of: LabRecipe, settings: list[str], needs: tuple[str, ...], made: str) -> Step:
     """A run on both worlds."""
-    both = written({"data.train": _sources(flow), "data.roots": [str(root) for root in flow.roots]})
+    both = written({"data.train": _sources(flow, of), "data.roots": [str(root) for root in flow.roots]})
     folder = flow.out / "runs" / name
     command = ["train", str(of.path), *of.settings(), *settings, *both, "--out", str(folder), "--resume"]
     return Step(name, name, flow.mark(name), needs, products=(folder / made,), commands=lambda: [command])
 
 
-def _sources(flow: Flow) -> list[dict[str, str]]:
-    return [{"path": str(flow.out / world / "train.jsonl"), "name": world} for world in ("world", "world-dev")]
+def _sources(flow: Flow, recipe: LabRecipe) -> list[dict[str, Any]]:
+    """What a recipe trains on, of both worlds."""
+    found = []
+    for source in recipe.content["data"]["train"]:
+        plain = {"path": source} if isinstance(source, str) else dict(source)
+        file = Path(plain["path"]).name
+        found += [{**plain, "path": str(flow.out / world / file), "name": f"{world} {file}"} for world in ("world", "world-dev")]
+    return found
 
 
 def write_recipe(flow: Flow, best: LabRecipe, factor: float) -> LabRecipe:

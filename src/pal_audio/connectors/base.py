@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from typing import ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from pal_audio.config import StrictConfig
@@ -26,6 +27,8 @@ class AnyConnectorConfig(StrictConfig, ABC):
     type: str
     time_code: bool = True
     """Add a token's absolute time in seconds: encoders restart their own positions in every window."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Chance that a channel of a clip's frames is zero throughout, in training only; see `drop_channels`."""
 
     @property
     def is_local(self) -> bool:
@@ -125,6 +128,17 @@ class TokenHead(nn.Module):
         if self.time_gain is not None:
             tokens_CAD = tokens_CAD + self.time_gain * time_code(times_CA, tokens_CAD.shape[-1]).to(tokens_CAD.dtype)
         return (tokens_CAD * self.scale) * mask_CA[:, :, None]
+
+
+def drop_channels(frames_CTD: Tensor, chance: float, training: bool) -> Tensor:
+    """Frames with some channels of each clip at zero from its first frame to its last, the others scaled by 1 / (1 - chance).
+
+    A frozen encoder knows the recordings that it was trained on; without some of its channels an arm has to use them all.
+    Source: SpatialDropout (arXiv 1411.4280), before the connector (our choice).
+    """
+    if not training or chance == 0:
+        return frames_CTD
+    return nn.functional.dropout1d(frames_CTD.transpose(1, 2), chance).transpose(1, 2)
 
 
 def time_code(times: Tensor, size: int) -> Tensor:

@@ -1,6 +1,7 @@
 """The `data:` part of a recipe, and the folder that is made of it.
 
     OUT/train.jsonl, OUT/test.jsonl      manifests
+    OUT/more.jsonl                       of a mix with `more_questions`: further questions about the training scenes
     OUT/audio/{train,test}/000000.flac   composed scenes, 16 bit (none for real recordings: the manifests point at the originals);
                                          of a mix in folders of 5,000: 000/000000.flac
     OUT/clips.json                       of a mix: the clips of each split by id
@@ -30,6 +31,7 @@ from pal_audio.data.importers.recordings import RECORDING_TASKS
 from pal_audio.data.manifest import Example, write_manifest, write_text
 from pal_audio.data.mixing.compose import Composer
 from pal_audio.data.mixing.config import MixConfig
+from pal_audio.data.mixing.further import check_further, further
 from pal_audio.data.mixing.reading import read_catalogue
 from pal_audio.data.pool import in_processes
 from pal_audio.data.scene_files import Chunk, recorded, write_mix, write_scenes
@@ -38,6 +40,7 @@ from pal_audio.data.sounds import Split
 from pal_audio.data.sources import ManifestsConfig, ShardsConfig
 from pal_audio.errors import PalError
 
+MORE = "more.jsonl"
 FORMAT = 2  # to be raised whenever the same config would give other bytes
 DEFAULT_RECORDING_TASKS = {"esc10": 0.5, "digits": 0.5}
 _CHUNK = 50  # scenes a worker composes before it reports
@@ -94,7 +97,7 @@ class DataConfig(SceneSettings):
 
 
 class Mix(StrictConfig):
-    """What `mix.json` holds: the resolved config, examples by split and task, and what guessing gets."""
+    """What `mix.json` holds: the resolved config, examples by split (and `more`) and task, and what guessing gets."""
 
     format: int
     config: Annotated[DataConfig | MixConfig, Field(discriminator="type")]
@@ -131,7 +134,7 @@ class Guesser:
         return max(right, sum(max(answers.values()) for answers in told.values())) / len(test)
 
 
-_ABSENT = {"text_only": False}
+_ABSENT = {"text_only": False, "more_questions": 0}
 """Keys that folders of earlier versions lack."""
 
 
@@ -170,6 +173,8 @@ def build(
     if _finished(folder, described):
         return manifests
     composer = Composer(config, read_catalogue(config)) if isinstance(config, MixConfig) else None  # says what is wrong at once
+    if composer is not None:
+        check_further(composer)
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
         write_text(folder / "mix.partial.json", json.dumps(described, indent=2) + "\n")
@@ -187,10 +192,16 @@ def build(
             examples = _composed(config, folder, write_scenes, shared, progress, workers)
         for path, split in zip(manifests, _SPLITS, strict=True):
             write_manifest(path, examples[split])
+        more: list[Example] = []
+        if composer is not None and composer.config.more_questions:
+            for index, example in enumerate(examples["train"]):
+                more += further(composer, example, index)
+            write_manifest(folder / MORE, more)
         by_task = {name: [_of_task(examples[split], name) for split in _SPLITS] for name in config.active_tasks}
+        counted = {**examples, **({"more": more} if more else {})}
         mix = Mix(
             **described,
-            num_examples={split: dict(Counter(example.task for example in examples[split])) for split in _SPLITS},
+            num_examples={split: dict(Counter(example.task for example in found)) for split, found in counted.items()},
             chance=chance(examples["train"], examples["test"]),
             chance_by_task={name: chance(train, test) for name, (train, test) in by_task.items() if test},
         )
@@ -239,7 +250,8 @@ def _finished(folder: Path, described: dict[str, Any]) -> bool:
     config = described["config"]
     has_no_files = config["root"] is not None or bool(config.get("text_only"))
     whole = has_no_files or num_files == {split: config[f"num_{split}"] for split in _SPLITS}
-    return whole and all((folder / f"{split}.jsonl").is_file() for split in _SPLITS)
+    files = [*(f"{split}.jsonl" for split in _SPLITS), *([MORE] if config.get("more_questions") else [])]
+    return whole and all((folder / name).is_file() for name in files)
 
 
 def _num(config: DataConfig | MixConfig, split: Split) -> int:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pal_audio import connectors
 from pal_audio.connectors import ConnectorConfig, JointConnector, JointConnectorConfig
+from pal_audio.connectors.base import drop_channels
 from pal_audio.encoders.base import AudioEncoder, Frames
 from pal_audio.errors import PalError
 from pal_audio.integration.config import FlamingoConfig, LalConfig, parse_layers
@@ -78,13 +79,16 @@ class Stream(nn.Module):
         dtype, names = compute_dtype(self.connector), self.config.encoders
         if isinstance(self.connector, JointConnector):
             read = [frames[name] for name in names]
-            layers = [item.layers[-1].to(dtype) for item in read]
+            layers = [self._dropped(item.layers[-1].to(dtype)) for item in read]
             tokens_CAD, lengths_C = self.connector(layers, [item.lengths for item in read])
             return [tokens_CAD], lengths_C
         heard, first_frame = frames[names[0]], (first_frames or {}).get(names[0], 0)
         later = {"first_frame": first_frame} if first_frame else {}
-        outputs = [self.connector(layer.to(dtype), heard.lengths, **later) for layer in heard.layers]
+        outputs = [self.connector(self._dropped(layer.to(dtype)), heard.lengths, **later) for layer in heard.layers]
         return [tokens for tokens, _ in outputs], outputs[0][1]
+
+    def _dropped(self, frames_CTD: Tensor) -> Tensor:
+        return drop_channels(frames_CTD, self.config.connector.dropout, self.training)
 
     def layer_inputs(self, tokens: list[Tensor]) -> Callable[[int], Tensor]:
         """The function layer -> (C, A, D) inputs of that LAL layer, P_l of the tokens it reads, or of that block: the tokens.

@@ -50,6 +50,7 @@ class MixConfig(StrictConfig):
         sources, scene, tasks: see there.
         augment: changes of training sounds; None for none.
         text_only: scenes are told as text (`mixing.telling`) and no sound is composed; the same scenes as with sound.
+        more_questions: at most so many further ones about each training scene, of other tasks (`mixing.further`).
     """
 
     type: Literal["mix"]
@@ -62,6 +63,7 @@ class MixConfig(StrictConfig):
     scene: SceneConfig = Field(default_factory=SceneConfig)
     augment: Augment | None = None
     text_only: bool = False
+    more_questions: int = Field(default=0, ge=0, le=20)
     tasks: dict[str, TaskConfig] = Field(min_length=1)
 
     @model_validator(mode="after")
@@ -82,6 +84,8 @@ class MixConfig(StrictConfig):
                 raise PalError(f"tasks.{name}.scene: {one_line(error)}") from None
             except PalError as error:
                 raise PalError(f"tasks.{name}: {error}") from None
+        if self.text_only and self.more_questions:
+            raise PalError("more_questions spare the sound of further scenes, and text_only has none; raise num_train instead")
         if self.sampling_rate_hz < MIN_RATE_HZ and any(source.type == "procedural" for source in self.sources):
             raise PalError(f"sampling_rate_hz: procedural sounds need {MIN_RATE_HZ} or more, got {self.sampling_rate_hz}")
         return self

@@ -91,6 +91,10 @@ class Draws:
         rest = [label for label in self.labels if label not in without]
         return [rest[int(i)] for i in self.rng.permutation(len(rest))[:num]]
 
+    def one_of(self, wordings: Sequence[str]) -> str:
+        """A wording, each alike."""
+        return wordings[int(self.rng.integers(len(wordings)))]
+
     def number(self, span: tuple[int, int]) -> int:
         """A whole number of a range, each alike."""
         return int(self.rng.integers(span[0], span[1] + 1))
@@ -110,6 +114,8 @@ class TaskKind:
         digits: its events are one string of words, so they need not fit as single ones.
         hears_all: it is about everything that sounds, so nothing but noise may be behind.
         compares_notes: its two events are notes of one label, `scene.interval` apart.
+        ask: question and answer about a scene that is there, from draws and the labels of its events in the order in which they
+            begin, at least `least`; the answer None is the caption. None: it needs a scene of its own.
     """
 
     about: str
@@ -122,6 +128,12 @@ class TaskKind:
     digits: bool = False
     hears_all: bool = False
     compares_notes: bool = False
+    ask: Callable[[Draws, Sequence[str]], tuple[str, str | None]] | None = None
+
+    @property
+    def chooses(self) -> bool:
+        """Its answer is one of a few."""
+        return self.num_answers is not _one
 
     def num_events(self, scene: SceneConfig) -> tuple[int, int]:
         """Fewest and most events of a scene; none fit where the first is the larger."""
@@ -162,10 +174,18 @@ def _first(draws: Draws, rank: int, answer: int) -> Plan:
     return Plan(draws.clips(labels), _FIRST[rank % len(_FIRST)].format(draws.thing), label)
 
 
+def _ask_first(draws: Draws, labels: Sequence[str]) -> tuple[str, str | None]:
+    return draws.one_of(_FIRST).format(draws.thing), labels[0]
+
+
 def _last(draws: Draws, rank: int, answer: int) -> Plan:
     label = draws.labels[answer]
     labels = [*draws.others([label], _several(draws) - 1), label]
     return Plan(draws.clips(labels), _LAST[rank % len(_LAST)].format(draws.thing), label)
+
+
+def _ask_last(draws: Draws, labels: Sequence[str]) -> tuple[str, str | None]:
+    return draws.one_of(_LAST).format(draws.thing), labels[-1]
 
 
 def _before(draws: Draws, rank: int, answer: int) -> Plan:
@@ -181,6 +201,12 @@ def _before(draws: Draws, rank: int, answer: int) -> Plan:
     return Plan(draws.clips(labels), question, ("yes", "no")[answer])
 
 
+def _ask_before(draws: Draws, labels: Sequence[str]) -> tuple[str, str | None]:
+    one, other = (int(place) for place in draws.rng.permutation(len(labels))[:2])
+    nouns = draws.catalogue.noun(labels[one]), draws.catalogue.noun(labels[other])
+    return draws.one_of(_BEFORE).format(*nouns), "yes" if one < other else "no"
+
+
 def _after(draws: Draws, rank: int, answer: int) -> Plan:
     label = draws.labels[answer]
     asked, *others = draws.others([label], _several(draws) - 1)
@@ -190,14 +216,27 @@ def _after(draws: Draws, rank: int, answer: int) -> Plan:
     return Plan(draws.clips(labels), question, label)
 
 
+def _ask_after(draws: Draws, labels: Sequence[str]) -> tuple[str, str | None]:
+    at = int(draws.rng.integers(len(labels) - 1))
+    return draws.one_of(_AFTER).format(draws.thing, draws.catalogue.noun(labels[at])), labels[at + 1]
+
+
 def _count(draws: Draws, rank: int, answer: int) -> Plan:
     num = draws.scene.num_events[0] + answer
     return Plan(draws.clips(draws.others([], num)), _COUNT[rank % len(_COUNT)].format(draws.thing), NUMBER_WORDS[num - 1])
 
 
+def _ask_count(draws: Draws, labels: Sequence[str]) -> tuple[str, str | None]:
+    return draws.one_of(_COUNT).format(draws.thing), NUMBER_WORDS[len(labels) - 1]
+
+
 def _caption(draws: Draws, rank: int, answer: int) -> Plan:
     labels = draws.others([], draws.number(draws.scene.num_events))
     return Plan(draws.clips(labels), _CAPTION[rank % len(_CAPTION)], None)
+
+
+def _ask_caption(draws: Draws, labels: Sequence[str]) -> tuple[str, str | None]:
+    return draws.one_of(_CAPTION), None
 
 
 def _transcribe(draws: Draws, rank: int, answer: int) -> Plan:
@@ -268,12 +307,18 @@ _SOUND, _DIGIT, _NOTE = ("sound",), ("digit",), ("instrument",)
 TASK_KINDS: dict[str, TaskKind] = {
     "classify": TaskKind("one sound", ("What sound is this?", "dog"), _SOUND, _num_labels, _classify, exactly=1),
     "presence": TaskKind("is a sound there", ("Can you hear a dog?", "yes"), _SOUND, _two, _presence),
-    "first": TaskKind("which comes first", ("Which sound comes first?", "rain"), _SOUND, _num_labels, _first, least=2),
-    "last": TaskKind("which comes last", ("Which sound comes last?", "dog"), _SOUND, _num_labels, _last, least=2),
-    "before": TaskKind("order of two", ("Do you hear a dog before rain?", "no"), _SOUND, _two, _before, least=2),
-    "after": TaskKind("what follows", ("Which sound comes right after rain?", "dog"), _SOUND, _num_labels, _after, least=2),
+    "first": TaskKind("which comes first", ("Which sound comes first?", "rain"), _SOUND, _num_labels, _first, least=2, ask=_ask_first),
+    "last": TaskKind("which comes last", ("Which sound comes last?", "dog"), _SOUND, _num_labels, _last, least=2, ask=_ask_last),
+    "before": TaskKind("order of two", ("Do you hear a dog before rain?", "no"), _SOUND, _two, _before, least=2, ask=_ask_before),
+    "after": TaskKind("what follows", ("Which sound comes right after rain?", "dog"), _SOUND, _num_labels, _after, least=2, ask=_ask_after),
     "count": TaskKind(
-        "how many different", ("How many different sounds are there?", "three"), _SOUND, _num_counts, _count, hears_all=True
+        "how many different",
+        ("How many different sounds are there?", "three"),
+        _SOUND,
+        _num_counts,
+        _count,
+        hears_all=True,
+        ask=_ask_count,
     ),
     "caption": TaskKind(
         "all, in order",
@@ -282,6 +327,7 @@ TASK_KINDS: dict[str, TaskKind] = {
         _one,
         _caption,
         hears_all=True,
+        ask=_ask_caption,
     ),
     "transcribe": TaskKind(
         "digit strings, or speech",
