@@ -47,6 +47,19 @@ def test_what_another_lab_made_is_not_made_again(tmp_path: Path) -> None:
     assert (out / "runs" / "lab-lm" / "llm" / "config.json").read_text() == "ours"
 
 
+def test_a_model_older_than_a_key_of_recipes_has_its_default(tmp_path: Path) -> None:
+    there = packed(tmp_path / "small", "lm")
+    told = there / "runs" / "lab-lm" / "recipe.json"
+    content = json.loads(told.read_text())
+    del content["recipe"]["stages"][0]["audio_kernel"]
+    told.write_text(json.dumps(content))
+    assert take_models(Flow(tmp_path, tmp_path / "out", Shelf(RECIPES), arms=["lal"]), there) == ["lab-lm"]
+    content["recipe"]["stages"][0]["of_another_version"] = 1
+    told.write_text(json.dumps(content))
+    with pytest.raises(PalError, match=r"cannot be compared.*of_another_version.*leave it out of --models"):
+        take_models(Flow(tmp_path, tmp_path / "other", Shelf(RECIPES), arms=["lal"]), there)
+
+
 def test_models_of_another_recipe_are_refused_before_anything_is_copied(tmp_path: Path) -> None:
     there = packed(tmp_path / "small", "lm", "encoder-unified")
     told = there / "runs" / "lab-lm" / "recipe.json"
