@@ -1,5 +1,6 @@
 """P_l: what layers have in common is computed once and changes nothing."""
 
+import pytest
 import torch
 from torch import nn
 
@@ -34,6 +35,42 @@ def test_low_rank_maps_of_all_layers_are_one_product() -> None:
     torch.testing.assert_close(found, expected)
     for name, one, other in zip(names, torch.autograd.grad((found * weighting).sum(), wanted), expected_gradients, strict=True):
         torch.testing.assert_close(one, other, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def per_layer(bias: bool = True) -> LayerProjectors:
+    torch.manual_seed(0)
+    projectors = LayerProjectors(LalConfig(projector="per_layer"), LAYERS, 8, 6, own_norm=True)
+    for name in [] if bias else projectors.own:
+        projectors.own[name] = nn.Linear(8, 6, bias=False)
+    return projectors
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("at_once", [2, 3, 5])
+def test_whole_maps_of_some_layers_are_one_product(at_once: int, bias: bool) -> None:
+    projectors, tokens = per_layer(bias), torch.randn(5, 8, requires_grad=True)
+    weighting = torch.randn(len(LAYERS), 5, 6)
+    names, wanted = zip(*[("tokens", tokens), *projectors.named_parameters()], strict=True)
+    outputs = [torch.stack([projectors(layer, tokens) for layer in LAYERS])]
+    common = projectors.common(tokens, LAYERS, at_once)
+    assert [len(part) for part in common.parts] == {2: [2, 1], 3: [3], 5: [3]}[at_once]
+    outputs.append(torch.stack([projectors(layer, tokens, common) for layer in LAYERS]))
+    assert not common.made, "nothing is kept that was asked for"
+    torch.testing.assert_close(projectors(2, tokens, common), outputs[0][1])
+    torch.testing.assert_close(*outputs)
+    gradients = [torch.autograd.grad((output * weighting).sum(), wanted) for output in outputs]
+    for name, one, other in zip(names, *gradients, strict=True):
+        torch.testing.assert_close(one, other, msg=lambda text, name=name: f"{name}: {text}")
+    assert not projectors.common(tokens, LAYERS).parts, "a memory is made layer by layer: long clips would not fit"
+
+
+def test_whole_maps_that_are_more_than_their_weights_are_called() -> None:
+    projectors, tokens, called = per_layer(), torch.randn(5, 8), []
+    projectors.own["2"].register_forward_hook(lambda module, inputs, output: called.append(module))
+    common = projectors.common(tokens, LAYERS, 3)
+    assert not common.parts
+    projectors(2, tokens, common)
+    assert len(called) == 1
 
 
 def test_a_layer_that_was_not_named_computes_its_own() -> None:

@@ -26,6 +26,7 @@ from pal_audio.model.configuration import AudioConfig, PalConfig
 from pal_audio.model.streaming import append_audio
 from pal_audio.model.streams import by_encoder, check_same_clips, frames_of, join_slots
 
+_WHOLE_AT_ONCE = 4  # LAL layers whose projections are one product in a training step
 MAX_WINDOWS = 16  # encoder windows in one pass without gradients: bounds memory on long clips
 
 Features = Tensor | Frames | dict[str, Tensor | Frames]
@@ -69,19 +70,25 @@ class SoundMixin(nn.Module):
         per_stream = self._stream_tokens(input_features, audio_num_samples, max_windows, first_frames)
         num_clips = len(per_stream[0][1])
         slots, keys, inputs, widths = [], [], [], []
+        whole_at_once = _WHOLE_AT_ONCE if torch.is_grad_enabled() and self._keeps_all() else 1
         for stream, (tokens, lengths) in zip(self.streams, per_stream, strict=True):
             if not stream.gives_keys:
                 slots.append((tokens[0], lengths))
             else:
                 keys.append(lengths)
                 widths.append(tokens[0].shape[1])
-                inputs.append(stream.layer_inputs(tokens))
+                inputs.append(stream.layer_inputs(tokens, whole_at_once))
         none = torch.zeros(num_clips, dtype=torch.int64)
         slots_CAD, num_slots_C = join_slots(slots) if slots else (None, none)
         num_keys_SC = torch.stack(keys) if keys else none.new_zeros(0, num_clips)
         with_positions = [lengths for stream, (_, lengths) in zip(self.streams, per_stream, strict=True) if stream.blocks is None]
         clips = ClipTokens(slots_CAD, num_slots_C, num_keys_SC, torch.stack([none, *with_positions]).amax(0))
         return LiveAudio(clips, inputs, self._key_layers, widths, recompute=self.recompute_audio)
+
+    def _keeps_all(self) -> bool:
+        """Whether a training step keeps what LAL layers compute of audio."""
+        checkpointed = (getattr(rule.layer, "gradient_checkpointing", False) for rule in self._rules.values())
+        return self.recompute_audio == "none" and not any(checkpointed)
 
     @torch.no_grad()
     def encode_audio(self, input_features: Features, audio_num_samples: Lengths) -> AudioMemory:

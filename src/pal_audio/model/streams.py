@@ -90,17 +90,20 @@ class Stream(nn.Module):
     def _dropped(self, frames_CTD: Tensor) -> Tensor:
         return drop_channels(frames_CTD, self.config.connector.dropout, self.training)
 
-    def layer_inputs(self, tokens: list[Tensor]) -> Callable[[int], Tensor]:
+    def layer_inputs(self, tokens: list[Tensor], whole_at_once: int = 1) -> Callable[[int], Tensor]:
         """The function layer -> (C, A, D) inputs of that LAL layer, P_l of the tokens it reads, or of that block: the tokens.
 
         With one token sequence per encoder layer, LLM layer l of n reads the one at the same relative depth (our choice).
+        `whole_at_once` is that of `LayerProjectors.common`.
         """
         if self.projectors is None:
             return lambda layer: tokens[-1]
         # As rows of a matrix, so that the gradients of layers are products added in place, not held until the last one.
         flat = [each.flatten(0, 1) for each in tokens]
         common = [
-            self.projectors.common(each, [layer for layer in self.layers if self._source(layer, len(flat)) == number])
+            self.projectors.common(
+                each, [layer for layer in self.layers if self._source(layer, len(flat)) == number], whole_at_once
+            )
             for number, each in enumerate(flat)
         ]
         return partial(self._project, self.projectors, flat, common, tokens[0].shape[:2])
