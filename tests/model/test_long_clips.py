@@ -81,7 +81,22 @@ def test_forty_minutes(positions: str, features: dict[str, Any]) -> None:
 
 
 def test_a_span_beyond_the_context_names_zero(features: dict[str, Any]) -> None:
-    model, processor = model_and_processor("span", 2048)
+    model, processor = model_and_processor("span", 60 * MINUTES + 5)  # enough for the clip, not for the text beside it
     ids = batch(processor, [message(noise(1.0))])["input_ids"]
-    with torch.no_grad(), pytest.raises(PalError, match=r"trained on 2048; use `positions: zero`"):
+    with torch.no_grad(), pytest.raises(PalError, match=r"trained on 2405; use `positions: zero`"):
         model(ids, audio_memory=model.encode_audio(**features))
+
+
+@pytest.mark.parametrize("arm", ["plits", "lal", "pal"])
+def test_a_clip_longer_than_the_context_is_refused_before_it_is_encoded(arm: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, processor = tiny_model("llama", arm, llm={"max_position_embeddings": 64})
+    encoder = model.encoders["audio"]
+    frames_a_token = 4
+    limit_s = 64 * frames_a_token / encoder.config.frame_rate_hz
+    monkeypatch.setattr(type(encoder), "forward", lambda *_, **__: pytest.fail("the clip was encoded"))
+    inputs = batch(processor, [message(noise(0.3), noise(1.25 * limit_s))])
+    what = rf"clip 2 of 2 lasts {1.25 * limit_s:.1f} s and takes 80 positions, but the LLM was trained on 64, about {limit_s:.1f} s of sound"
+    with torch.no_grad(), pytest.raises(PalError, match=what):
+        model(**inputs)
+    with pytest.raises(PalError, match=what):
+        model.encode_audio(inputs["input_features"], inputs["audio_num_samples"])

@@ -18,8 +18,8 @@ from pal_audio.integration.normed_projection import is_bare
 class Common:
     """What is computed of audio tokens once, before any layer asks.
 
-    Maps of several layers that are one product have one product as gradient of the tokens, where a sum of products copies what
-    it adds to: compiled, 0.25 of 8.7 ms a layer at 64 x 1,024 tokens (dev/LOG.md).
+    Maps of several layers that are one product have one product as gradient of the tokens. A sum of products, compiled, copies
+    what each is added to.
 
     Attributes:
         shared: (..., hidden_size), of the map that all layers share; None: there is none.

@@ -19,7 +19,7 @@ from pal_audio.encoders.base import Frames
 from pal_audio.errors import PalError
 from pal_audio.integration.fingerprint import Fingerprint
 from pal_audio.integration.flamingo import BlockKey, FlamingoBlock
-from pal_audio.integration.key_values import LayerKeyValues
+from pal_audio.integration.key_values import LayerKeyValues, max_positions
 from pal_audio.integration.memory import AudioMemory, ClipTokens, LiveAudio
 from pal_audio.integration.recompute import Recompute
 from pal_audio.model.configuration import AudioConfig, PalConfig
@@ -40,6 +40,7 @@ class SoundMixin(nn.Module):
     encoders: nn.ModuleDict
     streams: nn.ModuleList
     marker: nn.Parameter
+    language_model: Any
     recompute_audio: Recompute
     _audio: AudioConfig
     _key_layers: list[frozenset[int]]
@@ -96,12 +97,29 @@ class SoundMixin(nn.Module):
 
         Args:
             input_features, audio_num_samples: as the processor gives them; see `encode`.
+
+        Raises:
+            PalError: a clip alone takes more positions than the LLM has.
         """
+        samples = {name: item.cpu().to(torch.int64) for name, item in self._by_encoder(audio_num_samples).items()}
+        self._check_spans(samples)
         with self._in_eval_mode():
             live = self.encode(input_features, audio_num_samples, MAX_WINDOWS)
             memory = AudioMemory.of(live, self._rules, self._blocks, self.audio_fingerprint())
-        samples = {name: item.cpu().to(torch.int64) for name, item in self._by_encoder(audio_num_samples).items()}
         return replace(memory, samples=samples)
+
+    def _check_spans(self, samples: dict[str, Tensor]) -> None:
+        limit = max_positions(self.language_model, self._audio.positions)
+        name, first_C = next(iter(samples.items()))
+        for clip in range(len(first_C)) if limit is not None else ():
+            span = self._audio.span({name: int(samples_C[clip]) for name, samples_C in samples.items()})
+            if span >= limit:  # its marker takes one more
+                seconds = int(first_C[clip]) / self.encoders[name].config.sampling_rate_hz
+                raise PalError(
+                    f"clip {clip + 1} of {len(first_C)} lasts {seconds:.1f} s and takes {span} positions, but the LLM was trained on "
+                    f"{limit}, about {seconds * limit / span:.1f} s of sound; use shorter clips, or a model of `positions: zero` or of "
+                    "fewer tokens a second"
+                )
 
     @torch.no_grad()
     def append_audio(
