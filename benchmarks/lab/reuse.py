@@ -11,7 +11,6 @@ from typing import Any
 from benchmarks.lab.flow import Flow
 from benchmarks.lab.questions import read_json
 from benchmarks.lab.recipes import LabRecipe
-
 from pydantic import ValidationError
 
 from pal_audio.config import one_line

@@ -65,6 +65,24 @@ def test_kept_rows_are_those_made_anew(arm: str, examples: list[Example]) -> Non
     ]
 
 
+@pytest.mark.parametrize("arm", ["plits", "pal"])
+def test_one_row_of_words_serves_clips_of_every_length(arm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clips = []
+    for number in range(6):
+        soundfile.write(tmp_path / f"{number}.wav", noise(0.2 + 0.5 * number, number), RATE_HZ)
+        clips.append(AudioPart(path=str(tmp_path / f"{number}.wav")))
+    words = TextPart(text="what sound is this?")
+    examples = [
+        Example(id=str(number), messages=turn([clips[number], words, clips[5 - number]], "a bell")) for number in range(6)
+    ]
+    _, processor = tiny_model("llama", arm)
+    expected, collator = anew(processor, examples), Collator(processor)
+    collator.training_batch(examples[:1])
+    monkeypatch.setattr(type(processor), "apply_chat_template", lambda *_, **__: pytest.fail("written again"))
+    made = collator.training_batch(examples)
+    assert all(torch.equal(made[key], expected[key]) for key in ("input_ids", "labels", "attention_mask"))
+
+
 def test_rows_are_kept_up_to_a_limit(examples: list[Example], monkeypatch: pytest.MonkeyPatch) -> None:
     _, processor = tiny_model("llama", "pal")
     rendered = []

@@ -19,7 +19,9 @@ def gradients(model: Any, inputs: Any) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("arm", ["lal", "pal"])
 def test_losses_and_gradients_are_those_of_layers_alone(arm: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, processor = tiny_model("llama", arm, llm={"num_hidden_layers": 6})
-    answered = [[*message(noise(seconds, seed)), {"role": "assistant", "content": "a dog"}] for seed, seconds in enumerate((1.3, 0.6))]
+    answered = [
+        [*message(noise(seconds, seed)), {"role": "assistant", "content": "a dog"}] for seed, seconds in enumerate((1.3, 0.6))
+    ]
     inputs = batch(processor, answered, return_labels=True)
     found = gradients(model, inputs)
     monkeypatch.setattr(sound, "_WHOLE_AT_ONCE", 1)

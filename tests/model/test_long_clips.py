@@ -95,7 +95,8 @@ def test_a_clip_longer_than_the_context_is_refused_before_it_is_encoded(arm: str
     limit_s = 64 * frames_a_token / encoder.config.frame_rate_hz
     monkeypatch.setattr(type(encoder), "forward", lambda *_, **__: pytest.fail("the clip was encoded"))
     inputs = batch(processor, [message(noise(0.3), noise(1.25 * limit_s))])
-    what = rf"clip 2 of 2 lasts {1.25 * limit_s:.1f} s and takes 80 positions, but the LLM was trained on 64, about {limit_s:.1f} s of sound"
+    long = rf"clip 2 of 2 lasts {1.25 * limit_s:.1f} s and takes 80 positions"
+    what = long + f", but the LLM was trained on 64, about {limit_s:.1f} s of sound"
     with torch.no_grad(), pytest.raises(PalError, match=what):
         model(**inputs)
     with pytest.raises(PalError, match=what):

@@ -122,20 +122,39 @@ class Collator:
 
     def _row(self, example: Example, clips: Sequence[ClipFeatures]) -> Row:
         """Tokens of an example with markers and slots. They depend on its words and on how many slots each clip takes."""
-        slots = iter([self._num_slots(clip) for clip in clips])
-        parts = [[next(slots) if isinstance(part, AudioPart) else part.text for part in item.parts] for item in example.messages]
+        num_slots = [self._num_slots(clip) for clip in clips]
+        slots = iter(num_slots)
+        parts = [
+            [min(next(slots), 1) if isinstance(part, AudioPart) else part.text for part in item.parts]
+            for item in example.messages
+        ]
         key = tuple((message.role, *written) for message, written in zip(example.messages, parts, strict=True))
         if key in self._rows:
-            return self._rows[key]
+            return self._with_slots(self._rows[key], num_slots)
         # Sound of one number: only its length is looked at.
         silent = iter([ClipFeatures(dict.fromkeys(clip.features, torch.zeros(1, 1)), clip.num_samples) for clip in clips])
         conversation = self._messages(example, lambda _: next(silent), answered=True)
         inputs = self.processor.apply_chat_template(conversation, return_labels=True)
-        row = inputs["input_ids"][0].int(), inputs["labels"][0].int()
-        if self._num_kept_tokens + len(row[0]) <= _KEPT_TOKENS:
-            self._num_kept_tokens += len(row[0])
-            self._rows[key] = row
-        return row
+        ids_L, labels_L = inputs["input_ids"][0].int(), inputs["labels"][0].int()
+        is_slot_L = ids_L == self.processor.audio_slot_token_id
+        kept_L = ~is_slot_L
+        kept_L[1:] |= is_slot_L[1:] & ~is_slot_L[:-1]  # the first slot of each clip, which stands behind its marker
+        kept = ids_L[kept_L], labels_L[kept_L]
+        if self._num_kept_tokens + len(kept[0]) <= _KEPT_TOKENS:
+            self._num_kept_tokens += len(kept[0])
+            self._rows[key] = kept
+        return ids_L, labels_L
+
+    def _with_slots(self, row: Row, num_slots: list[int]) -> Row:
+        """A row with one slot a clip as the row in which each clip has its number of them."""
+        if max(num_slots, default=0) <= 1:
+            return row
+        ids_L, labels_L = row
+        repeats_L = torch.ones_like(ids_L)
+        repeats_L[ids_L == self.processor.audio_slot_token_id] = torch.tensor(
+            [num for num in num_slots if num], dtype=torch.int32
+        )
+        return ids_L.repeat_interleave(repeats_L), labels_L.repeat_interleave(repeats_L)
 
     def _num_slots(self, clip: ClipFeatures) -> int:
         key = tuple(clip.num_samples.values())

@@ -198,7 +198,9 @@ def build(
                 more += further(composer, example, index)
             write_manifest(folder / MORE, more)
         by_task = {name: [_of_task(examples[split], name) for split in _SPLITS] for name in config.active_tasks}
-        counted = {**examples, **({"more": more} if more else {})}
+        counted: dict[str, list[Example]] = {split: examples[split] for split in _SPLITS}
+        if more:
+            counted["more"] = more
         mix = Mix(
             **described,
             num_examples={split: dict(Counter(example.task for example in found)) for split, found in counted.items()},

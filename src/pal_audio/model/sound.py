@@ -109,17 +109,18 @@ class SoundMixin(nn.Module):
         return replace(memory, samples=samples)
 
     def _check_spans(self, samples: dict[str, Tensor]) -> None:
+        """That no clip alone takes all positions of the LLM; it is told before anything is encoded."""
         limit = max_positions(self.language_model, self._audio.positions)
         name, first_C = next(iter(samples.items()))
-        for clip in range(len(first_C)) if limit is not None else ():
+        num_clips = 0 if limit is None else len(first_C)
+        for clip in range(num_clips):
             span = self._audio.span({name: int(samples_C[clip]) for name, samples_C in samples.items()})
-            if span >= limit:  # its marker takes one more
+            if limit is not None and span >= limit:  # its marker takes one more
                 seconds = int(first_C[clip]) / self.encoders[name].config.sampling_rate_hz
-                raise PalError(
-                    f"clip {clip + 1} of {len(first_C)} lasts {seconds:.1f} s and takes {span} positions, but the LLM was trained on "
-                    f"{limit}, about {seconds * limit / span:.1f} s of sound; use shorter clips, or a model of `positions: zero` or of "
-                    "fewer tokens a second"
-                )
+                what = f"clip {clip + 1} of {num_clips} lasts {seconds:.1f} s and takes {span} positions"
+                why = f"the LLM was trained on {limit}, about {seconds * limit / span:.1f} s of sound"
+                mend = "use shorter clips, or a model of `positions: zero` or of fewer tokens a second"
+                raise PalError(f"{what}, but {why}; {mend}")
 
     @torch.no_grad()
     def append_audio(

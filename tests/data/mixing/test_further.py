@@ -2,6 +2,7 @@
 
 import shutil
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -72,9 +73,7 @@ def test_answers_are_those_of_the_events(root: Path, world: Path) -> None:
                 groups = parse_caption(str(answer), clauses)
                 assert [label for group in groups for label in group] == labels
                 together = {
-                    (one["label"], other["label"])
-                    for one, other in zip(events, events[1:], strict=False)
-                    if other["onset_s"] < one["offset_s"]
+                    (one["label"], other["label"]) for one, other in pairwise(events) if other["onset_s"] < one["offset_s"]
                 }
                 assert {tuple(group) for group in groups if len(group) == 2} == together
 
@@ -89,7 +88,9 @@ def test_they_are_about_the_scenes_own_sound_and_ask_something_else(world: Path)
         assert example.meta == host.meta
         found.setdefault(host_id, []).append(example.task)
         assert host.task in TASKS
-        assert host.task not in ("classify", "pitch", "transcribe", "other-first"), "sounds of other categories, or not single ones"
+        assert host.task not in ("classify", "pitch", "transcribe", "other-first"), (
+            "sounds of other categories, or not single ones"
+        )
         assert len(host.meta["events"]) >= (1 if example.task in ("count", "caption") else 2)
         if example.task == "count":
             assert host.task in ("count", "caption"), "scenes of two and more sounds would make `one` rare"

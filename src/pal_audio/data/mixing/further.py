@@ -61,7 +61,9 @@ def check_further(composer: Composer) -> None:
     """Raise PalError where `more_questions` of the mix could ask none."""
     if composer.config.more_questions and not any(_askable(composer, host) for host in composer.tasks):
         kinds = ", ".join(name for name, kind in TASK_KINDS.items() if kind.ask is not None)
-        raise PalError(f"more_questions: no task may ask about another's scenes; it takes two of {kinds} with the same categories")
+        raise PalError(
+            f"more_questions: no task may ask about another's scenes; it takes two of {kinds} with the same categories"
+        )
 
 
 def _askable(composer: Composer, host: str) -> list[str]:

@@ -307,10 +307,14 @@ _SOUND, _DIGIT, _NOTE = ("sound",), ("digit",), ("instrument",)
 TASK_KINDS: dict[str, TaskKind] = {
     "classify": TaskKind("one sound", ("What sound is this?", "dog"), _SOUND, _num_labels, _classify, exactly=1),
     "presence": TaskKind("is a sound there", ("Can you hear a dog?", "yes"), _SOUND, _two, _presence),
-    "first": TaskKind("which comes first", ("Which sound comes first?", "rain"), _SOUND, _num_labels, _first, least=2, ask=_ask_first),
+    "first": TaskKind(
+        "which comes first", ("Which sound comes first?", "rain"), _SOUND, _num_labels, _first, least=2, ask=_ask_first
+    ),
     "last": TaskKind("which comes last", ("Which sound comes last?", "dog"), _SOUND, _num_labels, _last, least=2, ask=_ask_last),
     "before": TaskKind("order of two", ("Do you hear a dog before rain?", "no"), _SOUND, _two, _before, least=2, ask=_ask_before),
-    "after": TaskKind("what follows", ("Which sound comes right after rain?", "dog"), _SOUND, _num_labels, _after, least=2, ask=_ask_after),
+    "after": TaskKind(
+        "what follows", ("Which sound comes right after rain?", "dog"), _SOUND, _num_labels, _after, least=2, ask=_ask_after
+    ),
     "count": TaskKind(
         "how many different",
         ("How many different sounds are there?", "three"),
