@@ -45,3 +45,17 @@ def test_every_arm_drops_in_training_and_nowhere_else(arm: str) -> None:
     first.sum().backward()
     assert all(parameter.grad is not None for parameter in with_it.streams.parameters())
     torch.testing.assert_close(without(**inputs).logits, without(**inputs).logits, atol=0, rtol=0)
+
+
+def test_memories_do_not_depend_on_it() -> None:
+    (with_it, processor), (without, _) = (
+        tiny_model("llama", "pal", connector=connector) for connector in (DROPPED, {"type": "mlp", "stride": 4})
+    )
+    assert with_it.audio_fingerprint() == without.audio_fingerprint()
+    inputs = batch(processor, [message(noise(1.3, 1))])
+    memory = with_it.encode_audio(inputs["input_features"], inputs["audio_num_samples"])
+    with torch.no_grad():
+        logits = without(inputs["input_ids"], attention_mask=inputs["attention_mask"], audio_memory=memory).logits
+    torch.testing.assert_close(logits, with_it(**inputs).logits)
+    wider, _ = tiny_model("llama", "pal", connector={"type": "mlp", "stride": 2})
+    assert wider.audio_fingerprint() != without.audio_fingerprint()

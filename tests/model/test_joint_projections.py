@@ -4,9 +4,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
 
 from pal_audio.integration.projectors import LayerProjectors
-from pal_audio.model import sound
+from pal_audio.model import compiling
 from tests.tiny import batch, message, noise, tiny_model
 
 
@@ -17,15 +18,15 @@ def gradients(model: Any, inputs: Any) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("arm", ["lal", "pal"])
-def test_losses_and_gradients_are_those_of_layers_alone(arm: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_losses_and_gradients_are_those_of_layers_alone(arm: str) -> None:
     model, processor = tiny_model("llama", arm, llm={"num_hidden_layers": 6})
     answered = [
         [*message(noise(seconds, seed)), {"role": "assistant", "content": "a dog"}] for seed, seconds in enumerate((1.3, 0.6))
     ]
     inputs = batch(processor, answered, return_labels=True)
-    found = gradients(model, inputs)
-    monkeypatch.setattr(sound, "_WHOLE_AT_ONCE", 1)
     expected = gradients(model, inputs)
+    model.projections_at_once = 4
+    found = gradients(model, inputs)
     assert found.keys() == expected.keys()
     for name, gradient in expected.items():
         torch.testing.assert_close(found[name], gradient, atol=1e-6, rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
@@ -43,6 +44,13 @@ def test_where_projections_are_not_kept_each_layer_makes_its_own(monkeypatch: py
     model, processor = tiny_model("llama", "lal")
     inputs = batch(processor, [message(noise(1.3, 1))])
     model(**inputs)
+    assert set(seen) == {1}, "by layers, unless the decoder is compiled"
+    seen.clear()
+    compiling.enable(model)
+    compiling.disable(model)
+    assert model.projections_at_once == 1
+    model.projections_at_once = 4
+    model(**inputs)
     assert set(seen) == {4}
     seen.clear()
     with torch.no_grad():
@@ -54,3 +62,21 @@ def test_where_projections_are_not_kept_each_layer_makes_its_own(monkeypatch: py
     model.train()
     model(**inputs).logits.sum().backward()
     assert set(seen) == {1}
+
+
+def test_activation_checkpointing_of_others_recomputes_a_layer_alone() -> None:
+    model, processor = tiny_model("llama", "lal", llm={"num_hidden_layers": 4})
+    inputs = batch(processor, [message(noise(1.3, 1))])
+    model.train()
+    for encoder in model.encoders.values():
+        encoder.eval()
+    model(**inputs).logits.sum().backward()
+    expected = {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
+    model.zero_grad()
+    layer_type = type(model.get_decoder().layers[0])
+    apply_activation_checkpointing(model, check_fn=lambda module: isinstance(module, layer_type))
+    model(**inputs).logits.sum().backward()
+    assert len(expected) > 20
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            torch.testing.assert_close(parameter.grad, expected[name.replace("_checkpoint_wrapped_module.", "")])

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from pal_audio.data.manifest import Example, read_manifest
-from pal_audio.data.mix import DataConfig, Guesser, build, read_mix
+from pal_audio.data.mix import MORE, DataConfig, Guesser, build, read_mix
 from pal_audio.data.mixing.config import MixConfig
 from pal_audio.data.mixing.telling import as_text
 from pal_audio.data.shard_index import find_shards
@@ -26,7 +26,8 @@ class Prepared:
     """What a run trains and is tested on.
 
     Attributes:
-        sources: examples of one epoch by source, weights applied; scenes are one source called "scenes".
+        sources: examples of one epoch by source, weights applied; scenes are one source called "scenes", a mix's
+            further questions one called "more".
         test: held-out examples.
         chance: the best accuracy on `test` without listening; see `mix.chance`.
         chance_by_task: the same by task.
@@ -89,7 +90,10 @@ def prepare(
     train_path, test_path = build(config, out, progress, workers)
     mix = read_mix(out)
     train, test = (read_manifest(path, config.roots) for path in (train_path, test_path))
-    return Prepared({"scenes": train}, test, mix.chance, mix.chance_by_task)
+    sources = {"scenes": train}
+    if isinstance(config, MixConfig) and config.more_questions:
+        sources["more"] = read_manifest(train_path.with_name(MORE), config.roots)
+    return Prepared(sources, test, mix.chance, mix.chance_by_task)
 
 
 def check_places(config: DataConfig | MixConfig | ManifestsConfig | ShardsConfig) -> None:

@@ -63,7 +63,8 @@ class LayerProjectors(nn.Module):
         Args:
             tokens: of the clips.
             layers: that will ask for it.
-            whole_at_once: whole maps in one product; outputs and gradients of so many are held at once.
+            whole_at_once: whole maps in one product; outputs and gradients of so many are held at once,
+                and their weights once more.
         """
         shared = None if self.shared is None else self.shared(tokens)
         names = [layer for layer in layers if str(layer) in self.own]

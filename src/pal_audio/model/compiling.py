@@ -2,6 +2,10 @@
 
 Lengths and places of clips stay outside: they are numbers on the CPU, of which a compiled function would make a new variant for
 each value.
+
+LAL layers then project audio for `PROJECTIONS_AT_ONCE` of them by one product, made when the first of them asks and within the
+same graph: their gradients are written where its backward reads them. In a graph of a layer alone, such as another's activation
+checkpointing recomputes, the others' could not be found.
 """
 
 from collections.abc import Iterator
@@ -9,6 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+PROJECTIONS_AT_ONCE = 4
 
 
 def enable(model: Any, mode: str | None = None) -> None:
@@ -27,6 +33,8 @@ def enable(model: Any, mode: str | None = None) -> None:
         part.compile(mode=mode)
     llm = model.language_model
     llm.loss_function = _Loss(llm.loss_function, mode)
+    if hasattr(model, "projections_at_once"):
+        model.projections_at_once = PROJECTIONS_AT_ONCE
 
 
 def disable(model: Any) -> None:
@@ -39,6 +47,8 @@ def disable(model: Any) -> None:
     llm = model.language_model
     if isinstance(llm.loss_function, _Loss):
         llm.loss_function = llm.loss_function.plain
+    if hasattr(model, "projections_at_once"):
+        model.projections_at_once = 1
 
 
 def _connector_parts(model: Any) -> Iterator[nn.Module]:

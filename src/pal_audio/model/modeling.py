@@ -74,6 +74,7 @@ class PalForConditionalGeneration(SoundMixin, PreTrainedModel, PalGenerationMixi
         kernel = self.language_model.config._attn_implementation or "sdpa"
         self._hooked = self._has_lal
         self.recompute_audio = "none"  # see `integration.recompute`
+        self.projections_at_once = 1  # LAL layers that project audio by one product in a training step; see `model.compiling`
         self.audio_kernel: AudioKernel = DEFAULT_KERNEL  # of training steps; see `integration.training_attention`
         # The constructors of wrappers set "sdpa" on every sub-configuration, also where the LLM cannot have it.
         self._install_attention(kernel if has_sdpa(self.language_model) else "eager")

@@ -26,7 +26,6 @@ from pal_audio.model.configuration import AudioConfig, PalConfig
 from pal_audio.model.streaming import append_audio
 from pal_audio.model.streams import by_encoder, check_same_clips, frames_of, join_slots
 
-_WHOLE_AT_ONCE = 4  # LAL layers whose projections are one product in a training step
 MAX_WINDOWS = 16  # encoder windows in one pass without gradients: bounds memory on long clips
 
 Features = Tensor | Frames | dict[str, Tensor | Frames]
@@ -42,6 +41,7 @@ class SoundMixin(nn.Module):
     marker: nn.Parameter
     language_model: Any
     recompute_audio: Recompute
+    projections_at_once: int
     _audio: AudioConfig
     _key_layers: list[frozenset[int]]
     _rules: dict[int, LayerKeyValues]
@@ -71,7 +71,7 @@ class SoundMixin(nn.Module):
         per_stream = self._stream_tokens(input_features, audio_num_samples, max_windows, first_frames)
         num_clips = len(per_stream[0][1])
         slots, keys, inputs, widths = [], [], [], []
-        whole_at_once = _WHOLE_AT_ONCE if torch.is_grad_enabled() and self._keeps_all() else 1
+        whole_at_once = self.projections_at_once if torch.is_grad_enabled() and self._keeps_all() else 1
         for stream, (tokens, lengths) in zip(self.streams, per_stream, strict=True):
             if not stream.gives_keys:
                 slots.append((tokens[0], lengths))
@@ -182,7 +182,9 @@ class SoundMixin(nn.Module):
         """What an audio memory depends on: encoders, connectors, P_l, the LAL layers' key/value path, dtype, configuration."""
         listeners = [(name, self.encoders[name]) for name in sorted(self.encoders)]  # as a saved folder does
         path = [("", module) for rule in self._rules.values() for module in rule.modules()]
-        return self._fingerprint([*listeners, ("", self.streams), *path], [self.config.audio_config, self.config.adapter])
+        return self._fingerprint(
+            [*listeners, ("", self.streams), *path], [_as_heard(self.config.audio_config), self.config.adapter]
+        )
 
     def check_fingerprint(self, memory: AudioMemory) -> None:
         """That a memory was made by this model as it is now, and has what this model makes.
@@ -219,3 +221,13 @@ class SoundMixin(nn.Module):
         live = self.encode(features, samples)
         live.hidden = True
         return live
+
+
+def _as_heard(audio_config: dict[str, Any] | None) -> dict[str, Any]:
+    """An audio configuration without what changes no memory: the dropout of connectors."""
+    assert audio_config is not None
+    streams = [
+        {**stream, "connector": {key: value for key, value in stream["connector"].items() if key != "dropout"}}
+        for stream in audio_config["streams"]
+    ]
+    return {**audio_config, "streams": streams}

@@ -5,6 +5,7 @@ import json
 import shlex
 import shutil
 from pathlib import Path
+from typing import Any
 
 from pal_audio.data.folder import LOCK
 from pal_audio.errors import PalError
@@ -13,9 +14,10 @@ from pal_audio.training.recipe import Recipe
 
 def identity_of(recipe: Recipe) -> str:
     """What a run may go on with: all of its recipe but how the work is shared and where numbers are shown."""
-    return hashlib.sha256(
-        recipe.model_dump_json(exclude={"parallel", "trackers", "unreadable_clips", "workers"}).encode()
-    ).hexdigest()[:16]
+    exclude: dict[str, Any] = dict.fromkeys(("parallel", "trackers", "unreadable_clips", "workers"), True)
+    if not getattr(recipe.data, "more_questions", 0):
+        exclude["data"] = {"more_questions"}  # runs that were begun before there was this key go on
+    return hashlib.sha256(recipe.model_dump_json(exclude=exclude).encode()).hexdigest()[:16]
 
 
 def prepare_folder(folder: Path, identity: str, resume: bool, overwrite: bool) -> None:

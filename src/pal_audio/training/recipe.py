@@ -231,7 +231,7 @@ class Recipe(StrictConfig):
         if self.adapter is not None and self.adapter.type == "qlora":
             self._fits_four_bit()
         if isinstance(self.data, DataConfig | MixConfig):
-            known = ["scenes", *self.data.tasks]
+            known = ["scenes", *self.data.tasks, *(["more"] if getattr(self.data, "more_questions", 0) else [])]
         else:
             known = [source.title for source in self.data.train]
         texts = [source.title for source in getattr(self.data, "train", ()) if isinstance(source, TextSourceConfig)]

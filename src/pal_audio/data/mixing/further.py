@@ -3,8 +3,9 @@
 A scene of three sounds can be asked what comes first, what follows what, how many there are. Its sound is composed and encoded
 once, and who learns from it has several questions to answer instead of one answer to remember.
 
-A task may ask about another's scenes where it names the same categories and where the scene is one that it might have had
-itself: as many sounds at most, and not more at least, so that answers are as even as over its own (captions need not be).
+A task may ask about another's scenes where these are such as it might have had itself: of the same categories, with as many
+sounds (fewer at least than its own are left out, so that answers are as even as over its own; captions need not be), and with
+the same kinds of background.
 Source: our choice.
 """
 
@@ -17,6 +18,7 @@ import numpy as np
 from pal_audio.data.manifest import AudioPart, Example, Message, TextPart
 from pal_audio.data.mixing.captions import caption
 from pal_audio.data.mixing.compose import Composer
+from pal_audio.data.mixing.settings import SceneConfig
 from pal_audio.data.mixing.sounding import Sounding, sounding
 from pal_audio.data.mixing.tasks import TASK_KINDS, Draws
 from pal_audio.errors import PalError
@@ -42,7 +44,8 @@ def further(composer: Composer, example: Example, index: int) -> Iterator[Exampl
     for number, place in enumerate(chosen.tolist()):
         name = names[place]
         categories, kind = config.tasks[name].categories, TASK_KINDS[config.tasks[name].kind]
-        if len(sounds) < kind.least:  # chosen all the same: else scenes of one sound were asked for their number more often
+        fewest, _ = kind.num_events(composer.scenes[name])
+        if len(sounds) < fewest:  # chosen all the same: else scenes of one sound were asked for their number more often
             continue
         ask = kind.ask
         assert ask is not None
@@ -62,27 +65,31 @@ def check_further(composer: Composer) -> None:
     if composer.config.more_questions and not any(_askable(composer, host) for host in composer.tasks):
         kinds = ", ".join(name for name, kind in TASK_KINDS.items() if kind.ask is not None)
         raise PalError(
-            f"more_questions: no task may ask about another's scenes; it takes two of {kinds} with the same categories"
+            f"more_questions: no task may ask about another's scenes ({kinds} may, of like categories, sounds, background)"
         )
 
 
 def _askable(composer: Composer, host: str) -> list[str]:
-    """Tasks that may ask about the scenes of another."""
+    """Tasks that may ask about the scenes of another, one of each kind."""
     config = composer.config
     task, scene, kind = config.tasks[host], composer.scenes[host], TASK_KINDS[config.tasks[host].kind]
     if kind.digits or kind.compares_notes:
         return []
     least, most = kind.num_events(scene)
-    found = []
+    found: dict[str, str] = {}
     for name in composer.tasks:
-        other = TASK_KINDS[config.tasks[name].kind]
-        if name == host or other.ask is None or config.tasks[name].categories != task.categories:
+        asked, other = config.tasks[name], TASK_KINDS[config.tasks[name].kind]
+        if other.ask is None or asked.kind == task.kind or task.kind in other.tells:
             continue
         fewest, largest = other.num_events(composer.scenes[name])
-        alone = scene.background is None or not scene.background.categories
-        if (least <= fewest or not other.chooses) and most == largest and (alone or not other.hears_all):
-            found.append(name)
-    return found
+        is_alike = set(asked.categories) == set(task.categories) and _behind(scene) == _behind(composer.scenes[name])
+        if is_alike and most == largest and (least <= fewest or not other.chooses):
+            found.setdefault(asked.kind, name)
+    return list(found.values())
+
+
+def _behind(scene: SceneConfig) -> set[str]:
+    return set() if scene.background is None else set(scene.background.categories)
 
 
 def _groups(sounds: list[Sounding]) -> list[list[str]]:

@@ -116,6 +116,7 @@ class TaskKind:
         compares_notes: its two events are notes of one label, `scene.interval` apart.
         ask: question and answer about a scene that is there, from draws and the labels of its events in the order in which they
             begin, at least `least`; the answer None is the caption. None: it needs a scene of its own.
+        tells: kinds whose scenes `ask` may not be asked about, since their labels tell of each other.
     """
 
     about: str
@@ -129,6 +130,7 @@ class TaskKind:
     hears_all: bool = False
     compares_notes: bool = False
     ask: Callable[[Draws, Sequence[str]], tuple[str, str | None]] | None = None
+    tells: tuple[str, ...] = ()
 
     @property
     def chooses(self) -> bool:
@@ -313,7 +315,14 @@ TASK_KINDS: dict[str, TaskKind] = {
     "last": TaskKind("which comes last", ("Which sound comes last?", "dog"), _SOUND, _num_labels, _last, least=2, ask=_ask_last),
     "before": TaskKind("order of two", ("Do you hear a dog before rain?", "no"), _SOUND, _two, _before, least=2, ask=_ask_before),
     "after": TaskKind(
-        "what follows", ("Which sound comes right after rain?", "dog"), _SOUND, _num_labels, _after, least=2, ask=_ask_after
+        "what follows",
+        ("Which sound comes right after rain?", "dog"),
+        _SOUND,
+        _num_labels,
+        _after,
+        least=2,
+        ask=_ask_after,
+        tells=("before",),  # whose pairs are neighbours in the list of labels first
     ),
     "count": TaskKind(
         "how many different",
