@@ -146,7 +146,7 @@ def test_chat_at_a_terminal_goes_on_after_an_error(
     assert [json.loads(line)["question"] for line in out.splitlines()] == ["a bell"]
 
 
-def test_a_sound_that_does_not_fit_is_taken_back(
+def test_sounds_that_do_not_fit_together_are_taken_back(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Else every later question would fail with it."""
@@ -154,10 +154,13 @@ def test_a_sound_that_does_not_fit_is_taken_back(
     config["text_config"]["max_position_embeddings"] = 120
     Path("model/config.json").write_text(json.dumps(config))
     soundfile.write("long.wav", noise(30, 1), RATE_HZ)
-    stdin = type("Terminal", (io.StringIO,), {"isatty": lambda self: True})("/add long.wav\na?\nb?\n/drop\nc?\n")
+    soundfile.write("half.wav", noise(12, 1), RATE_HZ)
+    lines = "/add long.wav\n/add half.wav\n/add half.wav\na?\nb?\n/drop\nc?\n"
+    stdin = type("Terminal", (io.StringIO,), {"isatty": lambda self: True})(lines)
     monkeypatch.setattr(sys, "stdin", stdin)
     assert cli.main(["chat", "--model", "model", "--device", "cpu", "--max-new-tokens", "2", "--json"]) == 0
     out, err = capsys.readouterr()
     assert err.count("; /drop takes back the sounds since the last answer") == 2
-    assert "pal: taken back: 1" in err
+    assert err.count("error: clip 1 of 1 lasts 30.0 s") == 1, "it is not taken in the first place"
+    assert "pal: taken back: 2" in err
     assert [json.loads(line)["question"] for line in out.splitlines()] == ["c?"]

@@ -52,6 +52,7 @@ class Conversation:
 
         Raises:
             AudioError: the sound cannot be read.
+            PalError: it alone takes more positions than the LLM has; the conversation is as it was before.
         """
         memory = self.model.encode_audio(**self.processor.collate_clips([self.processor.clip(source, sampling_rate, **options)]))
         self.memory = memory if self.memory is None else AudioMemory.concatenate([self.memory, memory])
