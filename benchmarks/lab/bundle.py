@@ -149,8 +149,10 @@ def _sources(flow: Flow, recipe: LabRecipe) -> list[dict[str, Any]]:
     found = []
     for source in recipe.content["data"]["train"]:
         plain = {"path": source} if isinstance(source, str) else dict(source)
-        file = Path(plain["path"]).name
-        found += [{**plain, "path": str(flow.out / world / file), "name": f"{world} {file}"} for world in ("world", "world-dev")]
+        file = Path(plain["path"])
+        for world in ("world", "world-dev"):
+            name = world if file.stem == "train" else f"{world} {file.stem}"
+            found.append({**plain, "path": str(flow.out / world / file.name), "name": name})
     return found
 
 

@@ -47,12 +47,12 @@ def mix(
 ) -> None:
     """Composes the scenes of a recipe's data section: sounds, and a manifest of questions with exact answers."""
     path, overrides = recipes.find(recipe), checked_settings(settings)
-    from pal_audio.data.mix import MORE, build
+    from pal_audio.data.mix import build
     from pal_audio.training.recipe import load_data
 
     with progress_bar("composing") as report:
         manifests = build(load_data(path, overrides), out, report, workers)
-    for manifest in (*manifests, *manifests[0].parent.glob(MORE)):
+    for manifest in manifests:
         print(manifest)
 
 

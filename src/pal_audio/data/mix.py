@@ -40,7 +40,6 @@ from pal_audio.data.sounds import Split
 from pal_audio.data.sources import ManifestsConfig, ShardsConfig
 from pal_audio.errors import PalError
 
-MORE = "more.jsonl"
 FORMAT = 2  # to be raised whenever the same config would give other bytes
 DEFAULT_RECORDING_TASKS = {"esc10": 0.5, "digits": 0.5}
 _CHUNK = 50  # scenes a worker composes before it reports
@@ -143,7 +142,7 @@ def build(
     out: str | os.PathLike[str],
     progress: Callable[[int, int], None] | None = None,
     workers: int | None = None,
-) -> tuple[Path, Path]:
+) -> tuple[Path, ...]:
     """Make the folder of a config, or take it as it is when it is there and finished.
 
     Args:
@@ -153,7 +152,8 @@ def build(
         workers: Processes; with 0 or 1 all is done in this one; None: one a core. The bytes do not depend on it.
 
     Returns:
-        Paths of the train and the test manifest; read them with `read_manifest(path, config.roots)`.
+        Paths of the train and the test manifest, and of further questions where the config asks for `more_questions`; read them
+        with `read_manifest(path, config.roots)`.
 
     Raises:
         PalError: The folder holds something else, `config.root` lacks the recordings, or there is nothing to make.
@@ -168,7 +168,9 @@ def build(
         if idle:
             warnings.warn(f"with data.root these have no effect: {', '.join(sorted(idle))}", stacklevel=2)
     folder = Path(out)
-    manifests = folder / "train.jsonl", folder / "test.jsonl"
+    manifests: tuple[Path, ...] = folder / "train.jsonl", folder / "test.jsonl"
+    if isinstance(config, MixConfig) and config.more_questions:
+        manifests = *manifests, folder / "more.jsonl"
     described: dict[str, Any] = {"format": FORMAT, "config": config.model_dump(mode="json")}
     if _finished(folder, described):
         return manifests
@@ -190,20 +192,16 @@ def build(
             assert isinstance(config, DataConfig)
             shared = (config.seed, config.scene_settings(), folder)
             examples = _composed(config, folder, write_scenes, shared, progress, workers)
-        for path, split in zip(manifests, _SPLITS, strict=True):
-            write_manifest(path, examples[split])
-        more: list[Example] = []
+        named: dict[str, list[Example]] = {split: examples[split] for split in _SPLITS}
         if composer is not None and composer.config.more_questions:
-            for index, example in enumerate(examples["train"]):
-                more += further(composer, example, index)
-            write_manifest(folder / MORE, more)
+            scenes = enumerate(examples["train"])
+            named["more"] = [asked for index, example in scenes for asked in further(composer, example, index)]
+        for path, found in zip(manifests, named.values(), strict=True):
+            write_manifest(path, found)
         by_task = {name: [_of_task(examples[split], name) for split in _SPLITS] for name in config.active_tasks}
-        counted: dict[str, list[Example]] = {split: examples[split] for split in _SPLITS}
-        if more:
-            counted["more"] = more
         mix = Mix(
             **described,
-            num_examples={split: dict(Counter(example.task for example in found)) for split, found in counted.items()},
+            num_examples={split: dict(Counter(example.task for example in found)) for split, found in named.items()},
             chance=chance(examples["train"], examples["test"]),
             chance_by_task={name: chance(train, test) for name, (train, test) in by_task.items() if test},
         )
@@ -252,8 +250,8 @@ def _finished(folder: Path, described: dict[str, Any]) -> bool:
     config = described["config"]
     has_no_files = config["root"] is not None or bool(config.get("text_only"))
     whole = has_no_files or num_files == {split: config[f"num_{split}"] for split in _SPLITS}
-    files = [*(f"{split}.jsonl" for split in _SPLITS), *([MORE] if config.get("more_questions") else [])]
-    return whole and all((folder / name).is_file() for name in files)
+    files = [*_SPLITS, *(["more"] if config.get("more_questions") else [])]
+    return whole and all((folder / f"{name}.jsonl").is_file() for name in files)
 
 
 def _num(config: DataConfig | MixConfig, split: Split) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from pal_audio.data.manifest import Example, read_manifest
-from pal_audio.data.mix import MORE, DataConfig, Guesser, build, read_mix
+from pal_audio.data.mix import DataConfig, Guesser, build, read_mix
 from pal_audio.data.mixing.config import MixConfig
 from pal_audio.data.mixing.telling import as_text
 from pal_audio.data.shard_index import find_shards
@@ -87,13 +87,10 @@ def prepare(
         return _found(config, progress)
     if isinstance(config, ManifestsConfig):
         return _read(config, progress, answered)
-    train_path, test_path = build(config, out, progress, workers)
+    paths = build(config, out, progress, workers)
     mix = read_mix(out)
-    train, test = (read_manifest(path, config.roots) for path in (train_path, test_path))
-    sources = {"scenes": train}
-    if isinstance(config, MixConfig) and config.more_questions:
-        sources["more"] = read_manifest(train_path.with_name(MORE), config.roots)
-    return Prepared(sources, test, mix.chance, mix.chance_by_task)
+    train, test, *more = (read_manifest(path, config.roots) for path in paths)
+    return Prepared({"scenes": train} | ({"more": more[0]} if more else {}), test, mix.chance, mix.chance_by_task)
 
 
 def check_places(config: DataConfig | MixConfig | ManifestsConfig | ShardsConfig) -> None:

@@ -110,6 +110,7 @@ class SoundMixin(nn.Module):
 
     def _check_spans(self, samples: dict[str, Tensor]) -> None:
         """That no clip alone takes all positions of the LLM; it is told before anything is encoded."""
+        check_same_clips(samples)
         limit = max_positions(self.language_model, self._audio.positions)
         name, first_C = next(iter(samples.items()))
         num_clips = 0 if limit is None else len(first_C)
