@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
 
+from pal_audio.integration import projectors
 from pal_audio.integration.projectors import LayerProjectors
 from pal_audio.model import compiling
 from tests.tiny import batch, message, noise, tiny_model
@@ -80,3 +81,29 @@ def test_activation_checkpointing_of_others_recomputes_a_layer_alone() -> None:
     for name, parameter in model.named_parameters():
         if parameter.grad is not None:
             torch.testing.assert_close(parameter.grad, expected[name.replace("_checkpoint_wrapped_module.", "")])
+
+
+def test_a_compiled_decoder_of_more_layers_than_one_product_has_equals_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, processor = tiny_model("llama", "lal", llm={"num_hidden_layers": 6})
+    answered = [
+        [*message(noise(seconds, seed)), {"role": "assistant", "content": "a dog"}] for seed, seconds in enumerate((1.3, 0.6))
+    ]
+    inputs = batch(processor, answered, return_labels=True)
+    expected = gradients(model, inputs)
+    sizes: list[int] = []
+    joint = projectors._joint
+
+    def watched(tokens: Any, maps: Any) -> Any:
+        sizes.append(len(maps))
+        return joint(tokens, maps)
+
+    monkeypatch.setattr(projectors, "_joint", watched)
+    compiling.enable(model)
+    try:
+        found = gradients(model, inputs)
+    finally:
+        compiling.disable(model)
+    assert sizes == [4, 2], "each product once, as the graph is made"
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, atol=1e-5, rtol=1e-3, msg=lambda text, name=name: f"{name}: {text}")
