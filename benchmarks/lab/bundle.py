@@ -41,6 +41,7 @@ Of the identical recipe trained without the development recordings, asked about 
 trained on those recordings too, so they have no score of their own."""
 _ITS_OWN = """\
 Of these very weights before they were rounded to bfloat16, one run, asked about recordings that they were not trained on."""
+_WORLDS = "world", "world-dev"
 _OLD, _NEW = "runs/lab-encoder-", "runs/bundle-encoder-"
 _READERS = 0.25  # share of the cores that read sound for the bundle, beside the arms
 
@@ -131,7 +132,7 @@ def _heard(flow: Flow, recipe: LabRecipe, encoders: list[str]) -> tuple[list[Ste
     if not encoders:
         return steps, None
     frames = flow.out / "frames" / f"bundle-{'+'.join(encoders)}"
-    manifests = [*(flow.out / world / "train.jsonl" for world in ("world", "world-dev")), flow.out / "tests" / "curve.jsonl"]
+    manifests = [*(flow.out / world / "train.jsonl" for world in _WORLDS), flow.out / "tests" / "curve.jsonl"]
     needs = tuple(step.name for step in steps)
     return [*steps, flow.encoding(f"frames-{frames.name}", recipe.path, manifests, frames, needs, _READERS)], frames
 
@@ -150,7 +151,7 @@ def _sources(flow: Flow, recipe: LabRecipe) -> list[dict[str, Any]]:
     for source in recipe.content["data"]["train"]:
         plain = {"path": source} if isinstance(source, str) else dict(source)
         file = Path(plain["path"])
-        for world in ("world", "world-dev"):
+        for world in _WORLDS:
             name = world if file.stem == "train" else f"{world} {file.stem}"
             found.append({**plain, "path": str(flow.out / world / file.name), "name": name})
     return found

@@ -11,13 +11,12 @@ from typing import Any
 from benchmarks.lab.flow import Flow
 from benchmarks.lab.questions import read_json
 from benchmarks.lab.recipes import LabRecipe
-from pydantic import ValidationError
 
-from pal_audio.config import one_line
 from pal_audio.data.manifest import write_text
 from pal_audio.errors import PalError
 from pal_audio.model.export import replaced_folder
-from pal_audio.training.recipe import Recipe, load_recipe
+from pal_audio.training.folder import resolved_recipe
+from pal_audio.training.recipe import load_recipe
 
 _COMPARED = ("seed", "precision", "model", "adapter", "stages")
 
@@ -66,10 +65,9 @@ def _is_here(flow: Flow, name: str, recipe: LabRecipe) -> bool:
 def _check(told: Path, recipe: LabRecipe) -> None:
     """That a run's recipe is this one in all that its weights depend on."""
     try:
-        made = Recipe.model_validate(read_json(told).get("recipe", {})).model_dump(mode="json")  # newer keys get their defaults
-    except (ValidationError, PalError) as error:
-        what = one_line(error) if isinstance(error, ValidationError) else error
-        raise PalError(f"{told}: its recipe cannot be compared with {recipe.path} ({what}); leave it out of --models") from error
+        made = resolved_recipe(told.parent).model_dump(mode="json")  # newer keys get their defaults
+    except PalError as error:
+        raise PalError(f"{told}: its recipe cannot be compared with {recipe.path} ({error}); leave it out of --models") from error
     ours: dict[str, Any] = load_recipe(recipe.path, recipe.settings()[1::2]).model_dump(mode="json")
     differs = [key for key in _COMPARED if made[key] != ours[key]]
     if differs:

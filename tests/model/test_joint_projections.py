@@ -91,13 +91,13 @@ def test_a_compiled_decoder_of_more_layers_than_one_product_has_equals_its_own(m
     inputs = batch(processor, answered, return_labels=True)
     expected = gradients(model, inputs)
     sizes: list[int] = []
-    joint = projectors._joint
+    one_product = projectors.one_product
 
-    def watched(tokens: Any, maps: Any) -> Any:
+    def watched(maps: Any, product: Any) -> Any:
         sizes.append(len(maps))
-        return joint(tokens, maps)
+        return one_product(maps, product)
 
-    monkeypatch.setattr(projectors, "_joint", watched)
+    monkeypatch.setattr(projectors, "one_product", watched)
     compiling.enable(model)
     try:
         found = gradients(model, inputs)

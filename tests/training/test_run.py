@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 
 from pal_audio.errors import PalError
+from pal_audio.training import run as run_module
 from pal_audio.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from pal_audio.training.run import train
 
@@ -175,6 +176,28 @@ def test_the_log_is_on_disk_after_every_step_and_never_counts_one_twice(recipe: 
     (run / "log.jsonl").write_text("".join(lines[:-1]) + lines[-1][:10])  # cut in the middle of a line
     train(recipe, out=run, resume=True)
     assert steps(run) == [("first", step) for step in range(1, 7)] + [("second", step) for step in range(1, 5)]
+
+
+def test_a_run_that_began_before_there_was_a_key_of_recipes_goes_on(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as earlier:
+        earlier.setattr(run_module, "identity_of", lambda _: "of an older version")
+        run = train(recipe, out=tmp_path / "run")
+    file = run / "recipe.json"
+    told = json.loads(file.read_text())
+    for stage in told["recipe"]["stages"]:
+        del stage["audio_kernel"]
+    file.write_text(json.dumps(told))
+    whole = weights(run)
+    (run / "finished.json").unlink()
+    for folder in ("checkpoints-1", "final"):
+        shutil.rmtree(run / folder)
+    train(recipe, out=run, resume=True)
+    assert all(torch.equal(tensor, whole[name]) for name, tensor in weights(run).items())
+    assert json.loads(file.read_text())["identity"] == "of an older version", "which its checkpoints carry"
+    with pytest.raises(PalError, match="another recipe"):
+        train(recipe, ["stages.0.steps=7"], out=run, resume=True)
 
 
 def test_a_model_that_cannot_be_built_is_refused_before_data_is_made(recipe: Path, tmp_path: Path) -> None:

@@ -172,7 +172,7 @@ def build(
     if isinstance(config, MixConfig) and config.more_questions:
         manifests = *manifests, folder / "more.jsonl"
     described: dict[str, Any] = {"format": FORMAT, "config": config.model_dump(mode="json")}
-    if _finished(folder, described):
+    if _finished(folder, described, manifests):
         return manifests
     composer = Composer(config, read_catalogue(config)) if isinstance(config, MixConfig) else None  # says what is wrong at once
     if composer is not None:
@@ -194,8 +194,7 @@ def build(
             examples = _composed(config, folder, write_scenes, shared, progress, workers)
         named: dict[str, list[Example]] = {split: examples[split] for split in _SPLITS}
         if composer is not None and composer.config.more_questions:
-            scenes = enumerate(examples["train"])
-            named["more"] = [asked for index, example in scenes for asked in further(composer, example, index)]
+            named["more"] = list(further(composer, examples["train"]))
         for path, found in zip(manifests, named.values(), strict=True):
             write_manifest(path, found)
         by_task = {name: [_of_task(examples[split], name) for split in _SPLITS] for name in config.active_tasks}
@@ -222,7 +221,7 @@ def _of_task(examples: Sequence[Example], task: str) -> list[Example]:
     return [example for example in examples if example.task == task]
 
 
-def _finished(folder: Path, described: dict[str, Any]) -> bool:
+def _finished(folder: Path, described: dict[str, Any], manifests: Sequence[Path]) -> bool:
     """Say whether the folder holds exactly this, whole. A folder that holds anything else is refused."""
     if not folder.exists():
         return False
@@ -250,8 +249,7 @@ def _finished(folder: Path, described: dict[str, Any]) -> bool:
     config = described["config"]
     has_no_files = config["root"] is not None or bool(config.get("text_only"))
     whole = has_no_files or num_files == {split: config[f"num_{split}"] for split in _SPLITS}
-    files = [*_SPLITS, *(["more"] if config.get("more_questions") else [])]
-    return whole and all((folder / f"{name}.jsonl").is_file() for name in files)
+    return whole and all(path.is_file() for path in manifests)
 
 
 def _num(config: DataConfig | MixConfig, split: Split) -> int:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from pal_audio.errors import PalError
-from pal_audio.integration.normed_projection import is_bare, normed_projection, rms_norm
+from pal_audio.integration.normed_projection import Product, are_plain, is_bare, normed_projection, one_product, rms_norm
 
 # A family's own names of what LAL calls in a decoder layer; the first that a layer has counts.
 _LAYER_LISTS = ("layers", "h")
@@ -115,13 +115,13 @@ class LayerKeyValues:
     def _key_value_projection(self, inputs_BAD: Tensor) -> tuple[Tensor, Tensor]:
         """Norm and maps: both maps and the norm as one product where they allow it."""
         attention: Any = self.attention
-        is_one_product = hasattr(attention, "k_proj") and _is_plain(attention.k_proj, attention.v_proj)
+        is_one_product = hasattr(attention, "k_proj") and are_plain(attention.k_proj, attention.v_proj)
         if is_one_product and self._rms_norm is not None and is_bare(self._rms_norm.norm):
-            return _both(attention.k_proj, attention.v_proj, partial(normed_projection, inputs_BAD, self._rms_norm))
+            return self._both(partial(normed_projection, inputs_BAD, self._rms_norm))
         inputs_BAD = inputs_BAD.to(compute_dtype(self.layer))
         hidden = inputs_BAD if self.input_norm is None else self.input_norm(inputs_BAD)
         if is_one_product:
-            return _both(attention.k_proj, attention.v_proj, partial(nn.functional.linear, hidden))
+            return self._both(partial(nn.functional.linear, hidden))
         if hasattr(attention, "k_proj"):
             return attention.k_proj(hidden), attention.v_proj(hidden)
         if hasattr(attention, _FUSED_BY_HEAD):
@@ -131,6 +131,12 @@ class LayerKeyValues:
         fused: Any = _first(attention, _FUSED)
         num_queries = attention.config.num_attention_heads * self.head_dim
         keys, values = fused(hidden)[..., num_queries:].chunk(2, dim=-1)
+        return keys, values
+
+    def _both(self, product: Product) -> tuple[Tensor, Tensor]:
+        """Keys and values by one product: reading long audio twice costs more than joining two small matrices."""
+        attention: Any = self.attention
+        keys, values = one_product([attention.k_proj, attention.v_proj], product)
         return keys, values
 
     def rotary_tables(self, like: Tensor, positions_BA: Tensor) -> tuple[Tensor, Tensor] | None:
@@ -165,22 +171,6 @@ class LayerKeyValues:
 
 def _first(module: nn.Module, names: Iterable[str]) -> nn.Module | None:
     return next((getattr(module, name) for name in names if hasattr(module, name)), None)
-
-
-def _is_plain(*modules: nn.Module) -> bool:
-    """Whether calling the modules is their weights' product and nothing else (no adapter, no quantised weights, no hooks), and
-    one product can take their place."""
-    return all(type(module) is nn.Linear and is_bare(module) for module in modules) and (
-        len({(module.bias is None, module.weight.dtype, module.weight.device) for module in modules}) == 1
-    )
-
-
-def _both(k_proj: Any, v_proj: Any, product: Callable[[Tensor, Tensor | None], Tensor]) -> tuple[Tensor, Tensor]:
-    """Keys and values by one product of weight and bias: reading long audio twice costs more than joining two small matrices."""
-    bias = None if k_proj.bias is None else torch.cat([k_proj.bias, v_proj.bias])
-    output = product(torch.cat([k_proj.weight, v_proj.weight]), bias)
-    keys, values = output.split([k_proj.out_features, v_proj.out_features], dim=-1)
-    return keys, values
 
 
 def compute_dtype(module: nn.Module) -> torch.dtype:

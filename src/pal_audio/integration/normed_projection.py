@@ -8,7 +8,7 @@ ones, each as wide as the LLM; of the latter nothing is left here, in memory or 
 Shapes: N tokens, D width, O outputs.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
@@ -17,6 +17,9 @@ from torch import Tensor, nn
 
 _EPS_NAMES = ("variance_epsilon", "eps", "epsilon")
 _PROBE = 8
+
+Product = Callable[[Tensor, Tensor | None], Tensor]
+"""Of weight and bias with inputs that it has already."""
 
 
 class RmsNorm:
@@ -42,6 +45,20 @@ def is_bare(module: nn.Module) -> bool:
     """Whether calling a module is its class's forward and nothing else: no hooks, no other forward put in its place."""
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     return "forward" not in vars(module) and not any(getattr(module, name) for name in hooks)
+
+
+def are_plain(*modules: nn.Module) -> bool:
+    """Whether calling the modules is their weights' product and nothing else (no adapter, no quantised weights, no hooks), and
+    one product can take their place."""
+    return all(type(module) is nn.Linear and is_bare(module) for module in modules) and (
+        len({(module.bias is None, module.weight.dtype, module.weight.device) for module in modules}) == 1
+    )
+
+
+def one_product(maps: Sequence[nn.Linear], product: Product) -> tuple[Tensor, ...]:
+    """Outputs of maps of one input that `are_plain`, by one product of joined weight and bias."""
+    bias = None if maps[0].bias is None else torch.cat([each.bias for each in maps])
+    return product(torch.cat([each.weight for each in maps]), bias).split([each.out_features for each in maps], dim=-1)
 
 
 def rms_norm(norm: nn.Module | None) -> RmsNorm | None:

@@ -6,12 +6,13 @@ Every layer receives audio at its own level of abstraction. Source: arXiv 2506.1
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from pal_audio.integration.config import LalConfig
-from pal_audio.integration.normed_projection import is_bare
+from pal_audio.integration.normed_projection import are_plain, is_bare, one_product
 
 
 @dataclass(frozen=True)
@@ -69,9 +70,11 @@ class LayerProjectors(nn.Module):
         shared = None if self.shared is None else self.shared(tokens)
         names = [layer for layer in layers if str(layer) in self.own]
         maps = [self.own[str(layer)] for layer in names]
-        if maps and all(isinstance(own, _LowRank) and own.is_plain for own in maps):
-            return Common(shared, down=dict(zip(names, _joint(tokens, [own.down for own in maps]), strict=True)))
-        if whole_at_once == 1 or not all(type(own) is nn.Linear and is_bare(own) for own in maps):
+        downs = [own.down for own in maps if isinstance(own, _LowRank) and is_bare(own)]
+        if len(downs) == len(maps) and are_plain(*downs):
+            down = one_product(downs, partial(nn.functional.linear, tokens))
+            return Common(shared, down=dict(zip(names, down, strict=True)))
+        if whole_at_once == 1 or not are_plain(*maps):
             return Common(shared)
         return Common(shared, parts=[names[first : first + whole_at_once] for first in range(0, len(names), whole_at_once)])
 
@@ -98,15 +101,9 @@ class LayerProjectors(nn.Module):
             alone: Tensor = self.own[str(layer)](tokens)
             return alone
         if layer not in common.made:
-            common.made.update(zip(part, _joint(tokens, [self.own[str(each)] for each in part]), strict=True))
+            maps: list[Any] = [self.own[str(each)] for each in part]
+            common.made.update(zip(part, one_product(maps, partial(nn.functional.linear, tokens)), strict=True))
         return common.made.pop(layer)
-
-
-def _joint(tokens: Tensor, maps: Sequence[nn.Linear]) -> tuple[Tensor, ...]:
-    """Outputs of linear maps of one input, by one product."""
-    bias = None if maps[0].bias is None else torch.cat([each.bias for each in maps])
-    output = nn.functional.linear(tokens, torch.cat([each.weight for each in maps]), bias)
-    return output.split([each.out_features for each in maps], dim=-1)
 
 
 class _LowRank(nn.Module):
@@ -117,11 +114,6 @@ class _LowRank(nn.Module):
         self.down = nn.Linear(input_size, rank, bias=False)
         self.up = nn.Linear(rank, output_size, bias=False)
         nn.init.zeros_(self.up.weight)
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether its weights' product is all that `down` does: no adapter, no hooks."""
-        return type(self.down) is nn.Linear and is_bare(self) and is_bare(self.down)
 
     def forward(self, tokens: Tensor) -> Tensor:
         return self.up(self.down(tokens))

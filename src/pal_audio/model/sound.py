@@ -110,13 +110,15 @@ class SoundMixin(nn.Module):
 
     def _check_spans(self, samples: dict[str, Tensor]) -> None:
         """That no clip alone takes all positions of the LLM; it is told before anything is encoded."""
-        check_same_clips(samples)
         limit = max_positions(self.language_model, self._audio.positions)
+        if limit is None:
+            return
+        check_same_clips(samples)
         name, first_C = next(iter(samples.items()))
-        num_clips = 0 if limit is None else len(first_C)
+        num_clips = len(first_C)
         for clip in range(num_clips):
             span = self._audio.span({name: int(samples_C[clip]) for name, samples_C in samples.items()})
-            if limit is not None and span >= limit:  # its marker takes one more
+            if span >= limit:  # its marker takes one more
                 seconds = int(first_C[clip]) / self.encoders[name].config.sampling_rate_hz
                 what = f"clip {clip + 1} of {num_clips} lasts {seconds:.1f} s and takes {span} positions"
                 why = f"the LLM was trained on {limit}, about {seconds * limit / span:.1f} s of sound"

@@ -98,7 +98,7 @@ class Stream(nn.Module):
         """
         if self.projectors is None:
             return lambda layer: tokens[-1]
-        # As rows of a matrix, so that the gradients of layers are products added in place, not held until the last one.
+        # As rows of a matrix, so that the gradients of layers are products added to those before, not held until the last one.
         flat = [each.flatten(0, 1) for each in tokens]
         common = [
             self.projectors.common(

@@ -5,8 +5,10 @@ import json
 import shlex
 import shutil
 from pathlib import Path
-from typing import Any
 
+from pydantic import TypeAdapter
+
+from pal_audio.config import parse_config
 from pal_audio.data.folder import LOCK
 from pal_audio.errors import PalError
 from pal_audio.training.recipe import Recipe
@@ -14,10 +16,9 @@ from pal_audio.training.recipe import Recipe
 
 def identity_of(recipe: Recipe) -> str:
     """What a run may go on with: all of its recipe but how the work is shared and where numbers are shown."""
-    exclude: dict[str, Any] = dict.fromkeys(("parallel", "trackers", "unreadable_clips", "workers"), True)
-    if not getattr(recipe.data, "more_questions", 0):
-        exclude["data"] = {"more_questions"}  # runs that were begun before there was this key go on
-    return hashlib.sha256(recipe.model_dump_json(exclude=exclude).encode()).hexdigest()[:16]
+    return hashlib.sha256(
+        recipe.model_dump_json(exclude={"parallel", "trackers", "unreadable_clips", "workers"}).encode()
+    ).hexdigest()[:16]
 
 
 def prepare_folder(folder: Path, identity: str, resume: bool, overwrite: bool) -> None:
@@ -45,7 +46,8 @@ def prepare_folder(folder: Path, identity: str, resume: bool, overwrite: bool) -
             found = json.loads((folder / "recipe.json").read_text(encoding="utf-8"))["identity"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise PalError(f"{folder} holds no run that can be resumed (recipe.json is missing or unreadable)") from error
-        if found != identity:
+        # What was begun before there was some key of recipes has another identity than with the key at its default.
+        if identity != found and identity != identity_of(resolved_recipe(folder)):
             raise PalError(f"{folder} was begun with another recipe; choose another folder, or --overwrite")
 
 
@@ -59,9 +61,15 @@ def resolved_recipe(run: Path) -> Recipe:
     """The recipe that a run was made by, overrides included.
 
     Raises:
-        PalError: the folder holds no run.
+        PalError: the folder holds no run, or one of a recipe that this version does not read.
     """
     try:
-        return Recipe.model_validate(json.loads((run / "recipe.json").read_text(encoding="utf-8"))["recipe"])
+        written = json.loads((run / "recipe.json").read_text(encoding="utf-8"))["recipe"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise PalError(f"{run}: no run here (recipe.json is missing or unreadable)") from error
+    return parse_config(TypeAdapter(Recipe), written, f"{run / 'recipe.json'}: recipe")
+
+
+def begun_identity(run: Path) -> str:
+    """The identity that a described run was begun with, which its checkpoints carry."""
+    return str(json.loads((run / "recipe.json").read_text(encoding="utf-8"))["identity"])

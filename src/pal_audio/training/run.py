@@ -30,7 +30,7 @@ from pal_audio.data.workers import start_server
 from pal_audio.errors import PalError, Stopped
 from pal_audio.training.checkpoint import full_disk_named
 from pal_audio.training.fit import check_context, check_disk, check_memory
-from pal_audio.training.folder import command_again, identity_of, prepare_folder, resolved_recipe
+from pal_audio.training.folder import begun_identity, command_again, identity_of, prepare_folder, resolved_recipe
 from pal_audio.training.held_out import progress_bar, score_answers
 from pal_audio.training.inputs import step_inputs
 from pal_audio.training.interrupt import stop_request
@@ -104,6 +104,7 @@ def train(
             with everyone.main_first():
                 if everyone.is_main:
                     describe_run(folder, recipe, recipe_path, identity, device)
+                identity = begun_identity(folder)
                 data = _prepare(console, recipe, folder)
             torch.manual_seed(recipe.seed)
             with everyone.main_first():

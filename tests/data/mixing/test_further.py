@@ -1,6 +1,5 @@
 """Further questions: right by the events of the scene, as even as a task's own, asked of no sound that a task would not have."""
 
-import hashlib
 import json
 import shutil
 from collections import Counter
@@ -9,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from pal_audio import cli
 from pal_audio.data import build, prepare, read_manifest, read_mix
@@ -19,12 +17,9 @@ from pal_audio.data.mixing.compose import Composer
 from pal_audio.data.mixing.reading import read_catalogue
 from pal_audio.data.mixing.tasks import NUMBER_WORDS
 from pal_audio.errors import PalError
-from pal_audio.training.folder import identity_of
-from pal_audio.training.recipe import Recipe
 
 from .sets import make_all, mix
 
-SHIPPED = Path(__file__).parents[3] / "recipes"
 BOTH = ["sound", "instrument"]
 SCENE: dict[str, Any] = {"seconds": 6, "num_events": [1, 4], "event_s": [0.3, 0.8], "overlap": {"chance": 0.5}}
 TASKS: dict[str, Any] = {
@@ -214,18 +209,3 @@ def test_training_on_a_mix_takes_them_as_a_source(root: Path, tmp_path: Path, ca
     recipe.write_text(json.dumps({"name": "mine", "data": json.loads(config.resolved().model_dump_json(exclude_unset=True))}))
     assert cli.main(["data", "mix", str(recipe), str(tmp_path / "out")]) == 0
     assert capsys.readouterr().out.splitlines() == [f"{tmp_path}/out/{name}.jsonl" for name in ("train", "test", "more")]
-
-
-def test_a_run_that_began_before_there_was_the_key_goes_on(root: Path) -> None:
-    training = yaml.safe_load((SHIPPED / "quickstart.yaml").read_text())
-
-    def identity(num: int) -> str:
-        data = mix(root, tasks={"first": 1, "last": 1}, more_questions=num)
-        return identity_of(Recipe.model_validate({**training, "data": data.model_dump()}))
-
-    older = Recipe.model_validate({**training, "data": mix(root, tasks={"first": 1, "last": 1}).model_dump()})
-    written = older.model_dump_json(exclude={"parallel", "trackers", "unreadable_clips", "workers"})
-    assert '"more_questions":0,' in written
-    before = written.replace('"more_questions":0,', "")
-    assert identity(0) == hashlib.sha256(before.encode()).hexdigest()[:16]
-    assert identity(1) != identity(0)

@@ -11,7 +11,7 @@ Source: our choice.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -26,18 +26,22 @@ from pal_audio.errors import PalError
 _FURTHER = 27  # what a generator is for; those of `compose` are lower
 
 
-def further(composer: Composer, example: Example, index: int) -> Iterator[Example]:
-    """Yield up to `more_questions` further examples about a training scene, of different tasks drawn by their weights.
+def further(composer: Composer, examples: Sequence[Example]) -> Iterator[Example]:
+    """Yield up to `more_questions` further examples about each training scene, of different tasks drawn by their weights.
 
     Args:
         composer: of the mix.
-        example: what `pal data mix` wrote of the scene.
-        index: of the scene.
+        examples: what `pal data mix` wrote of the scenes, from the first on.
     """
+    askable = {host: _askable(composer, host) for host in composer.tasks}
+    for index, example in enumerate(examples):
+        if askable[example.task]:
+            yield from _about(composer, example, index, askable[example.task])
+
+
+def _about(composer: Composer, example: Example, index: int, names: list[str]) -> Iterator[Example]:
+    """Further examples about one scene, of some of these tasks."""
     config, sounds = composer.config, [one for one in sounding(example) if not one.behind]
-    names = _askable(composer, example.task)
-    if not names:
-        return
     rng = np.random.default_rng([_FURTHER, config.seed, index])
     weights = np.array([config.tasks[name].weight for name in names])
     chosen = rng.choice(len(names), min(config.more_questions, len(names)), replace=False, p=weights / weights.sum())
