@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from benchmarks.lab.__main__ import RECIPES
 from benchmarks.lab.flow import Flow
 from benchmarks.lab.grid import grid_steps
 from benchmarks.lab.questions import GROUP_OF
-from benchmarks.lab.recipes import Shelf
+from benchmarks.lab.recipes import LabRecipe, Shelf
 from benchmarks.lab.steps import Step
 
 from pal_audio.data.mixing.tasks import TASK_KINDS
@@ -205,6 +206,40 @@ def test_a_model_is_made_where_the_mark_says(tmp_path: Path) -> None:
     assert not bundle_module.is_made(flow, tmp_path), "another folder"
     with pytest.raises(PalError, match="not empty"):
         bundle_module.check_target(model)
+
+
+def test_the_scored_model_is_written_as_soon_as_the_best_arm_is_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done: list[str] = []
+
+    def finish(name: str) -> dict[str, Any]:
+        done.append(name)
+        return {"arm": "lal"} if name == "best" else {}
+
+    names = ("lal-0", "best", "robust-0")
+    out, model = tmp_path / "out", tmp_path / "model"
+
+    def steps(flow: Flow) -> list[Step]:
+        needs = {"robust-0": ("best",)}
+        return [Step(name, "arm", flow.mark(name), needs.get(name, ()), finish=partial(finish, name)) for name in names]
+
+    def write(flow: Flow, grid: object, best: LabRecipe, target: Path, retrained: bool) -> int:
+        done.append(f"{target.name} of {best.name}, {retrained}")
+        target.mkdir()
+        (target / "README.md").write_text("a card")
+        return 1
+
+    monkeypatch.setattr(main_module, "grid_steps", steps)
+    monkeypatch.setattr(bundle_module, "read_grid", lambda out: None)
+    monkeypatch.setattr(bundle_module, "write_model", write)
+    words = ["run", "--root", str(tmp_path), "--out", str(out), "--device", "cpu"]
+    assert main_module.main([*words, "--as-scored"]) == 2
+    assert "--bundle MODEL" in capsys.readouterr().err
+    assert main_module.main([*words, "--bundle", str(model), "--as-scored"]) == 0
+    assert done == ["lal-0", "best", "model of lal, False", "robust-0"]
+    assert main_module.main([*words, "--bundle", str(model), "--as-scored"]) == 0, "it is there"
+    assert len(done) == 4
 
 
 def test_a_signal_in_the_grids_last_step_ends_before_the_bundle(

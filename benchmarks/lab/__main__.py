@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import benchmarks.lab
-from benchmarks.lab.bundle import as_scored, bundle, check_target, early_steps, is_made
+from benchmarks.lab.bundle import as_scored, bundle, check_target, early_steps, is_made, scored_step
 from benchmarks.lab.elsewhere import asking as elsewhere
 from benchmarks.lab.elsewhere.folder import render
 from benchmarks.lab.elsewhere.notes import SOUNDFONT
@@ -50,7 +50,9 @@ def _run(options: argparse.Namespace) -> int:
     started = time.monotonic()
     flow = _flow(options)
     model = options.bundle and options.bundle.absolute()
-    if model is not None and is_made(flow, model):
+    if options.as_scored and model is None:
+        raise PalError("--as-scored says which model --bundle MODEL writes; give that too")
+    if model is not None and is_made(flow, model, not options.as_scored):
         model = None
     if model is not None:
         check_target(model)
@@ -63,6 +65,9 @@ def _run(options: argparse.Namespace) -> int:
         steps = grid_steps(flow)
         if model is None:
             return run_steps(steps, flow, deadline)
+        if options.as_scored:
+            known = next(number for number, step in enumerate(steps) if step.name == "best") + 1
+            return run_steps([*steps[:known], scored_step(flow, model), *steps[known:]], flow, deadline)
         begun = next((number for number, step in enumerate(steps) if step.kind == "train"), len(steps))
         status = run_steps([*steps[:begun], *early_steps(flow), *steps[begun:]], flow, deadline, more=True)
         return status or run_steps(bundle(flow, model), flow, deadline)
@@ -174,6 +179,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--bundle", type=Path, metavar="MODEL", help="then also `bundle`; what it needs of sound is made beside the arms"
     )
+    run.add_argument("--as-scored", action="store_true", help="--bundle as soon as the best arm is known: its first run as it is")
     run.add_argument(
         "--models", type=Path, metavar="FOLDER", help="take language model and encoders from another OUT, or from `pack`"
     )

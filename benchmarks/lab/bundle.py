@@ -57,14 +57,12 @@ def bundle(flow: Flow, model: Path) -> list[Step]:
         PalError: the best arm is not known, or the folder is not empty.
     """
     best = flow.best()
-    grid = read_grid(flow.out)
     check_target(model)
     recipe = write_recipe(flow, best, flow.factor_of(best))
     steps, cached = _heard(flow, recipe, best.encoders)
     settings = recipe.arm_settings(flow.seeds[0], 1.0, cached, flow.roots, flow.out / "tests" / "curve.jsonl")
     steps.append(_train(flow, "bundle-arm", recipe, settings, (steps[-1].name,), "final"))
-
-    return [*steps, replace(_written(flow, grid, best, model, retrained=True), needs=("bundle-arm",))]
+    return [*steps, _written(flow, model, ("bundle-arm",), retrained=True)]
 
 
 def as_scored(flow: Flow, model: Path) -> list[Step]:
@@ -77,19 +75,28 @@ def as_scored(flow: Flow, model: Path) -> list[Step]:
     Raises:
         PalError: as for `bundle`.
     """
-    best, grid = flow.best(), read_grid(flow.out)
+    flow.best()
     check_target(model)
-    return [_written(flow, grid, best, model, retrained=False)]
+    return [_written(flow, model, (), retrained=False)]
 
 
-def _written(flow: Flow, grid: Grid, best: LabRecipe, model: Path, retrained: bool) -> Step:
+def scored_step(flow: Flow, model: Path) -> Step:
+    """That step within the grid: the model is there as soon as the best arm is known, whatever else is still to come."""
+    return _written(flow, model, ("best",), retrained=False)
+
+
+def _written(flow: Flow, model: Path, needs: tuple[str, ...], retrained: bool) -> Step:
     """The step that writes the folder; see `write_model`."""
 
     def finish() -> dict[str, Any]:
-        return {"bytes": write_model(flow, grid, best, model, retrained), "model": str(model)}
+        return {"bytes": write_model(flow, read_grid(flow.out), flow.best(), model, retrained), "model": str(model)}
 
-    name, made = "bundle" if retrained else "as-scored", (model / "README.md",)
-    return Step(name, "bundle", flow.mark(name), products=made, finish=finish, on_gpu=False)
+    name, made = _name(retrained), (model / "README.md",)
+    return Step(name, "bundle", flow.mark(name), needs, products=made, finish=finish, on_gpu=False)
+
+
+def _name(retrained: bool) -> str:
+    return "bundle" if retrained else "as-scored"
 
 
 def early_steps(flow: Flow) -> list[Step]:
@@ -104,9 +111,9 @@ def early_steps(flow: Flow) -> list[Step]:
     return [replace(steps[0], needs=(own,)), *steps[1:]]
 
 
-def is_made(flow: Flow, model: Path) -> bool:
+def is_made(flow: Flow, model: Path, retrained: bool = True) -> bool:
     """Whether the bundle was written into this very folder."""
-    mark = flow.mark("bundle")
+    mark = flow.mark(_name(retrained))
     return mark.is_file() and read_json(mark).get("model") == str(model) and (model / "README.md").is_file()
 
 

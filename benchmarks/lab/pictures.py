@@ -9,6 +9,8 @@ from benchmarks.lab.collecting import mean_score
 
 CURVES, COST = "lab-curves.png", "lab-cost.png"
 _DPI = 70
+_SIZE = 12.5, 4.2
+_SHOWN = 0.5  # of the best arm's score
 
 
 def draw(grid: Grid, folder: Path) -> list[str]:
@@ -21,22 +23,23 @@ def draw(grid: Grid, folder: Path) -> list[str]:
         from matplotlib.figure import Figure
     except ImportError:
         return []
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    figure = Figure(figsize=_SIZE, layout="constrained")
     loss, right = figure.subplots(1, 2)
     for arm in grid.arms():
         curves = [grid.results[arm, seed]["curve"] for seed in grid.seeds(arm)]
         _curve(loss, arm, curves, "loss")
         _curve(right, arm, curves, "right")
-    loss.set(xlabel="step", ylabel="held-out loss")
+    loss.set(xlabel="step", ylabel="held-out loss", yscale="log")
     right.set(xlabel="step", ylabel="held-out answers right")
-    right.legend(fontsize="small")
+    figure.legend(*right.get_legend_handles_labels(), loc="outside right center", fontsize="small")
     figure.savefig(folder / CURVES, dpi=_DPI)
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    figure = Figure(figsize=_SIZE, layout="constrained")
     time, size = figure.subplots(1, 2)
     _points(time, grid, "median", 1e3, "ms a step, median")
     with_memory = all(cost_of(grid, arm).peak_bytes is not None for arm in grid.arms())
     key, unit, label = ("peak_bytes", 2**-20, "peak MiB") if with_memory else ("trainable", 1e-6, "trained parameters, millions")
     _points(size, grid, key, unit, label)
+    figure.legend(*size.get_legend_handles_labels(), loc="outside right center", fontsize="small")
     figure.savefig(folder / COST, dpi=_DPI)
     return [CURVES, COST]
 
@@ -53,10 +56,14 @@ def _curve(axis: Any, arm: str, curves: list[list[dict[str, Any]]], key: str) ->
 
 
 def _points(axis: Any, grid: Grid, key: str, unit: float, label: str) -> None:
-    for arm in grid.arms():
-        scores = [mean_score(grid.results[arm, seed]["tasks"]) for seed in grid.seeds(arm)]
-        x = getattr(cost_of(grid, arm), key)
-        (line,) = axis.plot(x * unit, np.mean(scores), "o")
-        axis.vlines(x * unit, min(scores), max(scores), color=line.get_color())
-        axis.annotate(arm, (x * unit, float(np.mean(scores))), textcoords="offset points", xytext=(4, 4), fontsize="small")
+    """Score and cost of each arm. One far below the best, as that hears nothing, is named alone: it would press the others together."""
+    scores = {arm: [mean_score(grid.results[arm, seed]["tasks"]) for seed in grid.seeds(arm)] for arm in grid.arms()}
+    best = max(np.mean(values) for values in scores.values())
+    for arm, values in scores.items():
+        x, y = getattr(cost_of(grid, arm), key) * unit, float(np.mean(values))
+        if y < best * _SHOWN:
+            axis.plot([], [], "o", label=f"{arm}: {y:.2f}, below")
+            continue
+        (line,) = axis.plot(x, y, "o", label=arm)
+        axis.vlines(x, min(values), max(values), color=line.get_color())
     axis.set(xlabel=label, ylabel="mean over tasks")
