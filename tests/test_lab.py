@@ -22,7 +22,7 @@ from benchmarks.lab.grid import DIVERGED, grid_steps
 from benchmarks.lab.packing import pack
 from benchmarks.lab.questions import write_tests
 from benchmarks.lab.recipes import Shelf
-from benchmarks.lab.report import BEGIN, END, write_report
+from benchmarks.lab.report import BEGIN, END, blocks, write_report
 from benchmarks.lab.steps import Runner, Step
 
 from pal_audio.data import build
@@ -374,6 +374,21 @@ def plant(out: Path, arms: dict[str, list[np.ndarray]], **changes: Any) -> Grid:
 def right_of(num: int, seed: int, of: int = 400) -> np.ndarray:
     """So many right ones, which ones the seed says."""
     return np.random.default_rng(seed).permutation(np.arange(of) < num)
+
+
+def test_the_report_tells_which_rates_were_tried_and_which_were_taken(tmp_path: Path) -> None:
+    def tried(factor: float, right: float, loss: float | None) -> dict[str, Any]:
+        return {"factor": factor, "held_out": {"right": right, "num": 390}, "loss": {"held_out": loss}}
+
+    (tmp_path / "rates").mkdir()
+    rows = [tried(0.35, 0.861, 0.1051), tried(0.7, 0.867, None), {"factor": 1.4, "diverged": "no numbers"}]
+    (tmp_path / "rates" / "lal.json").write_text(json.dumps({"factor": 0.7, "tried": rows}))
+    (tmp_path / "rates" / "pal.json").write_text(json.dumps({"factor": 0.7, "tried": rows[1:2], "taken": True}))
+    text = "\n".join(blocks(plant(tmp_path, {"lal": [right_of(300, 0)]}), []))
+    assert "| lal | 0.35 | 86.1 | 390 | 0.105 |  |" in text
+    assert "| lal | 0.7 | 86.7 | 390 |  | chosen |" in text
+    assert "| lal | 1.4 | diverged |" in text
+    assert "Taken from another lab's sweep: pal." in text
 
 
 def test_differences_are_those_counted_by_hand(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from benchmarks.lab.__main__ import RECIPES
 from benchmarks.lab.flow import Flow
 from benchmarks.lab.grid import grid_steps
 from benchmarks.lab.recipes import Shelf
-from benchmarks.lab.reuse import take_models
+from benchmarks.lab.reuse import take_models, take_rates
 
 from pal_audio.errors import PalError
 from pal_audio.training.recipe import load_recipe
@@ -115,3 +115,49 @@ def test_an_own_run_without_a_mark_is_taken_from_itself(tmp_path: Path) -> None:
     (out / "marks" / "lab-lm.json").unlink()
     assert take_models(Flow(tmp_path, out, Shelf(RECIPES), ["lal"]), out) == ["lab-lm"]
     assert (out / "runs" / "lab-lm" / "llm" / "model.safetensors").is_file()
+
+
+def swept(folder: Path, *families: str) -> Path:
+    """What a lab's sweep leaves."""
+    for family in families:
+        rows = [{"step": f"{family}-x{factor}", "factor": float(factor)} for factor in ("0.35", "0.7", "1.4")]
+        for row in rows:
+            write(folder / "sweep" / f"{row['step']}.json", row)
+        write(folder / "rates" / f"{family}.json", {"step": f"rate-{family}", "factor": 0.7, "tried": rows})
+    return folder
+
+
+def write(path: Path, content: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content))
+
+
+def test_rates_of_another_lab_are_not_tried_again(tmp_path: Path) -> None:
+    there, flow = (
+        swept(tmp_path / "small", "lal", "pal", "plits"),
+        Flow(tmp_path, tmp_path / "out", Shelf(RECIPES), arms=["lal", "pal-multi"]),
+    )
+    assert take_rates(flow, there) == ["lal", "pal"]
+    steps = {step.name: step for step in grid_steps(flow)}
+    assert all(steps[name].done for name in ("rate-lal", "lal-x0.35", "lal-x1.4", "rate-pal", "pal-x0.7"))
+    assert flow.factor_of(flow.shelf.recipe("arms/pal-multi")) == 0.7
+    assert json.loads((flow.out / "rates" / "lal.json").read_text())["taken"] is True, "the report says so"
+    write(flow.out / "rates" / "lal.json", {"factor": 1.4})
+    assert take_rates(flow, there) == [], "what is there is kept"
+    assert flow.factor_of(flow.shelf.recipe("arms/lal")) == 1.4
+
+
+def test_rates_that_do_not_fit_are_refused_and_nothing_is_copied(tmp_path: Path) -> None:
+    there, out = swept(tmp_path / "small", "lal", "pal"), tmp_path / "out"
+
+    def refused(match: str, **options: Any) -> None:
+        with pytest.raises(PalError, match=match):
+            take_rates(Flow(tmp_path, out, Shelf(RECIPES), **{"arms": ["lal", "pal"]} | options), there)
+        assert not (out / "rates").exists()
+
+    refused(r"tried factors 0\.35, 0\.7, 1\.4, and this lab's are 0\.5, 1", factors=(0.5, 1.0))
+    refused(r"rates/plits\.json is missing", arms=["lal", "plits"])
+    (there / "sweep" / "pal-x0.7.json").unlink()
+    refused(r"sweep/pal-x0\.7\.json is missing")
+    write(there / "rates" / "pal.json", {"tried": 3})
+    refused(r"pal\.json: no choice of a lab's rates")

@@ -18,7 +18,7 @@ from benchmarks.lab.grid import grid_steps
 from benchmarks.lab.packing import pack
 from benchmarks.lab.recipes import FACTORS, Shelf
 from benchmarks.lab.report import write_report
-from benchmarks.lab.reuse import take_models
+from benchmarks.lab.reuse import take_models, take_rates
 from benchmarks.lab.steps import Runner, Step, time_left
 
 from pal_audio.data.cores import num_cores
@@ -62,6 +62,8 @@ def _run(options: argparse.Namespace) -> int:
         deadline = None if options.minutes is None else started + 60 * options.minutes
         if options.models is not None and (taken := take_models(flow, options.models)):
             print(f"taken from {options.models}: {', '.join(taken)}", flush=True)
+        if options.rates is not None and (taken := take_rates(flow, options.rates)):
+            print(f"rates taken from {options.rates}: {', '.join(taken)}", flush=True)
         steps = grid_steps(flow)
         if model is None:
             return run_steps(steps, flow, deadline)
@@ -183,6 +185,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--models", type=Path, metavar="FOLDER", help="take language model and encoders from another OUT, or from `pack`"
     )
+    run.add_argument("--rates", type=Path, metavar="FOLDER", help="take learning rates as another lab's sweep chose them")
     run.add_argument("--elsewhere", type=Path, metavar="FOLDER", help="sound of `elsewhere` that the best arm is asked about too")
     run.set_defaults(command=_run)
     other = commands.add_parser("elsewhere", help="render sound by other voices and another soundfont, to be asked about")

@@ -68,6 +68,7 @@ class Grid:
         results: by arm and seed.
         robust: of the best arm, by seed.
         elsewhere: of the best arm on sound from elsewhere, by seed.
+        rates: what was tried of the learning rates of families, and chosen.
         best: the best arm, where it is known.
         paces: costs of runs that had the machine to themselves, by arm.
         expected: arms and seeds of the last run of the lab; None where they are not told.
@@ -80,6 +81,7 @@ class Grid:
     paces: dict[str, dict[str, Any]]
     expected: tuple[list[str] | None, list[int]] | None
     elsewhere: dict[int, dict[str, Any]]
+    rates: dict[str, dict[str, Any]]
 
     def arms(self, ablations: bool = False) -> list[str]:
         """Arms with a result, in the order of `ARMS`."""
@@ -173,7 +175,9 @@ def read_grid(out: Path) -> Grid:
     settings = out / "lab.json"
     last = read_json(settings)["last"] if settings.is_file() else None
     elsewhere = {told["seed"]: told for told in map(read_json, sorted((out / "elsewhere").glob("*.json")))}
-    return Grid(index, results, robust, best, paces, None if last is None else (last["arms"], last["seeds"]), elsewhere)
+    rates = {path.stem: read_json(path) for path in sorted((out / "rates").glob("*.json"))}
+    expected = None if last is None else (last["arms"], last["seeds"])
+    return Grid(index, results, robust, best, paces, expected, elsewhere, rates)
 
 
 @dataclass(frozen=True)

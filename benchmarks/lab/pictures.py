@@ -56,7 +56,7 @@ def _curve(axis: Any, arm: str, curves: list[list[dict[str, Any]]], key: str) ->
 
 
 def _points(axis: Any, grid: Grid, key: str, unit: float, label: str) -> None:
-    """Score and cost of each arm. One far below the best, as that hears nothing, is named alone: it would press the others together."""
+    """Score and cost of each arm. One far below the best, as that hears nothing, is named alone and presses nothing together."""
     scores = {arm: [mean_score(grid.results[arm, seed]["tasks"]) for seed in grid.seeds(arm)] for arm in grid.arms()}
     best = max(np.mean(values) for values in scores.values())
     for arm, values in scores.items():

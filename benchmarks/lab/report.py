@@ -67,6 +67,8 @@ def blocks(grid: Grid, pictures: Sequence[str]) -> list[str]:
     found += ["### Cost of the same runs", tables.cost_note(grid), tables.costs(grid, arms)]
     found += [f"![{Path(name).stem}]({name})" for name in pictures]
     found += ["### Digit strings", tables.slices(grid), "### Under other conditions", *tables.robust(grid)]
+    if grid.rates:
+        found += ["### Learning rates", *tables.rates(grid)]
     if grid.elsewhere:
         found += ["### Sound from elsewhere, NO GOAL", *tables.elsewhere(grid)]
     if ablations:

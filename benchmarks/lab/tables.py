@@ -15,6 +15,10 @@ CLAIMS = (
     ("PAL (16 learned) is as good as PLITS on order", "pal", "plits", "order", "non_inferior"),
     ("PAL (25 in time order) is as good as PLITS on speech", "pal-ordered", "plits", "speech", "non_inferior"),
     ("PAL (25 in time order) is as good as PLITS on order", "pal-ordered", "plits", "order", "non_inferior"),
+    ("PAL (two encoders) is as good as PLITS on general sound", "pal-multi", "plits", "general sound", "non_inferior"),
+    ("PAL (two encoders) is as good as PLITS on speech", "pal-multi", "plits", "speech", "non_inferior"),
+    ("PAL (two encoders) is as good as PLITS on order", "pal-multi", "plits", "order", "non_inferior"),
+    ("25 pooled tokens are as good as PLITS on order", "plits-pooled", "plits", "order", "non_inferior"),
     ("PAL (16 learned) is better than LAL on speech", "pal", "lal", "speech", "better"),
     ("LAL needs no training of the FFN on general sound", "lal-frozen-ffn", "lal", "general sound", "non_inferior"),
     ("PAL (25 in time order) is better than its 25 tokens alone on speech", "pal-ordered", "plits-pooled", "speech", "better"),
@@ -185,3 +189,21 @@ def _both(grid: Grid, told: dict[int, dict[str, Any]], arm: str, seeds: Sequence
         ours.append(np.concatenate([as_array(here[name]["values"]) for name, _ in names]))
         theirs.append(np.concatenate([grid.values(arm, seed, [task])[here[name]["numbers"]] for name, task in names]))
     return np.stack(ours), np.stack(theirs)
+
+
+def rates(grid: Grid) -> list[str]:
+    """Learning rates that were tried with one seed, as factors of the recipes' own, and which was chosen."""
+    rows, taken = [], []
+    for family, told in grid.rates.items():
+        taken += [family] if told.get("taken") else []
+        for row in told["tried"]:
+            chosen = "chosen" if row["factor"] == told["factor"] else ""
+            if "diverged" in row:
+                rows.append((family, f"{row['factor']:g}", "diverged", "", "", ""))
+                continue
+            loss = row["loss"]["held_out"]
+            right, num = row["held_out"]["right"], str(row["held_out"]["num"])
+            rows.append((family, f"{row['factor']:g}", percent(right), num, "" if loss is None else f"{loss:.3f}", chosen))
+    others = f" Taken from another lab's sweep: {', '.join(taken)}." if taken else ""
+    note = "One seed each, by questions that count in no score; most right answers choose, of equal ones the lower held-out loss."
+    return [note + others, table(("family", "of the recipe's rates", "right, %", "n", "held-out loss", ""), rows)]
