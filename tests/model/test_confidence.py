@@ -28,6 +28,22 @@ def test_the_probability_is_that_of_all_tokens_by_a_forward_over_them() -> None:
     assert 0 < probability_of(output) < 1
 
 
+def test_a_row_of_a_batch_is_as_sure_as_alone_where_others_go_on() -> None:
+    model, processor = tiny_model("llama", "pal")
+    prompts = [
+        message(noise(seconds, seed), question="what is heard?" if seed else "?") for seed, seconds in enumerate((0.4, 0.9, 0.6))
+    ]
+    options: dict[str, Any] = {"max_new_tokens": 6, "do_sample": False, "return_dict_in_generate": True, "output_logits": True}
+    free = model.generate(**batch(processor, prompts), **options, eos_token_id=None)
+    end = int(free.sequences[1, -4])  # the second row ends at its third token, or before
+    together = model.generate(**batch(processor, prompts), **options, eos_token_id=end, pad_token_id=0)
+    alone = [model.generate(**batch(processor, [prompt]), **options, eos_token_id=end, pad_token_id=0) for prompt in prompts]
+    assert len({len(output.logits) for output in alone}) > 1, "rows of several lengths"
+    found = [probability_of(together, row, ends=[end]) for row in range(3)]
+    assert found == pytest.approx([probability_of(output, ends=[end]) for output in alone], rel=1e-3)
+    assert probability_of(together, 1) < 0.9 * found[1], "what stands behind the end is no part of the answer"
+
+
 def test_a_conversation_knows_it_too() -> None:
     model, processor = tiny_model("llama", "lal")
     talk = Conversation(model, processor)

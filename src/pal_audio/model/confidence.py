@@ -6,7 +6,7 @@ A calibration is part of a model's configuration, so it is saved, exported and s
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from pydantic import Field, TypeAdapter
@@ -75,18 +75,18 @@ def calibrate(probabilities: Sequence[float], right: Sequence[bool], measured_on
     )
 
 
-def probability_of(output: Any, row: int = 0) -> float:
+def probability_of(output: Any, row: int = 0, ends: Collection[int] = ()) -> float:
     """Probability of a generated answer: that of all its tokens together, the end included if it came to one.
 
     Args:
         output: of `generate(..., return_dict_in_generate=True, output_logits=True)`, without beams.
         row: which row's.
+        ends: tokens that end an answer; what other rows of a batch make it go on with behind one does not count.
     """
-    tokens = output.sequences[row, -len(output.logits) :]
-    total = sum(
-        float(logits[row].float().log_softmax(-1)[token]) for logits, token in zip(output.logits, tokens.tolist(), strict=True)
-    )
-    return math.exp(total)
+    tokens = output.sequences[row, -len(output.logits) :].tolist()
+    length = next((place + 1 for place, token in enumerate(tokens) if token in ends), len(tokens))
+    steps = zip(output.logits[:length], tokens[:length], strict=True)
+    return math.exp(sum(float(logits[row].float().log_softmax(-1)[token]) for logits, token in steps))
 
 
 def warning_about(probability: float | None, calibration: Calibration | None) -> str | None:
