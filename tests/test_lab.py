@@ -20,6 +20,7 @@ from benchmarks.lab.collecting import FORMAT
 from benchmarks.lab.flow import Flow, flow_in
 from benchmarks.lab.grid import DIVERGED, grid_steps
 from benchmarks.lab.packing import pack
+from benchmarks.lab.pictures import draw
 from benchmarks.lab.questions import write_tests
 from benchmarks.lab.recipes import Shelf
 from benchmarks.lab.report import BEGIN, END, blocks, write_report
@@ -389,6 +390,13 @@ def test_the_report_tells_which_rates_were_tried_and_which_were_taken(tmp_path: 
     assert "| lal | 0.7 | 86.7 | 390 |  | chosen |" in text
     assert "| lal | 1.4 | diverged |" in text
     assert "Taken from another lab's sweep: pal." in text
+    (tmp_path / "rates" / "foo.json").write_text("{}")
+    with pytest.raises(PalError, match=r"foo\.json: no choice of learning rates"):
+        read_grid(tmp_path)
+
+
+def test_a_report_of_ablations_alone_has_no_pictures(tmp_path: Path) -> None:
+    assert draw(plant(tmp_path, {"pal-4": [right_of(300, 0)]}, ablation=True), tmp_path) == []
 
 
 def test_differences_are_those_counted_by_hand(tmp_path: Path) -> None:

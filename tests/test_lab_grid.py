@@ -201,8 +201,12 @@ def test_a_model_is_made_where_the_mark_says(tmp_path: Path) -> None:
     (model / "README.md").write_text("a card")
     assert not bundle_module.is_made(flow, model)
     (tmp_path / "marks").mkdir()
-    flow.mark("bundle").write_text(json.dumps({"bytes": 1, "model": str(model)}))
+    flow.mark("best").write_text(json.dumps({"arm": "lal"}))
+    flow.mark("bundle").write_text(json.dumps({"arm": "lal", "bytes": 1, "model": str(model)}))
     assert bundle_module.is_made(flow, model)
+    flow.mark("best").write_text(json.dumps({"arm": "pal"}))
+    assert not bundle_module.is_made(flow, model), "another arm is the best one since"
+    flow.mark("best").write_text(json.dumps({"arm": "lal"}))
     assert not bundle_module.is_made(flow, tmp_path), "another folder"
     with pytest.raises(PalError, match="not empty"):
         bundle_module.check_target(model)

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmarks.lab.__main__ import RECIPES
+from benchmarks.lab.__main__ import RECIPES, main
 from benchmarks.lab.flow import Flow
 from benchmarks.lab.grid import grid_steps
+from benchmarks.lab.rates import rates_of, read_choice, take
 from benchmarks.lab.recipes import Shelf
-from benchmarks.lab.reuse import take_models, take_rates
+from benchmarks.lab.reuse import take_models
 
 from pal_audio.errors import PalError
 from pal_audio.training.recipe import load_recipe
@@ -120,44 +121,60 @@ def test_an_own_run_without_a_mark_is_taken_from_itself(tmp_path: Path) -> None:
 def swept(folder: Path, *families: str) -> Path:
     """What a lab's sweep leaves."""
     for family in families:
-        rows = [{"step": f"{family}-x{factor}", "factor": float(factor)} for factor in ("0.35", "0.7", "1.4")]
+        rows = [
+            {"step": f"{family}-x{factor:g}", "factor": factor, "held_out": {"right": 0.8, "num": 9}, "loss": {"held_out": None}}
+            for factor in (0.35, 0.7, 1.4)
+        ]
         for row in rows:
             write(folder / "sweep" / f"{row['step']}.json", row)
         write(folder / "rates" / f"{family}.json", {"step": f"rate-{family}", "factor": 0.7, "tried": rows})
     return folder
 
 
-def write(path: Path, content: dict[str, Any]) -> None:
+def write(path: Path, content: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content))
 
 
 def test_rates_of_another_lab_are_not_tried_again(tmp_path: Path) -> None:
-    there, flow = (
-        swept(tmp_path / "small", "lal", "pal", "plits"),
-        Flow(tmp_path, tmp_path / "out", Shelf(RECIPES), arms=["lal", "pal-multi"]),
-    )
-    assert take_rates(flow, there) == ["lal", "pal"]
+    there = swept(tmp_path / "small", "lal", "pal", "plits")
+    flow = Flow(tmp_path, tmp_path / "out", Shelf(RECIPES), arms=["lal", "pal-multi"])
+    assert take(rates_of(flow, there)) == ["lal", "pal"]
     steps = {step.name: step for step in grid_steps(flow)}
     assert all(steps[name].done for name in ("rate-lal", "lal-x0.35", "lal-x1.4", "rate-pal", "pal-x0.7"))
     assert flow.factor_of(flow.shelf.recipe("arms/pal-multi")) == 0.7
-    assert json.loads((flow.out / "rates" / "lal.json").read_text())["taken"] is True, "the report says so"
-    write(flow.out / "rates" / "lal.json", {"factor": 1.4})
-    assert take_rates(flow, there) == [], "what is there is kept"
-    assert flow.factor_of(flow.shelf.recipe("arms/lal")) == 1.4
+    assert read_choice(flow.out / "rates" / "lal.json")["taken"] is True, "the report says so"
+    assert rates_of(flow, there) == {}, "what is there is kept"
 
 
-def test_rates_that_do_not_fit_are_refused_and_nothing_is_copied(tmp_path: Path) -> None:
+def test_a_sweep_that_was_begun_is_the_labs_own(tmp_path: Path) -> None:
+    there, flow = swept(tmp_path / "small", "lal", "pal"), Flow(tmp_path, tmp_path / "out", Shelf(RECIPES), arms=["lal", "pal"])
+    write(flow.out / "sweep" / "lal-x0.7.json", {"factor": 0.7})
+    assert take(rates_of(flow, there)) == ["pal"]
+    assert not (flow.out / "sweep" / "lal-x0.35.json").exists()
+
+
+def test_rates_that_do_not_fit_are_refused_before_anything_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     there, out = swept(tmp_path / "small", "lal", "pal"), tmp_path / "out"
 
     def refused(match: str, **options: Any) -> None:
         with pytest.raises(PalError, match=match):
-            take_rates(Flow(tmp_path, out, Shelf(RECIPES), **{"arms": ["lal", "pal"]} | options), there)
-        assert not (out / "rates").exists()
+            rates_of(Flow(tmp_path, out, Shelf(RECIPES), **{"arms": ["lal", "pal"]} | options), there)
 
-    refused(r"tried factors 0\.35, 0\.7, 1\.4, and this lab's are 0\.5, 1", factors=(0.5, 1.0))
-    refused(r"rates/plits\.json is missing", arms=["lal", "plits"])
-    (there / "sweep" / "pal-x0.7.json").unlink()
-    refused(r"sweep/pal-x0\.7\.json is missing")
-    write(there / "rates" / "pal.json", {"tried": 3})
-    refused(r"pal\.json: no choice of a lab's rates")
+    refused(r"tried 0\.35, 0\.7, 1\.4 of the rates; give --factors likewise", factors=(0.35, 0.7))
+    refused(r"rates/plits\.json, sweep/plits-x0\.35\.json.* not there", arms=["lal", "plits"])
+    words = ["run", "--root", str(tmp_path), "--out", str(out), "--device", "cpu", "--rates", str(there), "--minutes", "0"]
+    assert main([*words, "--arms", "lal", "--factors", "0.7,1.4"]) == 2
+    assert "give --factors likewise" in capsys.readouterr().err
+    assert not out.exists(), "another call may give other factors"
+    write(there / "rates" / "lal.json", {"factor": 9.9, "tried": []})
+    refused(r"lal\.json: no choice of learning rates")
+    run = there / "sweep" / "lal-x0.7.json"
+    for content in ("{bad", "[1]"):
+        swept(there, "lal")
+        run.write_text(content)
+        refused(r"lal-x0\.7\.json: damaged")
+    run.unlink()
+    refused(r"sweep/lal-x0\.7\.json not there")
+    there = tmp_path / "nowhere"
+    refused("no such folder")

@@ -16,9 +16,10 @@ from benchmarks.lab.elsewhere.notes import SOUNDFONT
 from benchmarks.lab.flow import DEVICES, SEEDS, TINY_ARMS, Flow, flow_in
 from benchmarks.lab.grid import grid_steps
 from benchmarks.lab.packing import pack
+from benchmarks.lab.rates import rates_of, take
 from benchmarks.lab.recipes import FACTORS, Shelf
 from benchmarks.lab.report import write_report
-from benchmarks.lab.reuse import take_models, take_rates
+from benchmarks.lab.reuse import take_models
 from benchmarks.lab.steps import Runner, Step, time_left
 
 from pal_audio.data.cores import num_cores
@@ -57,13 +58,14 @@ def _run(options: argparse.Namespace) -> int:
     if model is not None:
         check_target(model)
     elsewhere.check(flow)
+    rates = {} if options.rates is None else rates_of(flow, options.rates)  # refused before OUT is begun
     flow.check()
     with locked(flow.out):
         deadline = None if options.minutes is None else started + 60 * options.minutes
         if options.models is not None and (taken := take_models(flow, options.models)):
             print(f"taken from {options.models}: {', '.join(taken)}", flush=True)
-        if options.rates is not None and (taken := take_rates(flow, options.rates)):
-            print(f"rates taken from {options.rates}: {', '.join(taken)}", flush=True)
+        if options.rates is not None:
+            print(f"rates taken from {options.rates}: {', '.join(take(rates)) or 'none, this lab has its own'}", flush=True)
         steps = grid_steps(flow)
         if model is None:
             return run_steps(steps, flow, deadline)

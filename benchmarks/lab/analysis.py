@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from benchmarks.lab.collecting import FORMAT
 from benchmarks.lab.questions import read_index, read_json
+from benchmarks.lab.rates import read_choice
 from benchmarks.lab.recipes import ARMS
 from numpy.typing import NDArray
 
@@ -175,7 +176,7 @@ def read_grid(out: Path) -> Grid:
     settings = out / "lab.json"
     last = read_json(settings)["last"] if settings.is_file() else None
     elsewhere = {told["seed"]: told for told in map(read_json, sorted((out / "elsewhere").glob("*.json")))}
-    rates = {path.stem: read_json(path) for path in sorted((out / "rates").glob("*.json"))}
+    rates = {path.stem: read_choice(path) for path in sorted((out / "rates").glob("*.json"))}
     expected = None if last is None else (last["arms"], last["seeds"])
     return Grid(index, results, robust, best, paces, expected, elsewhere, rates)
 

@@ -89,7 +89,8 @@ def _written(flow: Flow, model: Path, needs: tuple[str, ...], retrained: bool) -
     """The step that writes the folder; see `write_model`."""
 
     def finish() -> dict[str, Any]:
-        return {"bytes": write_model(flow, read_grid(flow.out), flow.best(), model, retrained), "model": str(model)}
+        best = flow.best()
+        return {"arm": best.name, "bytes": write_model(flow, read_grid(flow.out), best, model, retrained), "model": str(model)}
 
     name, made = _name(retrained), (model / "README.md",)
     return Step(name, "bundle", flow.mark(name), needs, products=made, finish=finish, on_gpu=False)
@@ -112,9 +113,12 @@ def early_steps(flow: Flow) -> list[Step]:
 
 
 def is_made(flow: Flow, model: Path, retrained: bool = True) -> bool:
-    """Whether the bundle was written into this very folder."""
+    """Whether the bundle was written into this very folder, of the arm that is the best one."""
     mark = flow.mark(_name(retrained))
-    return mark.is_file() and read_json(mark).get("model") == str(model) and (model / "README.md").is_file()
+    if not (mark.is_file() and flow.mark("best").is_file() and (model / "README.md").is_file()):
+        return False
+    told = read_json(mark)
+    return told.get("model") == str(model) and told.get("arm") == flow.best().name
 
 
 def check_target(model: Path) -> None:

@@ -17,8 +17,10 @@ def draw(grid: Grid, folder: Path) -> list[str]:
     """Draw what there is to draw.
 
     Returns:
-        File names; none where matplotlib is not installed.
+        File names; none where matplotlib is not installed, or of ablations alone.
     """
+    if not grid.arms():
+        return []
     try:
         from matplotlib.figure import Figure
     except ImportError:

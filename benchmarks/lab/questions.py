@@ -177,7 +177,10 @@ def read_json(path: Path) -> dict[str, Any]:
         PalError: it is not there or damaged.
     """
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError
+        return content
     except OSError as error:
         raise PalError(f"{path}: cannot be read ({error.strerror})") from error
     except ValueError as error:

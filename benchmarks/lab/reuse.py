@@ -1,9 +1,6 @@
-"""Language model and encoders of an earlier lab, and the rates that it chose, so that arms begin sooner.
-
-FOLDER is its OUT, what `pack` copied of it, or (for rates) a folder of its results.
+"""Language model and encoders of an earlier lab, taken from its OUT or from what `pack` copied, so that arms begin sooner.
 
 FOLDER/runs/lab-*/ ── same model, stages, seed and precision as this lab's recipe? ──► OUT/runs/lab-*/, and a mark
-FOLDER/rates/*.json, sweep/*.json ── of this lab's factors? ──► OUT/rates, OUT/sweep
 """
 
 import json
@@ -54,48 +51,6 @@ def take_models(flow: Flow, folder: Path) -> list[str]:
         mark.parent.mkdir(parents=True, exist_ok=True)
         write_text(mark, json.dumps({"step": name, "kind": name, "seconds": seconds, "taken_from": str(folder)}) + "\n")
     return list(recipes)
-
-
-def take_rates(flow: Flow, folder: Path) -> list[str]:
-    """Copy the choice of learning rates, and what was tried for it, of those families that have none here yet.
-
-    The earlier lab's arms need not be these; the report says whose rates were taken.
-
-    Args:
-        flow: the lab, whose OUT is there.
-        folder: OUT of another lab, what `pack` made of it, or its results.
-
-    Returns:
-        The families.
-
-    Raises:
-        PalError: there is no choice of a family, or its factors are not this lab's.
-    """
-    families = sorted({recipe.family for recipe in [*flow.chosen, *flow.others]})
-    taken = {}
-    for family in families:
-        name = f"rates/{family}.json"
-        if (flow.out / name).is_file():
-            continue
-        if not (folder / name).is_file():
-            raise PalError(f"--rates {folder}: {name} is missing; give a lab whose sweep has ended, or leave --rates out")
-        try:
-            tried = {f"{row['factor']:g}": row["step"] for row in read_json(folder / name)["tried"]}
-        except (KeyError, TypeError, ValueError) as error:
-            raise PalError(f"{folder / name}: no choice of a lab's rates ({type(error).__name__}: {error})") from error
-        wanted = [f"{factor:g}" for factor in flow.factors]
-        if sorted(tried) != sorted(wanted):
-            raise PalError(
-                f"{folder / name}: tried factors {', '.join(tried)}, and this lab's are {', '.join(wanted)}; change --factors"
-            )
-        taken[family] = [name, *(f"sweep/{family}-x{factor}.json" for factor in wanted)]
-        if lacking := [file for file in taken[family] if not (folder / file).is_file()]:
-            raise PalError(f"--rates {folder}: {', '.join(lacking)} is missing; the choice alone does not say what was tried")
-    for files in taken.values():
-        for file in reversed(files):  # the choice last: it says that all are there
-            (flow.out / file).parent.mkdir(parents=True, exist_ok=True)
-            write_text(flow.out / file, json.dumps(read_json(folder / file) | {"taken": True}) + "\n")
-    return list(taken)
 
 
 def _is_made(run: Path, recipe: LabRecipe) -> bool:
