@@ -26,7 +26,7 @@ from pal_audio.audio import load_audio
 from pal_audio.commands import ask, models, recipes
 from pal_audio.errors import PalError
 
-LIMIT_S = 0.5
+NEEDED, MOST = ["-c", "import typer, rich.console, rich.table"], 5  # seen: 2.1 to 3.2; torch alone 17
 HEAVY = ("torch", "transformers", "numpy", "soundfile", "datasets", "peft", "accelerate")
 
 
@@ -157,8 +157,11 @@ def test_answers_at_once_and_without_torch(arguments: list[str]) -> None:
     loaded = {line.rpartition("|")[2].strip() for line in lines if line.startswith("import time:")}
     assert "pal_audio.cli" in loaded
     assert not loaded.intersection(HEAVY)
-    # Time on the processor, the best of three: it does not depend on what else the machine does.
-    assert min(cpu_seconds([sys.executable, "-m", "pal_audio", *arguments]) for _ in range(3)) <= LIMIT_S
+    # Time on the processor, the best of three, beside that of importing what every command needs: machines differ.
+    told, needed = (
+        min(cpu_seconds([sys.executable, *words]) for _ in range(3)) for words in (["-m", "pal_audio", *arguments], NEEDED)
+    )
+    assert told <= MOST * needed
 
 
 def cpu_seconds(command: list[str]) -> float:
