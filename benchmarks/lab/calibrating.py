@@ -11,6 +11,7 @@ from pal_audio.data.manifest import read_manifest
 from pal_audio.errors import PalError
 from pal_audio.model import load
 from pal_audio.model.confidence import calibrate, probability_of
+from pal_audio.model.generation import end_tokens
 from pal_audio.training.device import to_device
 from pal_audio.training.scores import normalise
 
@@ -38,8 +39,7 @@ def calibration(flow: Flow) -> dict[str, Any]:
     num = min(MOST, len(questions))
     asked = [questions[number * len(questions) // num] for number in range(num)]
     collator = Collator(processor)
-    end = model.generation_config.eos_token_id
-    ends = [] if end is None else end if isinstance(end, list) else [end]
+    ends = end_tokens(model.generation_config.eos_token_id)
     options: dict[str, Any] = {"max_new_tokens": _MAX_NEW_TOKENS, "do_sample": False}
     options |= {"return_dict_in_generate": True, "output_logits": True}
     probabilities, right = [], []

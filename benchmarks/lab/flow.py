@@ -148,7 +148,7 @@ class Flow:
 
     def factor_of(self, recipe: LabRecipe) -> float:
         """The chosen factor of an arm's learning rates."""
-        return float(read_json(self.out / "rates" / f"{recipe.family}.json")["factor"])
+        return float(read_json(self.out / choice_file(recipe.family))["factor"])
 
     def best(self) -> LabRecipe:
         """The recipe of the best arm.
@@ -215,6 +215,16 @@ class Flow:
         options = [*roots, "--device", self.device, "--batch-size", str(self.batch_size), "--resume"]
         cached = _workers(self.readers(share)) if frames is None else ["--frame-cache", str(frames)]
         return ["eval", str(run), str(out), *options_of(tests), *options, *cached]
+
+
+def choice_file(family: str) -> Path:
+    """Where a lab keeps the choice of a family's learning rates, from its OUT."""
+    return Path("rates") / f"{family}.json"
+
+
+def trial_file(family: str, factor: float) -> Path:
+    """Where a lab keeps what one factor of them gave, from its OUT; the file is named as the step is."""
+    return Path("sweep") / f"{family}-x{factor:g}.json"
 
 
 def _workers(num: int | None) -> list[str]:

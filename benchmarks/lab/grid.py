@@ -12,7 +12,7 @@ import numpy as np
 from benchmarks.lab import collecting, questions, robustness
 from benchmarks.lab.bundle import MOST_PARAMETERS
 from benchmarks.lab.elsewhere.asking import elsewhere_steps
-from benchmarks.lab.flow import Flow
+from benchmarks.lab.flow import Flow, choice_file, trial_file
 from benchmarks.lab.questions import read_json
 from benchmarks.lab.recipes import ENCODER, LONG_FIRST, LabRecipe, written
 from benchmarks.lab.steps import CommandError, Step
@@ -114,9 +114,8 @@ def _tried(flow: Flow, family: str, factor: float) -> Step:
         _slim(folder)
         return {"factor": factor, "diverged": told[-1]}
 
-    name, inputs, commands = f"{family}-x{factor:g}", _inputs(flow, recipe), partial(flow.training, recipe, factor, seed)
-    mark = flow.out / "sweep" / f"{name}.json"
-    return Step(name, "train", mark, inputs, commands=commands, finish=finish, excuse=excuse)
+    mark, commands = flow.out / trial_file(family, factor), partial(flow.training, recipe, factor, seed)
+    return Step(mark.stem, "train", mark, _inputs(flow, recipe), commands=commands, finish=finish, excuse=excuse)
 
 
 def _rate(flow: Flow, family: str, tried: list[Step]) -> Step:
@@ -134,7 +133,7 @@ def _rate(flow: Flow, family: str, tried: list[Step]) -> Step:
         return {"factor": best["factor"], "tried": found}
 
     names = tuple(step.name for step in tried)
-    mark = flow.out / "rates" / f"{family}.json"
+    mark = flow.out / choice_file(family)
     return Step(f"rate-{family}", "rate", mark, follows=names, finish=finish, on_gpu=False)
 
 

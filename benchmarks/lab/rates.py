@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks.lab.flow import Flow
+from benchmarks.lab.flow import Flow, choice_file, trial_file
 from benchmarks.lab.questions import read_json
 
 from pal_audio.data.manifest import write_text
@@ -53,7 +53,7 @@ def rates_of(flow: Flow, folder: Path) -> dict[Path, dict[str, Any]]:
         raise PalError(f"--rates {folder}: no such folder")
     found: dict[Path, dict[str, Any]] = {}
     for family in sorted({recipe.family for recipe in [*flow.chosen, *flow.others]}):
-        choice, runs = Path("rates") / f"{family}.json", [Path("sweep") / f"{family}-x{factor:g}.json" for factor in flow.factors]
+        choice, runs = choice_file(family), [trial_file(family, factor) for factor in flow.factors]
         if any((flow.out / file).exists() for file in (choice, *runs)):
             continue  # its own
         missing = [str(file) for file in (choice, *runs) if not (folder / file).is_file()]
@@ -62,9 +62,10 @@ def rates_of(flow: Flow, folder: Path) -> dict[Path, dict[str, Any]]:
                 f"--rates {folder}: {', '.join(missing)} not there; give a lab whose sweep of these --factors has ended"
             )
         told = read_choice(folder / choice)
-        tried, wanted = ([f"{factor:g}" for factor in sorted(them)] for them in (_factors(told), flow.factors))
-        if tried != wanted:
-            raise PalError(f"{folder / choice}: tried {', '.join(tried)} of the rates; give --factors likewise")
+        tried = sorted(float(row["factor"]) for row in told["tried"])
+        if tried != sorted(flow.factors):
+            them = ", ".join(f"{factor:g}" for factor in tried)
+            raise PalError(f"{folder / choice}: tried {them} of the rates; give --factors likewise")
         for file in (*runs, choice):  # the choice last: it says that all are there
             found[flow.out / file] = read_json(folder / file) | {"taken": True}
     return found
@@ -75,8 +76,4 @@ def take(rates: dict[Path, dict[str, Any]]) -> list[str]:
     for file, content in rates.items():
         file.parent.mkdir(parents=True, exist_ok=True)
         write_text(file, json.dumps(content) + "\n")
-    return [file.stem for file in rates if file.parent.name == "rates"]
-
-
-def _factors(told: dict[str, Any]) -> list[float]:
-    return [float(row["factor"]) for row in told["tried"]]
+    return [file.stem for file, content in rates.items() if "tried" in content]

@@ -9,6 +9,7 @@ from torch import Tensor
 from pal_audio.errors import PalError
 from pal_audio.integration.attention import INNER_KERNELS
 from pal_audio.model.decoder import Decoder
+from pal_audio.model.generation import end_tokens
 
 if TYPE_CHECKING:
     from pal_audio.model.modeling import PalForConditionalGeneration
@@ -95,8 +96,7 @@ def greedy(
     if max_new_tokens < 1:
         raise PalError(f"max_new_tokens: {max_new_tokens} is not a positive number")
     options = model.generation_config
-    eos = options.eos_token_id if eos_token_id is None else eos_token_id
-    ends = [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
+    ends = end_tokens(options.eos_token_id if eos_token_id is None else eos_token_id)
     pad = options.pad_token_id if pad_token_id is None else pad_token_id
     pad = (ends[0] if ends else 0) if pad is None else pad
     mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask

@@ -3,6 +3,7 @@
 Shapes: B rows, L text tokens.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +17,11 @@ from pal_audio.integration.memory import AudioMemory
 from pal_audio.model.logits import VocabularyOnly
 from pal_audio.model.placing import audio_of, context_of
 from pal_audio.model.sound import Features, Lengths
+
+
+def end_tokens(eos: int | Sequence[int] | None) -> list[int]:
+    """The tokens that end an answer, as a generation config or a caller names them: one, several or none."""
+    return [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
 
 
 class PalGenerationMixin(GenerationMixin):
@@ -55,9 +61,8 @@ class PalGenerationMixin(GenerationMixin):
     @staticmethod
     def _mask_without_padding(input_ids: Tensor, options: Any) -> Tensor:
         """The mask that transformers infers where none is given: padding is hidden unless it is also the end token."""
-        pad, end = options.pad_token_id, options.eos_token_id
-        ends = end if isinstance(end, list) else [end]
-        if pad is None or pad in ends:
+        pad = options.pad_token_id
+        if pad is None or pad in end_tokens(options.eos_token_id):
             return torch.ones_like(input_ids)
         return input_ids.ne(pad).long()
 
