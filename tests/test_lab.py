@@ -474,6 +474,22 @@ def test_the_report_says_what_there_is_and_what_is_missing(tmp_path: Path) -> No
     assert all(path.stat().st_size < 100_000 for path in tmp_path.glob("*.png"))
 
 
+def test_a_choice_of_arms_without_plits_is_compared_with_its_variant(tmp_path: Path) -> None:
+    """What was never to be run is no claim that lacks its runs."""
+    runs = [right_of(300, seed) for seed in range(2)]
+    grid = plant(tmp_path, {"plits-multi": runs, "pal-multi": [run & ~right_of(40, 9) for run in runs]})
+    for settings in (None, {"arms": ["plits-multi", "pal-multi", "lal-multi"], "seeds": [0, 1]}):
+        text = "\n".join(blocks(replace(grid, expected=settings and tuple(settings.values())), []))
+        assert "### Differences from plits-multi" in text
+        assert "| arm minus plits-multi, points |" in text
+        assert "| peak MiB | of plits-multi |" in text
+        assert "| pal-multi - plits-multi | speech | 2 |" in text
+        assert ("| pal-multi - lal-multi | speech |" in text) == (settings is not None)
+        assert "| lal - plits |" not in text
+    assert grid.baseline() == "plits-multi"
+    assert plant(tmp_path / "none", {"lal": runs}).baseline() is None
+
+
 def test_results_of_other_questions_and_empty_folders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(PalError, match="of other questions"):
         plant(tmp_path / "a", {"plits": [right_of(300, 0)]}, tests_hash="other")

@@ -123,6 +123,17 @@ def test_a_step_that_runs_alone_or_on_two_cores_takes_what_pal_takes(tmp_path: P
     assert "lab-encoder-speech" not in one
 
 
+def test_an_ablation_that_is_named_is_an_arm_of_all_seeds(tmp_path: Path) -> None:
+    steps = grid(tmp_path, arms=["pal-multi", "plits-multi"], seeds=(0, 1))
+    assert {name for name, step in steps.items() if step.kind == "arm"} == {
+        "pal-multi-0", "pal-multi-1", "plits-multi-0", "plits-multi-1",
+    }  # fmt: skip
+    assert "lab-encoder-unified" not in steps
+    (tmp_path / "marks").mkdir()
+    (tmp_path / "marks" / "best.json").write_text('{"arm": "plits-multi"}')
+    assert Flow(tmp_path, tmp_path, Shelf(RECIPES), arms=["plits-multi"]).best().path.parent.name == "ablations"
+
+
 def test_a_run_for_its_time_is_asked_little(tmp_path: Path) -> None:
     (tmp_path / "rates").mkdir()
     (tmp_path / "rates" / "lal.json").write_text('{"factor": 1}')

@@ -168,7 +168,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--root", type=Path, required=True, help="folder with the recordings (esc10, fsdd, gm_notes)")
     run.add_argument("--out", type=Path, required=True, help="a new folder, or one to go on in")
     run.add_argument("--recipes", type=Path, default=RECIPES, help="folder of the lab's recipes")
-    run.add_argument("--arms", help="names with commas; without it all, and the ablations")
+    run.add_argument("--arms", help="names with commas, also of ablations; without it all, and ablations with one seed")
     run.add_argument("--seeds", type=int, help=f"of each arm, from 0 ({len(SEEDS)})")
     run.add_argument("--factors", help=f"of learning rates, with commas ({','.join(f'{factor:g}' for factor in FACTORS)})")
     run.add_argument("--steps", type=int, help="of each stage of an arm; otherwise the recipe's own number")

@@ -23,6 +23,7 @@ from pal_audio.evaluation.metrics.statistics import Interval, difference_over_se
 from pal_audio.evaluation.metrics.statistics import mean as share
 
 MARGIN = 0.03  # of non-inferiority
+PLITS = "plits"
 Verdict = Literal["holds", "does not hold", "undecided"]
 GROUPS = ("single recordings", "general sound", "order", "counting", "captions", "speech", "single digits", "pitch")
 
@@ -88,6 +89,15 @@ class Grid:
         """Arms with a result, in the order of `ARMS`."""
         there = dict.fromkeys(arm for (arm, _), told in sorted(self.results.items()) if told["ablation"] == ablations)
         return [arm for arm in ARMS if arm in there] + [arm for arm in there if arm not in ARMS]
+
+    def baseline(self) -> str | None:
+        """The arm that others are compared with: `plits`, or where it was not chosen the first of its variants that was."""
+        of_plits = [arm for arm in self.arms() if arm.startswith(PLITS)]
+        return PLITS if PLITS in of_plits else next(iter(of_plits), None)
+
+    def expects(self, arm: str) -> bool:
+        """Whether the lab was to run it as an arm, or where that is not told, has."""
+        return arm in (self.arms() if self.expected is None else self.expected[0] or ARMS)
 
     def seeds(self, arm: str) -> list[int]:
         return sorted(seed for name, seed in self.results if name == arm)

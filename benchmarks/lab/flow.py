@@ -158,7 +158,7 @@ class Flow:
         """
         if not self.mark("best").is_file():
             raise PalError(f"{self.out}: the best arm is not known yet; end the grid by `python -m benchmarks.lab run`")
-        return self.shelf.recipe(f"arms/{read_json(self.mark('best'))['arm']}")
+        return self.shelf.arm(read_json(self.mark("best"))["arm"])
 
     def readers(self, share: float) -> int | None:
         """Processes that read sound for a step that is to have this share of the cores; None leaves it to `pal`.

@@ -166,11 +166,20 @@ class Shelf:
             raise PalError(f"no recipe {path}; --recipes names the folder of the lab's recipes")
         return LabRecipe(Path(name).name, path.resolve(), self.tiny, self.steps, self.compiled)
 
+    def arm(self, name: str) -> LabRecipe:
+        """An arm, or an ablation that is to be one.
+
+        Raises:
+            PalError: as for `recipe`.
+        """
+        of_ablation = f"ablations/{name}"
+        return self.recipe(of_ablation if (self.folder / f"{of_ablation}.yaml").is_file() else f"arms/{name}")
+
     def arms(self, names: list[str] | None = None) -> list[LabRecipe]:
-        """Arms in the order of `ARMS`, those that are named or all that are there."""
+        """Arms in the order of `ARMS`, those that are named (ablations too) or all that are there."""
         there = [path.stem for path in sorted((self.folder / "arms").glob("*.yaml"))]
         ordered = [name for name in ARMS if name in there] + [name for name in there if name not in ARMS]
-        return [self.recipe(f"arms/{name}") for name in (ordered if names is None else names)]
+        return [self.arm(name) for name in (ordered if names is None else names)]
 
     def ablations(self) -> list[LabRecipe]:
         return [self.recipe(f"ablations/{path.stem}") for path in sorted((self.folder / "ablations").glob("*.yaml"))]

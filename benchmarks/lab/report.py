@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.lab import tables
-from benchmarks.lab.analysis import MARGIN, Grid, read_grid
+from benchmarks.lab.analysis import MARGIN, PLITS, Grid, read_grid
 from benchmarks.lab.pictures import draw
 
 from pal_audio.data.manifest import write_text
@@ -63,7 +63,7 @@ def blocks(grid: Grid, pictures: Sequence[str]) -> list[str]:
         found.append("**Not all is there.** No result of: " + "; ".join(missing) + ".")
     scale = "Mean over seeds, lowest to highest in brackets. Speech and captions: errors over words, less is better."
     found += ["### Scores", scale, tables.scores(grid, arms, groups), "By task, mean over seeds:", tables.tasks(grid)]
-    found += ["### Claims", _METHOD, tables.claims(grid), "### Differences from PLITS", tables.differences(grid)]
+    found += ["### Claims", _METHOD, tables.claims(grid), f"### Differences from {grid.baseline() or PLITS}", tables.differences(grid)]
     found += ["### Cost of the same runs", tables.cost_note(grid), tables.costs(grid, arms)]
     found += [f"![{Path(name).stem}]({name})" for name in pictures]
     found += ["### Digit strings", tables.slices(grid), "### Under other conditions", *tables.robust(grid)]

@@ -53,6 +53,7 @@ _KEYS_OF = {
     "task": _OF_ENCODER,
     "categories": ("events", "events-ctc"),
     "pitches": ("events", "events-ctc"),
+    "onsets": ("events", "events-ctc"),
     "symbols": ("ctc", "events-ctc"),
     "pooling": ("tags",),
     "packing": ("answer",),
@@ -78,6 +79,7 @@ class Stage(StrictConfig):
         task: of encoders' objectives: examples of this task alone, or of these.
         categories: of `events` and `events-ctc`: those of the sounds that are learnt; all where left out.
         pitches: of `events` and `events-ctc`: notes' pitches are learnt too.
+        onsets: likewise: that a sound begins, whichever it is.
         symbols: of `ctc` and `events-ctc`: what is written, characters (where left out) or words.
         pooling: of `tags`: frames to one vector by their mean (where left out) or by attention.
         batch_size: examples a step (16), or
@@ -107,6 +109,7 @@ class Stage(StrictConfig):
     task: str | list[str] | None = Field(None, min_length=1)
     categories: list[str] | None = Field(None, min_length=1)
     pitches: bool = False
+    onsets: bool = False
     symbols: Literal["characters", "words"] | None = None
     pooling: Literal["mean", "attention"] | None = None
     batch_size: int | None = Field(None, ge=1)

@@ -65,6 +65,26 @@ def test_a_frame_that_an_event_touches_has_its_label(tmp_path: Path) -> None:
     assert sounds.names == ["a", "b"]
 
 
+def test_onsets_are_a_label_of_all_sounds_together(tmp_path: Path) -> None:
+    """0.1 s from where each begins; what sounds behind from end to end begins with the clip and is none."""
+    behind = {"background": "b", "background_category": "sound", "background_clip": "x"}
+    items = read(tmp_path, scene(tmp_path, "1", "ac"), scene(tmp_path, "2", "aa", **behind))
+    made = objective("events", pitches=True, onsets=True)
+    made.prepare(items, items)
+    assert made.names == ["a", "b", "c", "note 60", "onset"]
+    targets = made.inputs(items)["targets"].numpy()
+    plain = objective("events", pitches=True)
+    plain.prepare(items, items)
+    assert np.array_equal(targets[:, :, :4], plain.inputs(items)["targets"].numpy())
+    begins, ends = np.arange(18) * FRAME_S, np.arange(1, 19) * FRAME_S
+    expected = sum((begins < start + 0.1 - 1e-9) & (ends > start + 1e-9) for start in (0.1, 0.4))
+    assert targets[:, :, 4].tolist() == [expected.tolist()] * 2
+    assert expected.sum() == 3 + 3
+    short = scene(tmp_path, "3", "a")
+    short.meta["events"][0]["offset_s"] = 0.13
+    assert made.targets([short], [10])[0, :, 4].tolist() == [0, 0, 1, 1, *[0] * 6]  # no longer than the sound
+
+
 def test_the_loss_is_the_mean_over_a_clips_own_frames(tmp_path: Path) -> None:
     items = read(tmp_path, scene(tmp_path, "1", "abc"), scene(tmp_path, "2", "b"))
     made = objective("events")

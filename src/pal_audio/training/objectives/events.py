@@ -2,10 +2,12 @@
 
 A scene's events are those of `meta.events`, and the sound behind them; of the categories that the stage names, or all. A frame
 that an event touches has its label; frames have any number of labels. With `pitches` a note's MIDI number, rounded, is a
-label too, beside that of the instrument.
+label too, beside that of the instrument. With `onsets` the first 0.1 s of every sound but those behind have a label of their
+own, the same for all: it parts sounds that overlap, and one from the next of its kind.
 
 Source: strong labels as in sound event detection (Mesaros et al., "Sound Event Detection in the DCASE 2017 Challenge", 2019),
-binary cross-entropy for each label; the rest is our choice.
+binary cross-entropy for each label; onsets beside what sounds after "Onsets and Frames" (Hawthorne et al., arXiv 1710.11153,
+section 3); the rest is our choice.
 
 Shapes: C clips, T encoder frames, V labels, N frames of all clips.
 """
@@ -25,6 +27,8 @@ from pal_audio.data.mixing.sounding import Sounding, sounding
 from pal_audio.encoders.base import length_mask
 from pal_audio.errors import PalError
 from pal_audio.training.objectives.encoder import EncoderObjective, FrameHead, HeadedEncoder
+
+_ONSET_S = 0.1
 
 
 class EventsObjective(EncoderObjective):
@@ -52,12 +56,13 @@ class EventsObjective(EncoderObjective):
         if self.stage.pitches and not notes:
             raise PalError(f"{self.where}: no training example has a note with a pitch; take `pitches` out")
         self.names = [*self.kinds, *(f"note {number}" for number in sorted(notes))]
-        if len(self.names) < 2:
+        self._index = {label: number for number, label in enumerate(self.names)}
+        self.names += ["onset"] if self.stage.onsets else []
+        if len(self._index) < 2:
             raise PalError(
-                f"{self.where}: the training examples have {len(self.names)} labels; at least 2 are needed"
+                f"{self.where}: the training examples have {len(self._index)} labels; at least 2 are needed"
                 + (f"; are categories {self.stage.categories} those of the mix?" if self.stage.categories else "")
             )
-        self._index = {label: number for number, label in enumerate(self.names)}
         if not self.held_out():
             raise PalError(f"{self.where}: no held-out example has labels of the training examples alone")
         self.module = HeadedEncoder(self.encoder, FrameHead(self.config.frame_size, len(self.names)))
@@ -82,13 +87,16 @@ class EventsObjective(EncoderObjective):
         return sound | {"targets": torch.from_numpy(self.targets(items, lengths))}
 
     def targets(self, items: Sequence[Example], lengths: Sequence[int]) -> np.ndarray:
-        """CTV float32, 1 where a label sounds; the padding has 0."""
+        """CTV float32, 1 where a label sounds; onsets are the last label; the padding has 0."""
         rate_hz = self.config.frame_rate_hz
         targets_CTV = np.zeros((len(items), max(lengths), len(self.names)), dtype=np.float32)
         for row, example in enumerate(items):
             for one, label in self.labels(example):
                 first, end = math.floor(one.onset_s * rate_hz), math.ceil(one.offset_s * rate_hz)
                 targets_CTV[row, first : min(end, lengths[row]), self._index[label]] = 1
+                if self.stage.onsets and not one.behind:
+                    begun = min(math.ceil((one.onset_s + _ONSET_S) * rate_hz), end, lengths[row])
+                    targets_CTV[row, first:begun, -1] = 1
         return targets_CTV
 
     def num_units(self, inputs: dict[str, Any]) -> int:
