@@ -478,6 +478,7 @@ def test_a_choice_of_arms_without_plits_is_compared_with_its_variant(tmp_path: P
     """What was never to be run is no claim that lacks its runs."""
     runs = [right_of(300, seed) for seed in range(2)]
     grid = plant(tmp_path, {"plits-multi": runs, "pal-multi": [run & ~right_of(40, 9) for run in runs]})
+    grid.results["plits-multi", 0]["family"] = "plits"
     for settings in (None, {"arms": ["plits-multi", "pal-multi", "lal-multi"], "seeds": [0, 1]}):
         text = "\n".join(blocks(replace(grid, expected=settings and tuple(settings.values())), []))
         assert "### Differences from plits-multi" in text
@@ -487,7 +488,23 @@ def test_a_choice_of_arms_without_plits_is_compared_with_its_variant(tmp_path: P
         assert ("| pal-multi - lal-multi | speech |" in text) == (settings is not None)
         assert "| lal - plits |" not in text
     assert grid.baseline() == "plits-multi"
-    assert plant(tmp_path / "none", {"lal": runs}).baseline() is None
+    assert replace(grid, expected=(None, [0, 1])).baseline() == "plits", "its runs are still to come"
+    alone = plant(tmp_path / "none", {"lal": runs})
+    assert alone.baseline() is None
+    assert "There is no arm of PLITS." in blocks(alone, [])
+    assert "None of these arms." in blocks(alone, [])
+
+
+def test_an_ablation_with_several_seeds_or_that_is_named_is_an_arm(tmp_path: Path) -> None:
+    runs = [right_of(300, seed) for seed in range(2)]
+    grid = plant(tmp_path, {"plits": runs, "plits-multi": runs[:1], "pal-4": runs[:1]}, ablation=True)
+    for told in grid.results.values():
+        told["ablation"] = told["arm"] != "plits"
+    assert (grid.arms(), grid.arms(ablations=True)) == (["plits"], ["pal-4", "plits-multi"])
+    named = replace(grid, expected=(["plits-multi"], [0]))
+    assert (named.arms(), named.arms(ablations=True)) == (["plits", "plits-multi"], ["pal-4"])
+    grid.results["plits-multi", 1] = grid.results["plits-multi", 0] | {"seed": 1, "ablation": False}
+    assert (grid.arms(), grid.arms(ablations=True)) == (["plits", "plits-multi"], ["pal-4"])
 
 
 def test_results_of_other_questions_and_empty_folders_are_refused(tmp_path: Path) -> None:

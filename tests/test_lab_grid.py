@@ -128,10 +128,28 @@ def test_an_ablation_that_is_named_is_an_arm_of_all_seeds(tmp_path: Path) -> Non
     assert {name for name, step in steps.items() if step.kind == "arm"} == {
         "pal-multi-0", "pal-multi-1", "plits-multi-0", "plits-multi-1",
     }  # fmt: skip
-    assert "lab-encoder-unified" not in steps
     (tmp_path / "marks").mkdir()
     (tmp_path / "marks" / "best.json").write_text('{"arm": "plits-multi"}')
     assert Flow(tmp_path, tmp_path, Shelf(RECIPES), arms=["plits-multi"]).best().path.parent.name == "ablations"
+
+
+@pytest.mark.parametrize("arms", [None, ["pal-multi", "plits-multi"], ["plits-pooled"], ["blind"]])
+def test_steps_stand_behind_what_they_need(tmp_path: Path, arms: list[str] | None) -> None:
+    """Also where rates are tried with an arm that was not chosen and hears by another encoder."""
+    names: set[str] = set()
+    for step in grid(tmp_path, arms=arms).values():
+        assert {*step.needs, *step.follows} <= names, step.name
+        names.add(step.name)
+    if arms is not None:
+        assert names >= {"lab-encoder-unified", "frames-unified"}
+
+
+def test_an_arm_that_only_rates_would_need_is_left_out_where_they_are_chosen(tmp_path: Path) -> None:
+    (tmp_path / "rates").mkdir()
+    for family in ("pal", "plits"):
+        (tmp_path / "rates" / f"{family}.json").write_text('{"factor": 1}')
+    steps = grid(tmp_path, arms=["pal-multi", "plits-multi"])
+    assert "lab-encoder-unified" not in steps
 
 
 def test_a_run_for_its_time_is_asked_little(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 from benchmarks.lab.collecting import FORMAT
 from benchmarks.lab.questions import read_index, read_json
 from benchmarks.lab.rates import read_choice
-from benchmarks.lab.recipes import ARMS
+from benchmarks.lab.recipes import ARMS, PLITS
 from numpy.typing import NDArray
 
 from pal_audio.errors import PalError
@@ -23,7 +23,6 @@ from pal_audio.evaluation.metrics.statistics import Interval, difference_over_se
 from pal_audio.evaluation.metrics.statistics import mean as share
 
 MARGIN = 0.03  # of non-inferiority
-PLITS = "plits"
 Verdict = Literal["holds", "does not hold", "undecided"]
 GROUPS = ("single recordings", "general sound", "order", "counting", "captions", "speech", "single digits", "pitch")
 
@@ -87,17 +86,29 @@ class Grid:
 
     def arms(self, ablations: bool = False) -> list[str]:
         """Arms with a result, in the order of `ARMS`."""
-        there = dict.fromkeys(arm for (arm, _), told in sorted(self.results.items()) if told["ablation"] == ablations)
+        there = [arm for arm in dict.fromkeys(arm for arm, _ in sorted(self.results)) if self._is_ablation(arm) == ablations]
         return [arm for arm in ARMS if arm in there] + [arm for arm in there if arm not in ARMS]
 
     def baseline(self) -> str | None:
-        """The arm that others are compared with: `plits`, or where it was not chosen the first of its variants that was."""
-        of_plits = [arm for arm in self.arms() if arm.startswith(PLITS)]
-        return PLITS if PLITS in of_plits else next(iter(of_plits), None)
+        """The arm that others are compared with: `plits`, or where that was not chosen, the first of its family that was."""
+        of_plits = [arm for arm in self._chosen() if self._results_of(arm) and self._results_of(arm)[0]["family"] == PLITS]
+        return PLITS if PLITS in self._chosen() else next(iter(of_plits), None)
 
     def expects(self, arm: str) -> bool:
-        """Whether the lab was to run it as an arm, or where that is not told, has."""
-        return arm in (self.arms() if self.expected is None else self.expected[0] or ARMS)
+        """Whether the lab's arms were to have it among them."""
+        return arm in self._chosen()
+
+    def _chosen(self) -> Sequence[str]:
+        """Arms that the lab was to run; those that it has run where the choice is not told."""
+        return self.arms() if self.expected is None else self.expected[0] or ARMS
+
+    def _is_ablation(self, arm: str) -> bool:
+        """An ablation that was named, or that has several seeds, is an arm."""
+        named = self.expected is not None and arm in (self.expected[0] or ())
+        return not named and all(told["ablation"] for told in self._results_of(arm))
+
+    def _results_of(self, arm: str) -> list[dict[str, Any]]:
+        return [told for (name, _), told in self.results.items() if name == arm]
 
     def seeds(self, arm: str) -> list[int]:
         return sorted(seed for name, seed in self.results if name == arm)

@@ -72,6 +72,14 @@ class Flow:
         """Ablations, of one seed; a choice of arms leaves them out."""
         return self.shelf.ablations() if self.arms is None else []
 
+    @property
+    def trained(self) -> list[LabRecipe]:
+        """All of these, and arms whose learning rates are still to be tried for them."""
+        recipes = [*self.chosen, *self.others]
+        names = {recipe.name for recipe in recipes}
+        families = sorted({recipe.family for recipe in recipes} - names)
+        return recipes + [self.shelf.arm(family) for family in families if not (self.out / choice_file(family)).is_file()]
+
     @cached_property
     def gpus(self) -> list[str]:
         """Names of the GPUs that steps are spread over.

@@ -27,7 +27,7 @@ _PACE_QUESTIONS = 8  # a run for its time is asked next to nothing at its end
 
 def grid_steps(flow: Flow) -> list[Step]:
     """All steps, each behind what it needs."""
-    recipes = [*flow.chosen, *flow.others]
+    recipes = flow.trained
     bases = _bases(flow, recipes)
     worlds = dict.fromkeys(["world", *(world for base in bases for world in base.needs)])
     steps = [*(flow.mixed(world) for world in worlds), _tests(flow), *bases]

@@ -15,12 +15,13 @@ from typing import Any
 from pal_audio.errors import PalError
 from pal_audio.training.overlay import read_recipe
 
+PLITS = "plits"
 ARMS = (
-    "plits", "plits-pooled", "lal", "lal-frozen-ffn", "lal-frozen-llm", "pal", "pal-ordered", "pal-multi", "flamingo", "blind",
+    PLITS, "plits-pooled", "lal", "lal-frozen-ffn", "lal-frozen-llm", "pal", "pal-ordered", "pal-multi", "flamingo", "blind",
 )  # fmt: skip
-SWEPT = ("plits", "lal", "pal", "flamingo")
+SWEPT = (PLITS, "lal", "pal", "flamingo")
 """Arms whose learning rates are tried; the others take the rate of the one that sound enters like."""
-LONG_FIRST = ("plits", "pal-multi", "flamingo", "pal-ordered", "pal", "lal")
+LONG_FIRST = ("plits-multi", "plits", "pal-multi", "flamingo", "pal-ordered", "pal", "lal")
 """Arms that take long, to be begun first."""
 FACTORS = (0.35, 0.7, 1.4)
 """Three times a rate ended LAL and PAL in gradients that are no numbers and cost PLITS a third of its answers (dev/LOG.md)."""
@@ -170,10 +171,12 @@ class Shelf:
         """An arm, or an ablation that is to be one.
 
         Raises:
-            PalError: as for `recipe`.
+            PalError: there is neither.
         """
-        of_ablation = f"ablations/{name}"
-        return self.recipe(of_ablation if (self.folder / f"{of_ablation}.yaml").is_file() else f"arms/{name}")
+        for place in ("arms", "ablations"):
+            if (self.folder / place / f"{name}.yaml").is_file():
+                return self.recipe(f"{place}/{name}")
+        raise PalError(f"no recipe {name}.yaml in {self.folder / 'arms'} or in ablations beside it; --recipes names their folder")
 
     def arms(self, names: list[str] | None = None) -> list[LabRecipe]:
         """Arms in the order of `ARMS`, those that are named (ablations too) or all that are there."""

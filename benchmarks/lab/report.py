@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.lab import tables
-from benchmarks.lab.analysis import MARGIN, PLITS, Grid, read_grid
+from benchmarks.lab.analysis import MARGIN, Grid, read_grid
 from benchmarks.lab.pictures import draw
+from benchmarks.lab.recipes import PLITS
 
 from pal_audio.data.manifest import write_text
 from pal_audio.errors import PalError
@@ -63,8 +64,8 @@ def blocks(grid: Grid, pictures: Sequence[str]) -> list[str]:
         found.append("**Not all is there.** No result of: " + "; ".join(missing) + ".")
     scale = "Mean over seeds, lowest to highest in brackets. Speech and captions: errors over words, less is better."
     found += ["### Scores", scale, tables.scores(grid, arms, groups), "By task, mean over seeds:", tables.tasks(grid)]
-    found += ["### Claims", _METHOD, tables.claims(grid), f"### Differences from {grid.baseline() or PLITS}", tables.differences(grid)]
-    found += ["### Cost of the same runs", tables.cost_note(grid), tables.costs(grid, arms)]
+    found += ["### Claims", _METHOD, tables.claims(grid), f"### Differences from {grid.baseline() or PLITS}"]
+    found += [tables.differences(grid), "### Cost of the same runs", tables.cost_note(grid), tables.costs(grid, arms)]
     found += [f"![{Path(name).stem}]({name})" for name in pictures]
     found += ["### Digit strings", tables.slices(grid), "### Under other conditions", *tables.robust(grid)]
     if grid.rates:

@@ -34,7 +34,7 @@ def take_models(flow: Flow, folder: Path) -> list[str]:
     Raises:
         PalError: there is none, or one was trained by another recipe than this lab's. Its data are not compared.
     """
-    needed = sorted({name for recipe in [*flow.chosen, *flow.others] for name in recipe.bases})
+    needed = sorted({name for recipe in flow.trained for name in recipe.bases})
     recipes = {name: flow.shelf.recipe(name.removeprefix("lab-")) for name in needed}
     there = [name for name in needed if _is_made(folder / "runs" / name, recipes[name])]
     if not there:

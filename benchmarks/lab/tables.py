@@ -5,7 +5,8 @@ from statistics import mean
 from typing import Any
 
 import numpy as np
-from benchmarks.lab.analysis import PLITS, Difference, Grid, as_array, cost_of, paired
+from benchmarks.lab.analysis import Difference, Grid, as_array, cost_of, paired
+from benchmarks.lab.recipes import PLITS
 
 from pal_audio.training.report import table
 
@@ -18,10 +19,10 @@ CLAIMS = (
     ("PAL (two encoders) is as good as PLITS on general sound", "pal-multi", "plits", "general sound", "non_inferior"),
     ("PAL (two encoders) is as good as PLITS on speech", "pal-multi", "plits", "speech", "non_inferior"),
     ("PAL (two encoders) is as good as PLITS on order", "pal-multi", "plits", "order", "non_inferior"),
-    ("PAL is as good as PLITS, both with two encoders, on general sound", "pal-multi", "plits-multi", "general sound", "non_inferior"),
-    ("PAL is as good as PLITS, both with two encoders, on speech", "pal-multi", "plits-multi", "speech", "non_inferior"),
-    ("PAL is as good as PLITS, both with two encoders, on order", "pal-multi", "plits-multi", "order", "non_inferior"),
-    ("PAL is better than LAL, both with two encoders, on speech", "pal-multi", "lal-multi", "speech", "better"),
+    ("PAL is as good as PLITS of two encoders on general sound", "pal-multi", "plits-multi", "general sound", "non_inferior"),
+    ("PAL is as good as PLITS of two encoders on speech", "pal-multi", "plits-multi", "speech", "non_inferior"),
+    ("PAL is as good as PLITS of two encoders on order", "pal-multi", "plits-multi", "order", "non_inferior"),
+    ("PAL is better than LAL of two encoders on speech", "pal-multi", "lal-multi", "speech", "better"),
     ("25 pooled tokens are as good as PLITS on order", "plits-pooled", "plits", "order", "non_inferior"),
     ("PAL (16 learned) is better than LAL on speech", "pal", "lal", "speech", "better"),
     ("LAL needs no training of the FFN on general sound", "lal-frozen-ffn", "lal", "general sound", "non_inferior"),
@@ -74,9 +75,9 @@ def claims(grid: Grid) -> str:
     rows = []
     for claim, first, second, group, what in CLAIMS:
         names = grid.groups().get(group, [])
-        found = grid.difference(first, second, names) if names else None
-        if found is None and not (grid.expects(first) and grid.expects(second)):
+        if not (grid.expects(first) and grid.expects(second)):
             continue
+        found = grid.difference(first, second, names) if names else None
         if found is None:
             rows.append((claim, f"{first} - {second}", group, "", "", "", "", "no pair of runs yet"))
             continue
@@ -84,6 +85,8 @@ def claims(grid: Grid) -> str:
         both = " against ".join(map(percent, means))
         shown = f"{100 * found.value:+.1f}"
         rows.append((claim, f"{first} - {second}", group, _num(found), both, shown, _interval(found), getattr(found, what)))
+    if not rows:
+        return "None of these arms."
     return table(("claim", "difference", "on", "seeds", "scores, %", "points", "95% interval", "verdict"), rows)
 
 
@@ -94,7 +97,7 @@ def _num(found: Difference) -> str:
 def differences(grid: Grid) -> str:
     groups, base = grid.groups(), grid.baseline()
     if base is None:
-        return "No arm of PLITS has a result."
+        return "There is no arm of PLITS."
     rows = []
     for arm in (*grid.arms(), *grid.arms(ablations=True)):
         if arm == base:
@@ -118,7 +121,7 @@ def cost_note(grid: Grid) -> str:
 
 def costs(grid: Grid, arms: Sequence[str]) -> str:
     name = grid.baseline()
-    base = None if name is None else cost_of(grid, name)
+    base = cost_of(grid, name) if name in grid.arms() else None
     rows = []
     for arm in arms:
         own = cost_of(grid, arm)
