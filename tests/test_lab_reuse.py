@@ -76,6 +76,20 @@ def test_models_of_another_recipe_are_refused_before_anything_is_copied(tmp_path
         take_models(flow, tmp_path / "elsewhere")
 
 
+def test_a_default_that_is_written_out_and_when_it_was_saved_make_no_other_recipe(tmp_path: Path) -> None:
+    there, flow = packed(tmp_path / "small", "encoder-unified"), Flow(tmp_path, tmp_path / "out", Shelf(RECIPES), ["lal"])
+    told = there / "runs" / "lab-encoder-unified" / "recipe.json"
+    content = json.loads(told.read_text())
+    content["recipe"]["model"]["encoder"]["fft_samples"] = 1024
+    told.write_text(json.dumps(content))
+    with pytest.raises(PalError, match=r"model differ"):
+        take_models(flow, there)
+    content["recipe"]["model"]["encoder"]["fft_samples"] = 512
+    content["recipe"]["stages"][0]["save_every"] = 7
+    told.write_text(json.dumps(content))
+    assert take_models(flow, there) == ["lab-encoder-unified"]
+
+
 def test_what_has_not_ended_or_lacks_its_weights_is_not_taken(tmp_path: Path) -> None:
     there, flow = packed(tmp_path / "small", "lm", "encoder-unified"), Flow(tmp_path, tmp_path / "out", Shelf(RECIPES), ["lal"])
     shutil.rmtree(there / "runs" / "lab-encoder-unified" / "encoders")

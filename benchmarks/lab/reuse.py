@@ -16,9 +16,9 @@ from pal_audio.data.manifest import write_text
 from pal_audio.errors import PalError
 from pal_audio.model.export import replaced_folder
 from pal_audio.training.folder import resolved_recipe
-from pal_audio.training.recipe import load_recipe
+from pal_audio.training.recipe import Recipe, load_recipe
 
-_COMPARED = ("seed", "precision", "model", "adapter", "stages")
+_COMPARED = {"seed", "precision", "model", "adapter", "stages"}
 
 
 def take_models(flow: Flow, folder: Path) -> list[str]:
@@ -65,12 +65,22 @@ def _is_here(flow: Flow, name: str, recipe: LabRecipe) -> bool:
 def _check(told: Path, recipe: LabRecipe) -> None:
     """That a run's recipe is this one in all that its weights depend on."""
     try:
-        made = resolved_recipe(told.parent).model_dump(mode="json")  # newer keys get their defaults
+        made = _of_weights(resolved_recipe(told.parent))  # newer keys get their defaults
     except PalError as error:
         raise PalError(f"{told}: its recipe cannot be compared with {recipe.path} ({error}); leave it out of --models") from error
-    ours: dict[str, Any] = load_recipe(recipe.path, recipe.settings()[1::2]).model_dump(mode="json")
-    differs = [key for key in _COMPARED if made[key] != ours[key]]
+    ours = _of_weights(load_recipe(recipe.path, recipe.settings()[1::2]))
+    differs = [key for key in ours if made[key] != ours[key]]
     if differs:
         raise PalError(
             f"{told}: trained by another recipe than {recipe.path} ({', '.join(differs)} differ); leave it out of --models"
         )
+
+
+def _of_weights(recipe: Recipe) -> dict[str, Any]:
+    """What weights depend on, an encoder's options with their defaults."""
+    told = recipe.model_dump(mode="json", include=_COMPARED, exclude={"stages": {"__all__": {"save_every"}}})
+    told["model"] |= {
+        "encoder": None,
+        "encoders": {name: c.model_dump(mode="json") for name, c in recipe.model.encoder_configs().items()},
+    }
+    return told

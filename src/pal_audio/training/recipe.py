@@ -79,7 +79,7 @@ class Stage(StrictConfig):
         task: of encoders' objectives: examples of this task alone, or of these.
         categories: of `events` and `events-ctc`: those of the sounds that are learnt; all where left out.
         pitches: of `events` and `events-ctc`: notes' pitches are learnt too.
-        onsets: likewise: that a sound begins, whichever it is.
+        onsets: of `events` and `events-ctc`: that a sound begins is learnt too, whichever it is.
         symbols: of `ctc` and `events-ctc`: what is written, characters (where left out) or words.
         pooling: of `tags`: frames to one vector by their mean (where left out) or by attention.
         batch_size: examples a step (16), or

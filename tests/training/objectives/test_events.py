@@ -80,9 +80,30 @@ def test_onsets_are_a_label_of_all_sounds_together(tmp_path: Path) -> None:
     expected = sum((begins < start + 0.1 - 1e-9) & (ends > start + 1e-9) for start in (0.1, 0.4))
     assert targets[:, :, 4].tolist() == [expected.tolist()] * 2
     assert expected.sum() == 3 + 3
+    cut = scene(tmp_path, "4", "a")
+    cut.meta["events"][0] |= {"onset_s": -0.3, "offset_s": 0.39}
+    for length in (10, 18):
+        heard_TV = made.targets([cut], [length])[0]
+        assert heard_TV[:, 0].tolist() == [*[1] * 10, *[0] * (length - 10)], "it sounds from the clip's start"
+        assert not heard_TV[:, 4].any(), "and began before it"
     short = scene(tmp_path, "3", "a")
     short.meta["events"][0]["offset_s"] = 0.13
     assert made.targets([short], [10])[0, :, 4].tolist() == [0, 0, 1, 1, *[0] * 6]  # no longer than the sound
+
+
+def test_onsets_are_scored_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    items = read(tmp_path, scene(tmp_path, "1", "ac"), scene(tmp_path, "2", "ba"))
+    found = {}
+    for onsets in (False, True):
+        made = objective("events", onsets=onsets)
+        made.prepare(items, items)
+        outputs = [torch.linspace(-1, 1, 18 * 3).reshape(18, 3), torch.linspace(1, -1, 18 * 3).reshape(18, 3)]
+        onset_T1 = [torch.from_numpy(made.targets([item], [18])[0, :, 3:]) for item in items]
+        rows = [torch.cat(pair, 1) for pair in zip(outputs, onset_T1, strict=True)] if onsets else outputs
+        monkeypatch.setattr(type(made), "outputs", lambda self, examples, rows=rows: zip(examples, rows, strict=True))
+        found[onsets] = made.score()
+    assert found[True].pop("onset_ap") == 1
+    assert found[True] == found[False]
 
 
 def test_the_loss_is_the_mean_over_a_clips_own_frames(tmp_path: Path) -> None:

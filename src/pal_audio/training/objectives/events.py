@@ -2,8 +2,8 @@
 
 A scene's events are those of `meta.events`, and the sound behind them; of the categories that the stage names, or all. A frame
 that an event touches has its label; frames have any number of labels. With `pitches` a note's MIDI number, rounded, is a
-label too, beside that of the instrument. With `onsets` the first 0.1 s of every sound but those behind have a label of their
-own, the same for all: it parts sounds that overlap, and one from the next of its kind.
+label too, beside that of the instrument. With `onsets` the first 0.1 s of what begins within the clip, sounds behind left out,
+have a label of their own, the same for all: it parts sounds that overlap, and one from the next of its kind.
 
 Source: strong labels as in sound event detection (Mesaros et al., "Sound Event Detection in the DCASE 2017 Challenge", 2019),
 binary cross-entropy for each label; onsets beside what sounds after "Onsets and Frames" (Hawthorne et al., arXiv 1710.11153,
@@ -28,7 +28,7 @@ from pal_audio.encoders.base import length_mask
 from pal_audio.errors import PalError
 from pal_audio.training.objectives.encoder import EncoderObjective, FrameHead, HeadedEncoder
 
-_ONSET_S = 0.1
+_ONSET_S = 0.1  # of frames of 40 ms three or four are marked
 
 
 class EventsObjective(EncoderObjective):
@@ -92,11 +92,11 @@ class EventsObjective(EncoderObjective):
         targets_CTV = np.zeros((len(items), max(lengths), len(self.names)), dtype=np.float32)
         for row, example in enumerate(items):
             for one, label in self.labels(example):
-                first, end = math.floor(one.onset_s * rate_hz), math.ceil(one.offset_s * rate_hz)
-                targets_CTV[row, first : min(end, lengths[row]), self._index[label]] = 1
-                if self.stage.onsets and not one.behind:
-                    begun = min(math.ceil((one.onset_s + _ONSET_S) * rate_hz), end, lengths[row])
-                    targets_CTV[row, first:begun, -1] = 1
+                targets_CTV[row, _frames(one.onset_s, one.offset_s, rate_hz, lengths[row]), self._index[label]] = 1
+            begun = (one for one in sounding(example, self.stage.categories) if not one.behind and one.onset_s >= 0)
+            for one in begun if self.stage.onsets else ():
+                end_s = min(one.onset_s + _ONSET_S, one.offset_s)
+                targets_CTV[row, _frames(one.onset_s, end_s, rate_hz, lengths[row]), -1] = 1
         return targets_CTV
 
     def num_units(self, inputs: dict[str, Any]) -> int:
@@ -107,8 +107,8 @@ class EventsObjective(EncoderObjective):
         return event_loss(scores_CTV, lengths_C, inputs["targets"]).sum() / num_units
 
     def score(self) -> dict[str, float]:
-        """Over frames the mean over labels of their average precision, beside what a guess gets; and of scenes of one sound the
-        share whose label has the highest mean score while it sounds (`accuracy`, where there are such scenes).
+        """Over frames the mean over labels of their average precision, beside what a guess gets, that of onsets apart; and of
+        scenes of one sound the share whose label has the highest mean score while it sounds (`accuracy`, where there are such).
         """
         from sklearn.metrics import average_precision_score
 
@@ -123,10 +123,16 @@ class EventsObjective(EncoderObjective):
                 of_event_V = scores_TV[torch.from_numpy(targets_TV[:, self._index[heard[0].label]] > 0)].mean(0)
                 right.append(self.kinds[int(of_event_V[: len(self.kinds)].argmax())] == heard[0].label)
         scores_NV, targets_NV = np.concatenate(scores), np.concatenate(targets)
-        present = np.flatnonzero(targets_NV.any(0))
+        present = np.flatnonzero(targets_NV[:, : len(self._index)].any(0))
         precisions = [average_precision_score(targets_NV[:, label], scores_NV[:, label]) for label in present]
         found = {"frame_map": float(np.mean(precisions)), "chance": float(targets_NV[:, present].mean()), "num": len(held_out)}
+        found |= {"onset_ap": float(average_precision_score(targets_NV[:, -1], scores_NV[:, -1]))} if self.stage.onsets else {}
         return found | ({"accuracy": sum(right) / len(right), "num_of_one": len(right)} if right else {})
+
+
+def _frames(start_s: float, end_s: float, rate_hz: float, length: int) -> slice:
+    """The frames of a clip that a span of time touches; one that began before the clip touches its first."""
+    return slice(max(math.floor(start_s * rate_hz), 0), max(min(math.ceil(end_s * rate_hz), length), 0))
 
 
 def event_loss(scores_CTV: Tensor, lengths_C: Tensor, targets_CTV: Tensor) -> Tensor:
