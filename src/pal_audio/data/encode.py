@@ -1,12 +1,13 @@
 """`pal encode`: frozen encoders once over every clip of some manifests, into a frame cache (see `frame_cache`).
 
-A shard is written whole (temporary name, sync, rename) and never changed, so a killed run loses at most one shard's work; the
-same command goes on with the clips that no shard holds.
+A shard is written whole (temporary name, sync, rename) and never changed, so a killed run loses at most the shard that is being
+written and the one that is being filled; the same command goes on with the clips that no shard holds.
 """
 
 import json
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,7 @@ SHARD_ENTRIES = 20_000  # bounds the header, which safetensors limits
 BATCH_CLIPS = 8
 MAX_WINDOWS = 16
 ACCELERATOR_CLIPS = 64  # and windows, in one pass
+_WIDER = "use --dtype float32 or bfloat16"
 
 Encoders = Mapping[str, AudioEncoder] | nn.ModuleDict
 Progress = Callable[[int, int], None]
@@ -91,23 +93,26 @@ def encode(
             keyed = {entry_key(hashes[part.path], part, identity.id, dtype): part for part in clips}
             todo[name] = {key: part for key, part in keyed.items() if key not in held}
         total = sum(len(wanted) for wanted in todo.values())
-        writer = _ShardWriter(out, shard_bytes)
         done = 0
-        for name, wanted in todo.items():
-            items = list(wanted.items())
-            step = BATCH_CLIPS if _device_of(encoders[name]).type == "cpu" else ACCELERATOR_CLIPS
-            chunks = [items[start : start + step] for start in range(0, len(items), step)]
-            parts_of = [[part for _, part in chunk] for chunk in chunks]
-            with closing(in_workers(Read.of(encoders[name]), parts_of, num_workers)) as heard:
-                for chunk, read in zip(chunks, heard, strict=True):
-                    frames = compute(encoders[name], read, dtype)
-                    for row, (key, part) in enumerate(chunk):
-                        length = int(frames.lengths[row])
-                        writer.add(key, [_stored(layer[row, :length], dtype, part) for layer in frames.layers], read[1][row])
-                    done += len(chunk)
-                    if progress is not None:
-                        progress(done, total)
-        writer.close()
+        with closing(_ShardWriter(out, shard_bytes)) as writer:
+            for name, wanted in todo.items():
+                items = list(wanted.items())
+                step = BATCH_CLIPS if _device_of(encoders[name]).type == "cpu" else ACCELERATOR_CLIPS
+                chunks = [items[start : start + step] for start in range(0, len(items), step)]
+                parts_of = [[part for _, part in chunk] for chunk in chunks]
+                with closing(in_workers(Read.of(encoders[name]), parts_of, num_workers)) as heard:
+                    for chunk, read in zip(chunks, heard, strict=True):
+                        frames = compute(encoders[name], read, dtype)
+                        if not _is_finite(frames):
+                            raise PalError(f"{_first_infinite(frames, chunk)}: its frames do not fit {dtype}; {_WIDER}")
+                        frames = frames.to("cpu")
+                        for row, (key, _) in enumerate(chunk):
+                            length = int(frames.lengths[row])
+                            writer.add(key, [layer[row, :length].clone() for layer in frames.layers], read[1][row])
+                        done += len(chunk)
+                        if progress is not None:
+                            progress(done, total)
+            writer.finish()
         known.save()
     return total
 
@@ -131,12 +136,12 @@ class Read:
 
 @torch.no_grad()
 def compute(encoder: AudioEncoder, read: tuple[Tensor, list[int]], dtype: DtypeName = "float32") -> Frames:
-    """Frames of clips that were read, on the CPU, computed in float32 and given in `dtype`."""
+    """Frames of clips that were read, on the encoder's device, computed in float32 and given in `dtype`."""
     features, samples = read
     device = _device_of(encoder)
     max_windows = MAX_WINDOWS if device.type == "cpu" else ACCELERATOR_CLIPS
     frames = encoder(features.to(device), torch.tensor(samples), max_windows)
-    return Frames([layer.to(DTYPES[dtype]) for layer in frames.layers], frames.lengths).to("cpu")
+    return Frames([layer.to(DTYPES[dtype]) for layer in frames.layers], frames.lengths)
 
 
 def verify(parts: Iterable[AudioPart], encoders: Encoders, out: Path, num: int) -> tuple[int, float]:
@@ -156,17 +161,19 @@ def verify(parts: Iterable[AudioPart], encoders: Encoders, out: Path, num: int) 
     for number in chosen:
         stored = cache.read(clips[int(number)])
         for name, encoder in encoders.items():
-            live = compute(encoder, readers[name]([clips[int(number)]]))
+            live = compute(encoder, readers[name]([clips[int(number)]])).to("cpu")
             for ours, theirs in zip(stored[name].layers, live.layers, strict=True):
                 largest = max(largest, float((ours.float() - theirs.float()).abs().max()))
     return len(chosen), largest
 
 
 class _ShardWriter:
-    """Collects entries and writes a shard when they are enough."""
+    """Collects entries; a full shard is written by a thread while the next one is filled, one at a time."""
 
     def __init__(self, out: Path, shard_bytes: int) -> None:
         self.out, self.shard_bytes = out, shard_bytes
+        self._thread = ThreadPoolExecutor(1)
+        self._written: Future[None] | None = None
         self._clear()
 
     def _clear(self) -> None:
@@ -179,14 +186,31 @@ class _ShardWriter:
         self.entries[key] = Entry(num_samples=num_samples, checksums=[checksum(layer_TD) for layer_TD in layers])
         self.num_bytes += sum(layer_TD.nbytes for layer_TD in layers)
         if self.num_bytes >= self.shard_bytes or len(self.entries) >= SHARD_ENTRIES:
-            self.close()
+            self._begin()
+
+    def finish(self) -> None:
+        """Write what is left and wait for it."""
+        if self.entries:
+            self._begin()
+        self._wait()
 
     def close(self) -> None:
-        if not self.entries:
-            return
-        content = save(self.tensors, {"entries": json.dumps({key: entry.model_dump() for key, entry in self.entries.items()})})
+        """End the thread, behind the shard that it writes; what is not yet full is dropped."""
+        self._thread.shutdown()
+
+    def _begin(self) -> None:
+        self._wait()
+        self._written = self._thread.submit(self._write, self.tensors, self.entries, self.num_bytes)
+        self._clear()
+
+    def _wait(self) -> None:
+        if self._written is not None:
+            self._written.result()
+
+    def _write(self, tensors: dict[str, Tensor], entries: dict[str, Entry], num_bytes: int) -> None:
+        content = save(tensors, {"entries": json.dumps({key: entry.model_dump() for key, entry in entries.items()})})
         if len(content) > MAX_SHARD_BYTES:
-            size = f"one clip's frames take {self.num_bytes} bytes"
+            size = f"one clip's frames take {num_bytes} bytes"
             raise PalError(f"{size}, over the limit of a shard; cut the clip, or --dtype bfloat16")
         written = shards(self.out)
         number = int(written[-1].stem) + 1 if written else 0
@@ -195,7 +219,6 @@ class _ShardWriter:
         except OSError as error:
             why = f"{error.strerror}, {shutil.disk_usage(self.out).free} bytes are free"
             raise PalError(f"{self.out}: a shard cannot be written ({why}); those before it are whole, run it again") from error
-        self._clear()
 
 
 def _enter(out: Path, identities: dict[str, EncoderIdentity], dtype: DtypeName) -> None:
@@ -216,11 +239,14 @@ def _device_of(encoder: AudioEncoder) -> torch.device:
     return next(encoder.parameters()).device
 
 
-def _stored(frames_TD: Tensor, dtype: str, part: AudioPart) -> Tensor:
-    stored_TD = frames_TD.clone()
-    if not torch.isfinite(stored_TD).all():
-        raise PalError(f"{part.path}: its frames do not fit {dtype}; use --dtype float32 or bfloat16")
-    return stored_TD
+def _is_finite(frames: Frames) -> bool:
+    return bool(torch.stack([torch.isfinite(layer_CTD).all() for layer_CTD in frames.layers]).all())
+
+
+def _first_infinite(frames: Frames, chunk: Sequence[tuple[str, AudioPart]]) -> str:
+    """The file of the first clip with a value that is no number."""
+    fits_C = torch.stack([torch.isfinite(layer_CTD).all(-1).all(-1) for layer_CTD in frames.layers]).all(0)
+    return chunk[fits_C.tolist().index(False)][1].path
 
 
 def _distinct(parts: Iterable[AudioPart]) -> list[AudioPart]:
