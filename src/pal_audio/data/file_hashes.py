@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from pal_audio.errors import PalError
 
 MAX_BYTES = 2**29
 _BLOCK = 2**20
+_TOGETHER = 64  # a task a file takes longer than a short file
 _YOUNG_NS = 2 * 10**9
 
 Stamp = tuple[int, int, int]
@@ -84,8 +86,10 @@ class FileHashes:
     def of_all(self, paths: Iterable[str]) -> dict[str, str]:
         """The hashes of files, read by all cores."""
         distinct = list(dict.fromkeys(paths))
+        groups = [distinct[start : start + _TOGETHER] for start in range(0, len(distinct), _TOGETHER)]
         with ThreadPoolExecutor(num_cores()) as threads:
-            return dict(zip(distinct, threads.map(self.of, distinct), strict=True))
+            hashes = threads.map(lambda group: [self.of(path) for path in group], groups)
+            return dict(zip(distinct, chain.from_iterable(hashes), strict=True))
 
     def save(self) -> None:
         """Write the record."""
