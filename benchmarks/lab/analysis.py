@@ -91,8 +91,10 @@ class Grid:
 
     def baseline(self) -> str | None:
         """The arm that others are compared with: `plits`, or where that was not chosen, the first of its family that was."""
-        of_plits = [arm for arm in self._chosen() if self._results_of(arm) and self._results_of(arm)[0]["family"] == PLITS]
-        return PLITS if PLITS in self._chosen() else next(iter(of_plits), None)
+        if PLITS in self._chosen():
+            return PLITS
+        families = {arm: told["family"] for (arm, _), told in self.results.items()}
+        return next((arm for arm in self._chosen() if families.get(arm) == PLITS), None)
 
     def expects(self, arm: str) -> bool:
         """Whether the lab's arms were to have it among them."""
@@ -103,12 +105,9 @@ class Grid:
         return self.arms() if self.expected is None else self.expected[0] or ARMS
 
     def _is_ablation(self, arm: str) -> bool:
-        """An ablation that was named, or that has several seeds, is an arm."""
+        """Whether it ran as an ablation alone, and was not named among the arms."""
         named = self.expected is not None and arm in (self.expected[0] or ())
-        return not named and all(told["ablation"] for told in self._results_of(arm))
-
-    def _results_of(self, arm: str) -> list[dict[str, Any]]:
-        return [told for (name, _), told in self.results.items() if name == arm]
+        return not named and all(told["ablation"] for (name, _), told in self.results.items() if name == arm)
 
     def seeds(self, arm: str) -> list[int]:
         return sorted(seed for name, seed in self.results if name == arm)

@@ -126,7 +126,8 @@ class EventsObjective(EncoderObjective):
         present = np.flatnonzero(targets_NV[:, : len(self._index)].any(0))
         precisions = [average_precision_score(targets_NV[:, label], scores_NV[:, label]) for label in present]
         found = {"frame_map": float(np.mean(precisions)), "chance": float(targets_NV[:, present].mean()), "num": len(held_out)}
-        found |= {"onset_ap": float(average_precision_score(targets_NV[:, -1], scores_NV[:, -1]))} if self.stage.onsets else {}
+        if self.stage.onsets and targets_NV[:, -1].any():
+            found["onset_ap"] = float(average_precision_score(targets_NV[:, -1], scores_NV[:, -1]))
         return found | ({"accuracy": sum(right) / len(right), "num_of_one": len(right)} if right else {})
 
 
