@@ -478,7 +478,8 @@ def test_a_choice_of_arms_without_plits_is_compared_with_its_variant(tmp_path: P
     """What was never to be run is no claim that lacks its runs."""
     runs = [right_of(300, seed) for seed in range(2)]
     grid = plant(tmp_path, {"plits-multi": runs, "pal-multi": [run & ~right_of(40, 9) for run in runs]})
-    grid.results["plits-multi", 0]["family"] = "plits"
+    for seed in range(2):
+        grid.results["plits-multi", seed]["family"] = "plits"
     for settings in (None, {"arms": ["plits-multi", "pal-multi", "lal-multi"], "seeds": [0, 1]}):
         text = "\n".join(blocks(replace(grid, expected=settings and tuple(settings.values())), []))
         assert "### Differences from plits-multi" in text
