@@ -492,8 +492,16 @@ def test_a_choice_of_arms_without_plits_is_compared_with_its_variant(tmp_path: P
     assert replace(grid, expected=(None, [0, 1])).baseline() == "plits", "its runs are still to come"
     alone = plant(tmp_path / "none", {"lal": runs})
     assert alone.baseline() is None
-    assert "There is no arm of PLITS." in blocks(alone, [])
+    assert "No arm of PLITS has a result." in blocks(alone, [])
     assert "None of these arms." in blocks(alone, [])
+
+
+def test_arms_that_are_named_later_hide_no_result(tmp_path: Path) -> None:
+    runs = [right_of(300, seed) for seed in range(2)]
+    grid = replace(plant(tmp_path, {"plits": runs, "lal": runs}), expected=(["lal-multi"], [0, 1]))
+    text = "\n".join(blocks(grid, []))
+    assert "| lal - plits | general sound | 2 |" in text
+    assert "| lal | 2 |" in text.split("### Differences from plits")[1]
 
 
 def test_an_ablation_with_several_seeds_or_that_is_named_is_an_arm(tmp_path: Path) -> None:

@@ -150,6 +150,7 @@ def test_an_arm_that_only_rates_would_need_is_left_out_where_they_are_chosen(tmp
         (tmp_path / "rates" / f"{family}.json").write_text('{"factor": 1}')
     steps = grid(tmp_path, arms=["pal-multi", "plits-multi"])
     assert "lab-encoder-unified" not in steps
+    assert all({*step.needs, *step.follows} <= steps.keys() for step in steps.values())
 
 
 def test_a_run_for_its_time_is_asked_little(tmp_path: Path) -> None:

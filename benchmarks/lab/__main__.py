@@ -62,10 +62,10 @@ def _run(options: argparse.Namespace) -> int:
     flow.check()
     with locked(flow.out):
         deadline = None if options.minutes is None else started + 60 * options.minutes
+        if options.rates is not None:  # before models: an arm that would try them may need others
+            print(f"rates taken from {options.rates}: {', '.join(take(rates)) or 'none, this lab has its own'}", flush=True)
         if options.models is not None and (taken := take_models(flow, options.models)):
             print(f"taken from {options.models}: {', '.join(taken)}", flush=True)
-        if options.rates is not None:
-            print(f"rates taken from {options.rates}: {', '.join(take(rates)) or 'none, this lab has its own'}", flush=True)
         steps = grid_steps(flow)
         if model is None:
             return run_steps(steps, flow, deadline)

@@ -91,14 +91,15 @@ class Grid:
 
     def baseline(self) -> str | None:
         """The arm that others are compared with: `plits`, or where that was not chosen, the first of its family that was."""
+        families = {arm: told["family"] for (arm, _), told in self.results.items()}
         if PLITS in self._chosen():
             return PLITS
-        families = {arm: told["family"] for (arm, _), told in self.results.items()}
-        return next((arm for arm in self._chosen() if families.get(arm) == PLITS), None)
+        return next((arm for arm in self._chosen() if families.get(arm) == PLITS), PLITS if PLITS in families else None)
 
-    def expects(self, arm: str) -> bool:
-        """Whether the lab's arms were to have it among them."""
-        return arm in self._chosen()
+    def shows(self, first: str, second: str) -> bool:
+        """Whether two arms are to be compared: both were chosen, or both have results."""
+        there = {arm for arm, _ in self.results}
+        return any({first, second} <= set(arms) for arms in (self._chosen(), there))
 
     def _chosen(self) -> Sequence[str]:
         """Arms that the lab was to run; those that it has run where the choice is not told."""

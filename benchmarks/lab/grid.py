@@ -34,8 +34,9 @@ def grid_steps(flow: Flow) -> list[Step]:
     users = Counter(flow.frames(recipe) for recipe in recipes if recipe.encoders)
     hearing = {flow.frames(recipe): recipe for recipe in reversed(recipes)}
     steps += [_frames(flow, hearing[folder], 1 / len(users)) for folder, _ in users.most_common()]
+    there = {recipe.name for recipe in recipes}
     for family in sorted({recipe.family for recipe in recipes}, key=_length):
-        tried = [_tried(flow, family, factor) for factor in flow.factors]
+        tried = [_tried(flow, family, factor) for factor in flow.factors if family in there]  # else its rate is chosen
         steps += [*tried, _rate(flow, family, tried)]
     long_first = sorted(flow.chosen, key=lambda recipe: _length(recipe.name))
     scored = [_arm(flow, recipe, seed) for seed in flow.seeds for recipe in long_first]

@@ -77,7 +77,7 @@ def _check(told: Path, recipe: LabRecipe) -> None:
 
 
 def _of_weights(recipe: Recipe) -> dict[str, Any]:
-    """What weights depend on, an encoder's options with their defaults."""
+    """A recipe without its data and when it saves; an encoder's options with their defaults."""
     told = recipe.model_dump(mode="json", include=_COMPARED, exclude={"stages": {"__all__": {"save_every"}}})
     told["model"] |= {
         "encoder": None,

@@ -68,7 +68,7 @@ def encode(
         out: a new folder, or a cache of the same dtype.
         dtype: that frames are stored in; they are computed in float32.
         progress: called with entries done and entries in all.
-        shard_bytes: a shard is closed when its frames reach this size.
+        shard_bytes: a shard is closed when its frames reach this size; some three times that is held in memory.
         num_workers: processes that read sound and make features while this one encodes; they change no number.
 
     Returns:
@@ -87,7 +87,10 @@ def encode(
         held = {key for shard in shards(out) for key in read_entries(shard)}
         clips = _distinct(parts)
         known = FileHashes(out / FILES)
-        hashes = known.of_all(part.path for part in clips)
+        try:
+            hashes = known.of_all(part.path for part in clips)
+        finally:
+            known.save()
         todo: dict[str, dict[str, AudioPart]] = {}
         for name, identity in identities.items():
             keyed = {entry_key(hashes[part.path], part, identity.id, dtype): part for part in clips}
@@ -113,7 +116,6 @@ def encode(
                         if progress is not None:
                             progress(done, total)
             writer.finish()
-        known.save()
     return total
 
 
@@ -185,6 +187,8 @@ class _ShardWriter:
         self.tensors |= {f"{key}.{number}": layer_TD for number, layer_TD in enumerate(layers)}
         self.entries[key] = Entry(num_samples=num_samples, checksums=[checksum(layer_TD) for layer_TD in layers])
         self.num_bytes += sum(layer_TD.nbytes for layer_TD in layers)
+        if self._written is not None and self._written.done():
+            self._wait()  # what kept it from being written ends the run now
         if self.num_bytes >= self.shard_bytes or len(self.entries) >= SHARD_ENTRIES:
             self._begin()
 

@@ -21,7 +21,7 @@ from pal_audio.errors import PalError
 
 MAX_BYTES = 2**29
 _BLOCK = 2**20
-_TOGETHER = 64  # a task a file takes longer than a short file
+_TOGETHER = 64  # of many files: a task for each takes longer than to read a short one
 _YOUNG_NS = 2 * 10**9
 
 Stamp = tuple[int, int, int]
@@ -86,8 +86,10 @@ class FileHashes:
     def of_all(self, paths: Iterable[str]) -> dict[str, str]:
         """The hashes of files, read by all cores."""
         distinct = list(dict.fromkeys(paths))
-        groups = [distinct[start : start + _TOGETHER] for start in range(0, len(distinct), _TOGETHER)]
-        with ThreadPoolExecutor(num_cores()) as threads:
+        num_threads = num_cores()
+        size = max(1, min(_TOGETHER, len(distinct) // (4 * num_threads)))
+        groups = [distinct[start : start + size] for start in range(0, len(distinct), size)]
+        with ThreadPoolExecutor(num_threads) as threads:
             hashes = threads.map(lambda group: [self.of(path) for path in group], groups)
             return dict(zip(distinct, chain.from_iterable(hashes), strict=True))
 

@@ -91,6 +91,14 @@ def test_onsets_are_a_label_of_all_sounds_together(tmp_path: Path) -> None:
     assert made.targets([short], [10])[0, :, 4].tolist() == [0, 0, 1, 1, *[0] * 6]  # no longer than the sound
 
 
+def test_a_sound_that_is_outside_the_clip_is_not_asked_for(tmp_path: Path) -> None:
+    items = read(tmp_path, scene(tmp_path, "1", "ab"), scene(tmp_path, "2", "a"), scene(tmp_path, "3", "a"))
+    items[2].meta["events"][0] |= {"onset_s": 0.0, "offset_s": 0.0}
+    made = objective("events")
+    made.prepare(items, items)
+    assert made.score()["num_of_one"] == 1
+
+
 def test_onsets_are_scored_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     items = read(tmp_path, scene(tmp_path, "1", "ac"), scene(tmp_path, "2", "ba"))
     found = {}

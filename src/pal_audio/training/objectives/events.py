@@ -120,8 +120,9 @@ class EventsObjective(EncoderObjective):
             targets.append(targets_TV)
             heard = sounding(example)
             if len(heard) == 1 and heard[0].label in self._index:
-                of_event_V = scores_TV[torch.from_numpy(targets_TV[:, self._index[heard[0].label]] > 0)].mean(0)
-                right.append(self.kinds[int(of_event_V[: len(self.kinds)].argmax())] == heard[0].label)
+                of_event_NV = scores_TV[torch.from_numpy(targets_TV[:, self._index[heard[0].label]] > 0), : len(self.kinds)]
+                if len(of_event_NV):
+                    right.append(self.kinds[int(of_event_NV.mean(0).argmax())] == heard[0].label)
         scores_NV, targets_NV = np.concatenate(scores), np.concatenate(targets)
         present = np.flatnonzero(targets_NV[:, : len(self._index)].any(0))
         precisions = [average_precision_score(targets_NV[:, label], scores_NV[:, label]) for label in present]
