@@ -91,9 +91,9 @@ class Grid:
 
     def baseline(self) -> str | None:
         """The arm that others are compared with: `plits`, or where that was not chosen, the first of its family that was."""
-        families = {arm: told["family"] for (arm, _), told in self.results.items()}
         if PLITS in self._chosen():
             return PLITS
+        families = {arm: told["family"] for (arm, _), told in self.results.items()}
         return next((arm for arm in self._chosen() if families.get(arm) == PLITS), PLITS if PLITS in families else None)
 
     def shows(self, first: str, second: str) -> bool:

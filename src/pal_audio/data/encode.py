@@ -45,7 +45,6 @@ SHARD_ENTRIES = 20_000  # bounds the header, which safetensors limits
 BATCH_CLIPS = 8
 MAX_WINDOWS = 16
 ACCELERATOR_CLIPS = 64  # and windows, in one pass
-_WIDER = "use --dtype float32 or bfloat16"
 
 Encoders = Mapping[str, AudioEncoder] | nn.ModuleDict
 Progress = Callable[[int, int], None]
@@ -106,8 +105,9 @@ def encode(
                 with closing(in_workers(Read.of(encoders[name]), parts_of, num_workers)) as heard:
                     for chunk, read in zip(chunks, heard, strict=True):
                         frames = compute(encoders[name], read, dtype)
-                        if not _is_finite(frames):
-                            raise PalError(f"{_first_infinite(frames, chunk)}: its frames do not fit {dtype}; {_WIDER}")
+                        if not (fits_C := _are_finite(frames)).all():
+                            clip = chunk[fits_C.tolist().index(False)][1]
+                            raise PalError(f"{clip.path}: its frames do not fit {dtype}; use --dtype float32 or bfloat16")
                         frames = frames.to("cpu")
                         for row, (key, _) in enumerate(chunk):
                             length = int(frames.lengths[row])
@@ -243,14 +243,9 @@ def _device_of(encoder: AudioEncoder) -> torch.device:
     return next(encoder.parameters()).device
 
 
-def _is_finite(frames: Frames) -> bool:
-    return bool(torch.stack([torch.isfinite(layer_CTD).all() for layer_CTD in frames.layers]).all())
-
-
-def _first_infinite(frames: Frames, chunk: Sequence[tuple[str, AudioPart]]) -> str:
-    """The file of the first clip with a value that is no number."""
-    fits_C = torch.stack([torch.isfinite(layer_CTD).all(-1).all(-1) for layer_CTD in frames.layers]).all(0)
-    return chunk[fits_C.tolist().index(False)][1].path
+def _are_finite(frames: Frames) -> Tensor:
+    """Of each clip (C,), whether all its values are numbers; the padding is zero."""
+    return torch.stack([torch.isfinite(layer_CTD).flatten(1).all(1) for layer_CTD in frames.layers]).all(0)
 
 
 def _distinct(parts: Iterable[AudioPart]) -> list[AudioPart]:

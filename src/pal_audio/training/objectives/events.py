@@ -50,7 +50,7 @@ class EventsObjective(EncoderObjective):
 
     def prepare(self, train: Sequence[Example], test: Sequence[Example]) -> Sequence[Example]:
         chosen, self._held_out = self.chosen(train, "training"), self.chosen(test, "held-out")
-        heard = [one for example in chosen for one in sounding(example, self.stage.categories)]
+        heard = [one for example in chosen for one in self.heard(example)]
         self.kinds = sorted({one.label for one in heard})
         notes = {round(one.pitch) for one in heard if self.stage.pitches and one.pitch is not None}
         if self.stage.pitches and not notes:
@@ -69,17 +69,22 @@ class EventsObjective(EncoderObjective):
         return chosen
 
     def held_out(self) -> Sequence[Example]:
-        return [item for item in self._held_out if all(label in self._index for _, label in self.labels(item))]
+        return [
+            item for item in self._held_out if all(label in self._index for one in self.heard(item) for label in self.labels(one))
+        ]
 
     def notes(self) -> list[str]:
         return [f"events: encoder {self.name}, {len(self.names)} labels, any number of them a frame"]
 
-    def labels(self, example: Example) -> Iterator[tuple[Sounding, str]]:
-        """The sounds of a scene with their labels; a note with a pitch may come twice."""
-        for one in sounding(example, self.stage.categories):
-            yield one, one.label
-            if self.stage.pitches and one.pitch is not None:
-                yield one, f"note {round(one.pitch)}"
+    def heard(self, example: Example) -> list[Sounding]:
+        """The sounds of a scene that are learnt."""
+        return sounding(example, self.stage.categories)
+
+    def labels(self, one: Sounding) -> Iterator[str]:
+        """What a sound is called; a note with a pitch has two labels."""
+        yield one.label
+        if self.stage.pitches and one.pitch is not None:
+            yield f"note {round(one.pitch)}"
 
     def inputs(self, items: Sequence[Example]) -> dict[str, Any]:
         sound = self.sound(items)
@@ -91,12 +96,13 @@ class EventsObjective(EncoderObjective):
         rate_hz = self.config.frame_rate_hz
         targets_CTV = np.zeros((len(items), max(lengths), len(self.names)), dtype=np.float32)
         for row, example in enumerate(items):
-            for one, label in self.labels(example):
-                targets_CTV[row, _frames(one.onset_s, one.offset_s, rate_hz, lengths[row]), self._index[label]] = 1
-            begun = (one for one in sounding(example, self.stage.categories) if not one.behind and one.onset_s >= 0)
-            for one in begun if self.stage.onsets else ():
-                end_s = min(one.onset_s + _ONSET_S, one.offset_s)
-                targets_CTV[row, _frames(one.onset_s, end_s, rate_hz, lengths[row]), -1] = 1
+            for one in self.heard(example):
+                frames = _frames(one.onset_s, one.offset_s, rate_hz, lengths[row])
+                for label in self.labels(one):
+                    targets_CTV[row, frames, self._index[label]] = 1
+                if self.stage.onsets and not one.behind and one.onset_s >= 0:
+                    end_s = min(one.onset_s + _ONSET_S, one.offset_s)
+                    targets_CTV[row, _frames(one.onset_s, end_s, rate_hz, lengths[row]), -1] = 1
         return targets_CTV
 
     def num_units(self, inputs: dict[str, Any]) -> int:
