@@ -188,6 +188,14 @@ def test_the_best_arm_is_one_that_can_be_bundled(tmp_path: Path) -> None:
         steps["best"].finish()
 
 
+def assert_order(steps: list[Step]) -> None:
+    before: set[str] = set()
+    for step in steps:
+        assert before >= {*step.needs, *step.follows}, step.name
+        before.add(step.name)
+    assert len(before) == len(steps)
+
+
 @pytest.mark.parametrize("arm", ["lal", "pal-multi", "blind"])
 def test_every_step_of_the_bundle_stands_behind_what_it_needs(arm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both alone, after a grid, and with what is made early, where another arm may have been guessed."""
@@ -198,16 +206,55 @@ def test_every_step_of_the_bundle_stands_behind_what_it_needs(arm: str, tmp_path
     (tmp_path / "marks" / "best.json").write_text(json.dumps({"arm": arm}))
     for family in ("lal", "pal"):
         (tmp_path / "rates" / f"{family}.json").write_text('{"factor": 1}')
-    early = bundle_module.early_steps(flow)
+    early = bundle_module.early_steps(flow, tmp_path / "model")
     after = bundle_module.bundle(flow, tmp_path / "model")
-    for steps in ([*grid_steps(flow), *early], after):
-        before: set[str] = set()
-        for step in steps:
-            assert before >= {*step.needs, *step.follows}, step.name
-            before.add(step.name)
-        assert len(before) == len(steps)
+    for steps in (main_module._beside(grid_steps(flow), early, "train"), after):
+        assert_order(steps)
     assert {step.name for step in early} == {"world-dev", "bundle-encoder-unified", "frames-bundle-unified"}
     assert ({step.name for step in early} < {step.name for step in after}) is (arm != "pal-multi")
+
+
+@pytest.mark.parametrize("tried", [True, False])
+def test_the_best_of_one_candidate_waits_for_no_other_arm(tried: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither to be asked about other sound nor to be trained again for the bundle, whose rate may still be unknown."""
+    monkeypatch.setattr(bundle_module, "read_grid", lambda out: None)
+    flow = Flow(tmp_path, tmp_path, Shelf(RECIPES), ["plits", "pal-multi"], seeds=(0, 1), candidates=["pal-multi"])
+    rate = tmp_path / "rates" / "pal.json"
+    rate.parent.mkdir()
+    if not tried:
+        rate.write_text('{"factor": 0.7}')
+    listed = main_module._beside(grid_steps(flow), bundle_module.early_steps(flow, tmp_path / "model"), "arm")
+    assert_order(listed)
+    steps = {step.name: step for step in listed}
+    assert steps["best"].follows == ("pal-multi-0", "pal-multi-1")
+    assert steps["world-dev"].needs == ("world",)
+    assert set(steps["bundle-arm"].needs) == {"frames-bundle-general+speech", "lab-lm", "rate-pal"}
+    assert set(steps["bundle"].needs) == {"bundle-arm", "best"}
+    rate.write_text('{"factor": 0.7}')
+    (command,) = steps["bundle-arm"].commands()
+    trained = json.loads(Path(command[1]).read_text())
+    assert trained["stages"][0]["train"] == pytest.approx({"connector": 7e-4, "projector": 7e-4, "llm": 7e-4})
+    assert "runs/bundle-encoder-general/encoders/audio" in json.dumps(trained)
+
+
+def test_the_best_of_some_waits_for_these_alone(tmp_path: Path) -> None:
+    """Their own second world begins with the first one, and their retraining after they were judged."""
+    arms = ["lal", "plits", "pal-multi", "pal-multi-slow-llm"]
+    flow = Flow(tmp_path, tmp_path, Shelf(RECIPES), arms, seeds=(0,), candidates=arms[2:])
+    listed = main_module._beside(grid_steps(flow), bundle_module.early_steps(flow, tmp_path / "model"), "train")
+    assert_order(listed)
+    steps = {step.name: step for step in listed}
+    assert steps["best"].follows == ("pal-multi-0", "pal-multi-slow-llm-0")
+    assert steps["world-dev"].needs == ("world",)
+    assert "frames-bundle-general+speech" in steps, "lal and plits hear by another encoder"
+    assert "bundle-arm" not in steps
+
+
+def test_candidates_are_arms_of_the_lab(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["run", "--root", str(tmp_path), "--out", str(tmp_path / "out"), "--device", "cpu", "--arms", "lal,plits"]
+    assert main_module.main([*words, "--best", "pal"]) == 2
+    assert "--best pal: no arm of this lab; there are lal, plits" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(("cores", "jobs", "readers"), [(64, 46, "16"), (16, 10, "4"), (2, 4, None), (64, 1, None)])
@@ -218,7 +265,7 @@ def test_the_bundles_sound_is_read_by_a_share_of_the_cores(
     monkeypatch.setattr(flow_module, "num_cores", lambda: cores)
     flow = Flow(tmp_path, tmp_path, Shelf(RECIPES), jobs=jobs)
     (tmp_path / "rates").mkdir()
-    steps = {step.name: step for step in bundle_module.early_steps(flow)}
+    steps = {step.name: step for step in bundle_module.early_steps(flow, tmp_path / "model")}
     (train,), (encode,) = (steps[name].commands() for name in ("bundle-encoder-unified", "frames-bundle-unified"))
     assert [word for word in train if word.startswith("workers=")] == ([f"workers={readers}"] if readers else [])
     assert ("--workers" in encode) is (readers is not None)
@@ -285,7 +332,7 @@ def test_a_signal_in_the_grids_last_step_ends_before_the_bundle(
         return {}
 
     monkeypatch.setattr(main_module, "grid_steps", lambda flow: [Step("last", "pace", tmp_path / "last.json", finish=last)])
-    monkeypatch.setattr(main_module, "early_steps", lambda flow: [])
+    monkeypatch.setattr(main_module, "early_steps", lambda *_: [])
     monkeypatch.setattr(main_module, "bundle", lambda *_: pytest.fail("it began"))
     words = [
         "run",

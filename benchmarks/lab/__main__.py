@@ -72,9 +72,19 @@ def _run(options: argparse.Namespace) -> int:
         if options.as_scored:
             known = next(number for number, step in enumerate(steps) if step.name == "best") + 1
             return run_steps([*steps[:known], scored_step(flow, model), *steps[known:]], flow, deadline)
-        begun = next((number for number, step in enumerate(steps) if step.kind == "train"), len(steps))
-        status = run_steps([*steps[:begun], *early_steps(flow), *steps[begun:]], flow, deadline, more=True)
+        early = early_steps(flow, model)
+        if any(step.kind == "bundle" for step in early):
+            return run_steps(_beside(steps, early, "arm"), flow, deadline)
+        status = run_steps(_beside(steps, early, "train"), flow, deadline, more=True)
         return status or run_steps(bundle(flow, model), flow, deadline)
+
+
+def _beside(steps: list[Step], early: list[Step], kind: str) -> list[Step]:
+    """A grid's steps with those of the bundle before the first of a kind; what needs the best arm stands behind that."""
+    begun = next((number for number, step in enumerate(steps) if step.kind in (kind, "arm")), len(steps))
+    last = [step for step in early if "best" in step.needs]
+    known = next(number for number, step in enumerate(steps) if step.name == "best") + 1 if last else begun
+    return [*steps[:begun], *(step for step in early if step not in last), *steps[begun:known], *last, *steps[known:]]
 
 
 def run_steps(steps: list[Step], flow: Flow, deadline: float | None, more: bool = False) -> int:
@@ -156,6 +166,7 @@ def _flow(options: argparse.Namespace) -> Flow:
         options.root, options.out.absolute(), shelf, arms, seeds, tuple(tried), options.jobs, device,
         "float32" if tiny else "bfloat16", 16 if tiny else 128, 1 if tiny else num_cores(), options.questions, options.pace,
         options.gpus, options.elsewhere and options.elsewhere.absolute(),
+        options.best.split(",") if options.best else None,
     )  # fmt: skip
 
 
@@ -184,6 +195,7 @@ def _parser() -> argparse.ArgumentParser:
         "--bundle", type=Path, metavar="MODEL", help="then also `bundle`; what it needs of sound is made beside the arms"
     )
     run.add_argument("--as-scored", action="store_true", help="--bundle as soon as the best arm is known: its first run as it is")
+    run.add_argument("--best", metavar="ARMS", help="choose the best arm from these alone; nothing of it waits for the others")
     run.add_argument(
         "--models", type=Path, metavar="FOLDER", help="take language model and encoders from another OUT, or from `pack`"
     )

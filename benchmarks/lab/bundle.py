@@ -11,6 +11,7 @@ import csv
 import json
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -58,11 +59,21 @@ def bundle(flow: Flow, model: Path) -> list[Step]:
     """
     best = flow.best()
     check_target(model)
-    recipe = write_recipe(flow, best, flow.factor_of(best))
-    steps, cached = _heard(flow, recipe, best.encoders)
-    settings = recipe.arm_settings(flow.seeds[0], 1.0, cached, flow.roots, flow.out / "tests" / "curve.jsonl")
-    steps.append(_train(flow, "bundle-arm", recipe, settings, (steps[-1].name,), "final"))
-    return [*steps, _written(flow, model, ("bundle-arm",), retrained=True)]
+    return [*_retraining(flow, best), _written(flow, model, ("bundle-arm",), retrained=True)]
+
+
+def _retraining(flow: Flow, best: LabRecipe, needs: tuple[str, ...] = ()) -> list[Step]:
+    """From the second world to the arm's run on both; the arm waits for these steps too."""
+    steps, cached = _heard(flow, write_recipe(flow, best, 1.0), best.encoders)
+    folder = flow.out / "runs" / "bundle-arm"
+
+    def commands() -> list[list[str]]:
+        recipe = write_recipe(flow, best, flow.factor_of(best))  # known by now
+        settings = recipe.arm_settings(flow.seeds[0], 1.0, cached, flow.roots, flow.out / "tests" / "curve.jsonl")
+        return [_training(flow, folder, recipe, settings)]
+
+    after, mark = (steps[-1].name, *needs), flow.mark("bundle-arm")
+    return [*steps, Step("bundle-arm", "bundle-arm", mark, after, products=(folder / "final",), commands=commands)]
 
 
 def as_scored(flow: Flow, model: Path) -> list[Step]:
@@ -100,16 +111,25 @@ def _name(retrained: bool) -> str:
     return "bundle" if retrained else "as-scored"
 
 
-def early_steps(flow: Flow) -> list[Step]:
-    """What `bundle` needs of sound, by the encoders that most arms hear by: made beside the arms, before the best is known."""
-    hearing = [recipe for recipe in flow.chosen if recipe.encoders]
-    if not hearing:
+def early_steps(flow: Flow, model: Path) -> list[Step]:
+    """What is made beside the arms: all of `bundle` where one arm alone can be the best, otherwise what it needs of sound.
+
+    That is by the encoders that most candidates hear by.
+    """
+    sole = flow.judged[0] if len(flow.judged) == 1 else None
+    hearing = [recipe for recipe in flow.judged if recipe.encoders]
+    if sole is not None:
+        steps = _retraining(flow, sole, ("lab-lm", f"rate-{sole.family}"))
+        steps.append(_written(flow, model, ("bundle-arm", "best"), retrained=True))
+    elif hearing:
+        most = Counter(tuple(recipe.encoders) for recipe in hearing).most_common(1)[0][0]
+        first = next(recipe for recipe in hearing if tuple(recipe.encoders) == most)
+        steps, _ = _heard(flow, write_recipe(flow, first, 1.0), list(most))
+    else:
         return []
-    most = Counter(tuple(recipe.encoders) for recipe in hearing).most_common(1)[0][0]
-    first = next(recipe for recipe in hearing if tuple(recipe.encoders) == most)
-    steps, _ = _heard(flow, write_recipe(flow, first, 1.0), list(most))
-    own = f"frames-{flow.frames(first).name}"  # the arms' own sound has the cores first
-    return [replace(steps[0], needs=(own,)), *steps[1:]]
+    # Sound of all arms has the cores first, but where candidates are named the bundle is as urgent.
+    waits = f"frames-{flow.frames(hearing[0]).name}" if hearing and flow.candidates is None else "world"
+    return [replace(steps[0], needs=(waits,)), *steps[1:]]
 
 
 def is_made(flow: Flow, model: Path, retrained: bool = True) -> bool:
@@ -139,7 +159,10 @@ def _heard(flow: Flow, recipe: LabRecipe, encoders: list[str]) -> tuple[list[Ste
     reading = [] if readers is None else written({"workers": readers})
     for name in encoders:
         of = flow.shelf.recipe(f"encoder-{name}")
-        steps.append(_train(flow, f"bundle-encoder-{name}", of, reading, ("world-dev",), "encoders"))
+        step, folder = f"bundle-encoder-{name}", flow.out / "runs" / f"bundle-encoder-{name}"
+        command = [_training(flow, folder, of, reading)]
+        made = (folder / of.product,)
+        steps.append(Step(step, step, flow.mark(step), ("world-dev",), products=made, commands=partial(list, command)))
     if not encoders:
         return steps, None
     frames = flow.out / "frames" / f"bundle-{'+'.join(encoders)}"
@@ -148,12 +171,10 @@ def _heard(flow: Flow, recipe: LabRecipe, encoders: list[str]) -> tuple[list[Ste
     return [*steps, flow.encoding(f"frames-{frames.name}", recipe.path, manifests, frames, needs, _READERS)], frames
 
 
-def _train(flow: Flow, name: str, of: LabRecipe, settings: list[str], needs: tuple[str, ...], made: str) -> Step:
-    """A run on both worlds."""
+def _training(flow: Flow, folder: Path, of: LabRecipe, settings: list[str]) -> list[str]:
+    """The command of a run on both worlds."""
     both = written({"data.train": _sources(flow, of), "data.roots": [str(root) for root in flow.roots]})
-    folder = flow.out / "runs" / name
-    command = ["train", str(of.path), *of.settings(), *settings, *both, "--out", str(folder), "--resume"]
-    return Step(name, name, flow.mark(name), needs, products=(folder / made,), commands=lambda: [command])
+    return ["train", str(of.path), *of.settings(), *settings, *both, "--out", str(folder), "--resume"]
 
 
 def _sources(flow: Flow, recipe: LabRecipe) -> list[dict[str, Any]]:

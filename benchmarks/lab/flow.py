@@ -45,6 +45,7 @@ class Flow:
         pace_steps: of a run of each arm that has the machine to itself, so that its time can be told; 0 = no such runs.
         most_gpus: that steps are spread over; None = all that can be seen.
         elsewhere: a folder of sound that the best arm is asked about too; see the package of that name.
+        candidates: arms of these that the best one is chosen from, without waiting for the others; None = all.
     """
 
     root: Path
@@ -62,6 +63,7 @@ class Flow:
     pace_steps: int = 0
     most_gpus: int | None = None
     elsewhere: Path | None = None
+    candidates: list[str] | None = None
 
     @cached_property
     def chosen(self) -> list[LabRecipe]:
@@ -71,6 +73,11 @@ class Flow:
     def others(self) -> list[LabRecipe]:
         """Ablations, of one seed; a choice of arms leaves them out."""
         return self.shelf.ablations() if self.arms is None else []
+
+    @property
+    def judged(self) -> list[LabRecipe]:
+        """Arms that the best one is chosen from."""
+        return [recipe for recipe in self.chosen if self.candidates is None or recipe.name in self.candidates]
 
     @property
     def trained(self) -> list[LabRecipe]:
@@ -111,6 +118,9 @@ class Flow:
         self.shelf.recipe("world")
         if not self.chosen:
             raise PalError(f"{self.shelf.folder / 'arms'}: no recipes there")
+        names = [recipe.name for recipe in self.chosen]
+        if unknown := [name for name in self.candidates or () if name not in names]:
+            raise PalError(f"--best {','.join(unknown)}: no arm of this lab; there are {', '.join(names)}")
         if self.out.exists() and not self.out.is_dir():
             raise PalError(f"--out {self.out} is a file; give a folder")
         fixed = {"tiny": self.shelf.tiny, "steps": self.shelf.steps, "factors": list(self.factors)}
@@ -130,7 +140,7 @@ class Flow:
             "seeds": list(self.seeds), "jobs": self.jobs, "device": self.device, "dtype": self.dtype,
             "batch_size": self.batch_size, "workers": self.workers, "pace_steps": self.pace_steps,
             "most_gpus": self.most_gpus,
-            "elsewhere": None if self.elsewhere is None else str(self.elsewhere.resolve()),
+            "elsewhere": None if self.elsewhere is None else str(self.elsewhere.resolve()), "candidates": self.candidates,
         }  # fmt: skip
         write_text(file, json.dumps({"fixed": fixed, "last": last}) + "\n")
 

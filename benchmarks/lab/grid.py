@@ -39,8 +39,9 @@ def grid_steps(flow: Flow) -> list[Step]:
         tried = [_tried(flow, family, factor) for factor in flow.factors if family in there]  # else its rate is chosen
         steps += [*tried, _rate(flow, family, tried)]
     long_first = sorted(flow.chosen, key=lambda recipe: _length(recipe.name))
-    scored = [_arm(flow, recipe, seed) for seed in flow.seeds for recipe in long_first]
-    steps += [*scored, _best(flow, scored), _conditions(flow), *(_robust(flow, seed) for seed in flow.seeds)]
+    steps += [_arm(flow, recipe, seed) for seed in flow.seeds for recipe in long_first]
+    judged = {f"{recipe.name}-{seed}" for recipe in flow.judged for seed in flow.seeds}
+    steps += [_best(flow, [step for step in steps if step.name in judged]), _conditions(flow), *(_robust(flow, seed) for seed in flow.seeds)]
     steps += elsewhere_steps(flow)
     steps += [_pace(flow, recipe) for recipe in flow.chosen if flow.pace_steps]
     return steps + [_arm(flow, recipe, flow.seeds[0], ablation=True) for recipe in flow.others]

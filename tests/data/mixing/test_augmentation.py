@@ -19,6 +19,7 @@ AUGMENT: dict[str, Any] = {
     "level_db": [-20, -10],
 }
 DIGITS = {"transcribe": {"scene": {"num_digits": 3}}}
+BEHIND = {"background": {"categories": ["digit"], "scene": {"num_digits": 3, "background": {"sound": "sound", "snr_db": 10}}}}
 
 
 @pytest.fixture(scope="module")
@@ -126,3 +127,29 @@ def test_what_is_wrong_is_named(augment: dict[str, Any], words: str) -> None:
 
     with pytest.raises(PalError, match=words):
         parsed(augment=augment)
+
+
+def test_a_change_may_be_of_some_categories_alone(root: Path) -> None:
+    """The draws stay, so that the other sounds change as they would have."""
+    everything, some, flat = (
+        composer(root, tasks={"first": 1, **DIGITS, **BEHIND}, augment={**AUGMENT, "tilt": tilt})
+        for tilt in ({"db_per_octave": [-3, 3]}, {"db_per_octave": [-3, 3], "categories": ["digit"]}, {"db_per_octave": [0, 0]})
+    )
+    seen = set()
+    for index in range(30):
+        all_tilted, digits_tilted = everything.item("train", index), some.item("train", index)
+        for one, other in zip(all_tilted.meta["events"], digits_tilted.meta["events"], strict=True):
+            tilt = one.pop("tilt_db")
+            assert other.pop("tilt_db", None) == (tilt if one["category"] == "digit" else None)
+            assert one == other
+            seen.add(one["category"])
+        if digits_tilted.task == "background":
+            behind_S, as_it_is_S = digits_tilted.background_S, flat.item("train", index).background_S
+            assert np.allclose(behind_S / np.std(behind_S), as_it_is_S / np.std(as_it_is_S), atol=1e-4)
+            seen.add("behind")
+    assert {"digit", "sound", "behind"} <= seen
+
+
+def test_categories_that_no_source_has_are_refused(root: Path) -> None:
+    with pytest.raises(PalError, match=r"data.augment.tilt.categories: no source has 'bird'; there are "):
+        composer(root, tasks={"first": 1}, augment={"tilt": {"categories": ["bird"]}})

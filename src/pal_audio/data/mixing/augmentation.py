@@ -6,7 +6,7 @@ and formants too, so that one speaker sounds like several; the rest is our choic
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -17,36 +17,49 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from pal_audio.config import StrictConfig
 from pal_audio.data.mixing.settings import Chance, LengthSpan, Span, as_pair, ordered
+from pal_audio.errors import PalError
 
 Wave = npt.NDArray[np.float32]
 _PIVOT_HZ, _LOWEST_HZ = 1000.0, 50.0  # a tilt leaves the first alone, and is flat below the second
 _ORDER = 8  # of the low-pass: 48 dB an octave
 
 
-class Speed(StrictConfig):
+class _OfSounds(StrictConfig):
+    """A change of single sounds.
+
+    Attributes:
+        chance: of each sound, or of those that are changed alike.
+        categories: of the sounds that are changed; None for all.
+    """
+
+    chance: Chance = 1.0
+    categories: Annotated[list[str], Field(min_length=1)] | None = None
+
+    def changes(self, category: str) -> bool:
+        """Whether sounds of a category may be changed."""
+        return self.categories is None or category in self.categories
+
+
+class Speed(_OfSounds):
     """Sounds are played faster or slower, pitch and all; those of one string of digits, or of two notes, alike.
 
     Attributes:
         factor: 2 is twice as fast, an octave higher.
-        chance: of each sound, or of those that are changed alike.
     """
 
     factor: Annotated[
         tuple[Annotated[float, Field(ge=0.5)], Annotated[float, Field(le=2)]], BeforeValidator(as_pair), AfterValidator(ordered)
     ] = (0.9, 1.1)
-    chance: Chance = 1.0
 
 
-class Tilt(StrictConfig):
+class Tilt(_OfSounds):
     """Sounds get brighter or duller by so much an octave; the words of one string alike.
 
     Attributes:
         db_per_octave: above 0 is brighter.
-        chance: of each sound, or of those that are changed alike.
     """
 
     db_per_octave: Span = (-3.0, 3.0)
-    chance: Chance = 1.0
 
 
 class LowPass(StrictConfig):
@@ -75,14 +88,30 @@ class Augment(StrictConfig):
     low_pass: LowPass | None = None
     level_db: Span | None = None
 
-    def of_sounds(self, rng: np.random.Generator, num: int, alike: bool) -> list[SoundChange]:
-        """A change for each of so many sounds, or one for all."""
-        changes = []
-        for _ in range(1 if alike else num):
+    def of_sounds(self, rng: np.random.Generator, categories: Sequence[str], alike: bool) -> list[SoundChange]:
+        """A change for each sound of these categories, or one draw for all. Draws do not depend on whose sounds are changed."""
+        drawn = []
+        for _ in categories[:1] if alike else categories:
             speed = rng.uniform(*self.speed.factor) if self.speed and rng.uniform() < self.speed.chance else 1.0
             tilt = rng.uniform(*self.tilt.db_per_octave) if self.tilt and rng.uniform() < self.tilt.chance else 0.0
-            changes.append(SoundChange(speed=speed, tilt_db=tilt))
-        return changes * num if alike else changes
+            drawn.append((speed, tilt))
+        changes = []
+        for category, (speed, tilt) in zip(categories, drawn * len(categories) if alike else drawn, strict=True):
+            played = speed if self.speed and self.speed.changes(category) else 1.0
+            tilted = tilt if self.tilt and self.tilt.changes(category) else 0.0
+            changes.append(SoundChange(speed=played, tilt_db=tilted))
+        return changes
+
+    def check(self, known: Collection[str]) -> None:
+        """That there are sounds of the categories that are named.
+
+        Raises:
+            PalError: there are none of one.
+        """
+        for name, change in (("speed", self.speed), ("tilt", self.tilt)):
+            for category in (change and change.categories) or ():
+                if category not in known:
+                    raise PalError(f"data.augment.{name}.categories: no source has {category!r}; there are {', '.join(sorted(known))}")
 
     def of_scene(self, rng: np.random.Generator) -> dict[str, float]:
         """What happens to a whole scene: any of `low_pass_hz` and `level_db`."""

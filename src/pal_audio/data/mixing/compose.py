@@ -106,6 +106,8 @@ class Composer:
         self.tasks = sorted(name for name, task in config.tasks.items() if task.weight > 0)
         self.scenes = {name: config.scene_of(config.tasks[name]) for name in self.tasks}
         self.store = ClipStore(config.sampling_rate_hz)
+        if config.augment is not None:
+            config.augment.check({clip.category for clips in catalogue.clips.values() for clip in clips})
         for name in self.tasks:
             try:
                 self._check(name)
@@ -168,7 +170,7 @@ class Composer:
         augment = self.config.augment if split == "train" and self.config.augment is not None else Augment()
         for name, plan in itertools.islice(self.plans(split, index), _TRIES):
             task, scene = self.config.tasks[name], self.scenes[name]
-            changes = augment.of_sounds(rngs[_CHANGES], len(plan.events), alike=plan.joined or plan.apart)
+            changes = augment.of_sounds(rngs[_CHANGES], [drawn.clip.category for drawn in plan.events], alike=plan.joined or plan.apart)
             # Procedural sounds are split by their parameters, which a change would carry over into the test.
             changes = [NO_CHANGE if drawn.params else change for drawn, change in zip(plan.events, changes, strict=True)]
             waves = self._waves(plan, scene, rngs[_WHERE], TASK_KINDS[task.kind].num_events(scene)[1], changes)
@@ -274,7 +276,8 @@ class Composer:
         if drawn.params is not None:
             wav_S = render(drawn.clip.kind, replace(drawn.params, duration_s=num_samples / rate_hz), rate_hz)
         else:
-            wav_S = augment.of_sounds(rng, 1, alike=True)[0](self.store.sound(drawn.clip).wav_S, rate_hz)
+            (change,) = augment.of_sounds(rng, [drawn.clip.category], alike=True)
+            wav_S = change(self.store.sound(drawn.clip).wav_S, rate_hz)
         ring_S = looped(wav_S, num_samples, int(rng.integers(len(wav_S))), round(_LOOP_FADE_S * rate_hz))
         return ring_S.astype(np.float64)
 
