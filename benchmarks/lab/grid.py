@@ -41,7 +41,11 @@ def grid_steps(flow: Flow) -> list[Step]:
     long_first = sorted(flow.chosen, key=lambda recipe: _length(recipe.name))
     steps += [_arm(flow, recipe, seed) for seed in flow.seeds for recipe in long_first]
     judged = {f"{recipe.name}-{seed}" for recipe in flow.judged for seed in flow.seeds}
-    steps += [_best(flow, [step for step in steps if step.name in judged]), _conditions(flow), *(_robust(flow, seed) for seed in flow.seeds)]
+    steps += [
+        _best(flow, [step for step in steps if step.name in judged]),
+        _conditions(flow),
+        *(_robust(flow, seed) for seed in flow.seeds),
+    ]
     steps += elsewhere_steps(flow)
     steps += [_pace(flow, recipe) for recipe in flow.chosen if flow.pace_steps]
     return steps + [_arm(flow, recipe, flow.seeds[0], ablation=True) for recipe in flow.others]

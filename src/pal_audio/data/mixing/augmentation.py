@@ -111,7 +111,9 @@ class Augment(StrictConfig):
         for name, change in (("speed", self.speed), ("tilt", self.tilt)):
             for category in (change and change.categories) or ():
                 if category not in known:
-                    raise PalError(f"data.augment.{name}.categories: no source has {category!r}; there are {', '.join(sorted(known))}")
+                    raise PalError(
+                        f"data.augment.{name}.categories: no source has {category!r}; there are {', '.join(sorted(known))}"
+                    )
 
     def of_scene(self, rng: np.random.Generator) -> dict[str, float]:
         """What happens to a whole scene: any of `low_pass_hz` and `level_db`."""

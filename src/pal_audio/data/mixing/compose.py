@@ -170,7 +170,9 @@ class Composer:
         augment = self.config.augment if split == "train" and self.config.augment is not None else Augment()
         for name, plan in itertools.islice(self.plans(split, index), _TRIES):
             task, scene = self.config.tasks[name], self.scenes[name]
-            changes = augment.of_sounds(rngs[_CHANGES], [drawn.clip.category for drawn in plan.events], alike=plan.joined or plan.apart)
+            changes = augment.of_sounds(
+                rngs[_CHANGES], [drawn.clip.category for drawn in plan.events], alike=plan.joined or plan.apart
+            )
             # Procedural sounds are split by their parameters, which a change would carry over into the test.
             changes = [NO_CHANGE if drawn.params else change for drawn, change in zip(plan.events, changes, strict=True)]
             waves = self._waves(plan, scene, rngs[_WHERE], TASK_KINDS[task.kind].num_events(scene)[1], changes)
