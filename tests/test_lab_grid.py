@@ -237,17 +237,31 @@ def test_the_best_of_one_candidate_waits_for_no_other_arm(tried: bool, tmp_path:
     assert "runs/bundle-encoder-general/encoders/audio" in json.dumps(trained)
 
 
-def test_the_best_of_some_waits_for_these_alone(tmp_path: Path) -> None:
-    """Their own second world begins with the first one, and their retraining after they were judged."""
-    arms = ["lal", "plits", "pal-multi", "pal-multi-slow-llm"]
-    flow = Flow(tmp_path, tmp_path, Shelf(RECIPES), arms, seeds=(0,), candidates=arms[2:])
-    listed = main_module._beside(grid_steps(flow), bundle_module.early_steps(flow, tmp_path / "model"), "train")
-    assert_order(listed)
-    steps = {step.name: step for step in listed}
+def test_the_best_of_some_waits_for_these_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their own second world begins with the first one, and the best one's retraining as soon as it is known."""
+    monkeypatch.setattr(bundle_module, "read_grid", lambda out: None)
+    arms, names = ["lal", "plits", "pal-multi", "pal-multi-slow-llm"], ("marks", "rates")
+    for name in names:
+        (tmp_path / name).mkdir()
+    (tmp_path / "rates" / "pal.json").write_text('{"factor": 0.5}')
+
+    def listed(*candidates: str) -> dict[str, Step]:
+        flow = Flow(tmp_path, tmp_path, Shelf(RECIPES), arms, seeds=(0,), candidates=list(candidates))
+        steps = main_module._beside(grid_steps(flow), bundle_module.early_steps(flow, tmp_path / "model"), "train")
+        assert_order(steps)
+        return {step.name: step for step in steps}
+
+    steps = listed("pal-multi", "pal-multi-slow-llm")
     assert steps["best"].follows == ("pal-multi-0", "pal-multi-slow-llm-0")
     assert steps["world-dev"].needs == ("world",)
-    assert "frames-bundle-general+speech" in steps, "lal and plits hear by another encoder"
-    assert "bundle-arm" not in steps
+    assert steps["bundle-arm"].needs == ("frames-bundle-general+speech", "best"), "lal and plits hear by another encoder"
+    (tmp_path / "marks" / "best.json").write_text('{"arm": "pal-multi-slow-llm"}')
+    (command,) = steps["bundle-arm"].commands()
+    trained = json.loads(Path(command[1]).read_text())
+    assert trained["stages"][0]["train"] == pytest.approx({"connector": 5e-4, "projector": 5e-4, "llm": 2.5e-4})
+    steps = listed("lal", "pal-multi")
+    assert "frames-bundle-unified" in steps
+    assert "bundle-arm" not in steps, "which encoders it takes is known with the best arm alone"
 
 
 def test_candidates_are_arms_of_the_lab(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,6 +10,7 @@ MODEL/                  model and processor, README.md (the card), ATTRIBUTION.m
 import csv
 import json
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -59,16 +60,24 @@ def bundle(flow: Flow, model: Path) -> list[Step]:
     """
     best = flow.best()
     check_target(model)
-    return [*_retraining(flow, best), _written(flow, model, ("bundle-arm",), retrained=True)]
+    return [*_retraining(flow, best, lambda: best, ()), _written(flow, model, ("bundle-arm",), retrained=True)]
 
 
-def _retraining(flow: Flow, best: LabRecipe, needs: tuple[str, ...] = ()) -> list[Step]:
-    """From the second world to the arm's run on both; the arm waits for these steps too."""
-    steps, cached = _heard(flow, write_recipe(flow, best, 1.0), best.encoders)
+def _retraining(flow: Flow, like: LabRecipe, chosen: Callable[[], LabRecipe], needs: tuple[str, ...]) -> list[Step]:
+    """From the second world to the arm's run on both.
+
+    Args:
+        flow: of the grid.
+        like: an arm that hears by the same encoders as the chosen one.
+        chosen: gives that once `needs` are done.
+        needs: of the run, beside its frames.
+    """
+    steps, cached = _heard(flow, write_recipe(flow, like, 1.0), like.encoders)
     folder = flow.out / "runs" / "bundle-arm"
 
     def commands() -> list[list[str]]:
-        recipe = write_recipe(flow, best, flow.factor_of(best))  # known by now
+        best = chosen()
+        recipe = write_recipe(flow, best, flow.factor_of(best))
         settings = recipe.arm_settings(flow.seeds[0], 1.0, cached, flow.roots, flow.out / "tests" / "curve.jsonl")
         return [_training(flow, folder, recipe, settings)]
 
@@ -112,21 +121,23 @@ def _name(retrained: bool) -> str:
 
 
 def early_steps(flow: Flow, model: Path) -> list[Step]:
-    """What is made beside the arms: all of `bundle` where one arm alone can be the best, otherwise what it needs of sound.
+    """What is made beside the arms: all of `bundle` where every candidate hears by the same encoders.
 
-    That is by the encoders that most candidates hear by.
+    Otherwise what it needs of sound, by the encoders that most of them hear by. A sole candidate need not be judged first.
     """
-    sole = flow.judged[0] if len(flow.judged) == 1 else None
-    hearing = [recipe for recipe in flow.judged if recipe.encoders]
-    if sole is not None:
-        steps = _retraining(flow, sole, ("lab-lm", f"rate-{sole.family}"))
-        steps.append(_written(flow, model, ("bundle-arm", "best"), retrained=True))
+    like, hearing = flow.judged[0], [recipe for recipe in flow.judged if recipe.encoders]
+    if len(flow.judged) == 1:
+        steps = _retraining(flow, like, lambda: like, ("lab-lm", f"rate-{like.family}"))
+    elif all(recipe.encoders == like.encoders for recipe in flow.judged):
+        steps = _retraining(flow, like, flow.best, ("best",))
     elif hearing:
         most = Counter(tuple(recipe.encoders) for recipe in hearing).most_common(1)[0][0]
         first = next(recipe for recipe in hearing if tuple(recipe.encoders) == most)
         steps, _ = _heard(flow, write_recipe(flow, first, 1.0), list(most))
     else:
         return []
+    if steps[-1].name == "bundle-arm":
+        steps.append(_written(flow, model, ("bundle-arm", "best"), retrained=True))
     # Sound of all arms has the cores first, but where candidates are named the bundle is as urgent.
     waits = f"frames-{flow.frames(hearing[0]).name}" if hearing and flow.candidates is None else "world"
     return [replace(steps[0], needs=(waits,)), *steps[1:]]
