@@ -15,6 +15,7 @@ from .test_compose import composer
 AUGMENT: dict[str, Any] = {
     "speed": {"factor": [0.8, 1.25]},
     "tilt": {"db_per_octave": [-3, 3]},
+    "filter": {"gain_db": [-9, 9]},
     "low_pass": {"chance": 1},
     "level_db": [-20, -10],
 }
@@ -52,6 +53,17 @@ def test_a_tilt_is_so_many_decibels_an_octave() -> None:
     assert gains_db == pytest.approx([-3, 0, 6], abs=0.05)
 
 
+def test_a_filter_has_its_gains_at_points_of_equal_distance_in_mel() -> None:
+    change = SoundChange(gains_db=(0, 6, -6))
+    middle_hz = 700 * (np.sqrt(1 + RATE_HZ / 2 / 700) - 1)
+    quarter_hz = 700 * ((1 + RATE_HZ / 2 / 700) ** 0.25 - 1)
+    gains_db = [level_db(change(tone(hz), RATE_HZ)) - level_db(tone(hz)) for hz in (quarter_hz, middle_hz, RATE_HZ / 2 - 2)]
+    assert gains_db == pytest.approx([3, 6, -6], abs=0.05)
+    both = SoundChange(tilt_db=3, gains_db=(0, 6, -6))(tone(middle_hz), RATE_HZ)
+    assert level_db(both) - level_db(tone(middle_hz)) == pytest.approx(6 + 3 * np.log2(middle_hz / 1000), abs=0.05)
+    assert both.dtype == np.float32
+
+
 def test_a_low_pass_is_3_db_down_at_its_cutoff_and_nothing_passes_far_above() -> None:
     lost_db = [level_db(low_passed(tone(hz).astype(np.float64), 3000, RATE_HZ)) - level_db(tone(hz)) for hz in (1000, 3000, 6000)]
     assert lost_db[:2] == pytest.approx([0, -3.01], abs=0.05)
@@ -68,7 +80,9 @@ def test_the_test_is_never_changed_and_training_is(root: Path) -> None:
         one, other = plain.item("train", index), changed.item("train", index)
         assert (one.question, one.answer) == (other.question, other.answer)
         assert [event["clip"] for event in one.meta["events"]] == [event["clip"] for event in other.meta["events"]]
-        assert {"speed", "tilt_db"} <= other.meta["events"][0].keys()
+        assert {"speed", "tilt_db", "gains_db"} <= other.meta["events"][0].keys()
+        assert len(other.meta["events"][0]["gains_db"]) == 5
+        assert all(-9 <= gain <= 9 for gain in other.meta["events"][0]["gains_db"])
         assert -20 <= other.meta["level_db"] <= -10
         assert 3400 <= other.meta["low_pass_hz"] <= 7000
 
@@ -132,15 +146,20 @@ def test_what_is_wrong_is_named(augment: dict[str, Any], words: str) -> None:
 def test_a_change_may_be_of_some_categories_alone(root: Path) -> None:
     """The draws stay, so that the other sounds change as they would have."""
     everything, some, flat = (
-        composer(root, tasks={"first": 1, **DIGITS, **BEHIND}, augment={**AUGMENT, "tilt": tilt})
-        for tilt in ({"db_per_octave": [-3, 3]}, {"db_per_octave": [-3, 3], "categories": ["digit"]}, {"db_per_octave": [0, 0]})
+        composer(root, tasks={"first": 1, **DIGITS, **BEHIND}, augment={**AUGMENT, "tilt": tilt, "filter": gains})
+        for tilt, gains in (
+            ({"db_per_octave": [-3, 3]}, {"gain_db": [-9, 9]}),
+            ({"db_per_octave": [-3, 3], "categories": ["digit"]}, {"gain_db": [-9, 9], "categories": ["digit"]}),
+            ({"db_per_octave": [0, 0]}, {"gain_db": [0, 0]}),
+        )
     )
     seen = set()
     for index in range(30):
         all_tilted, digits_tilted = everything.item("train", index), some.item("train", index)
         for one, other in zip(all_tilted.meta["events"], digits_tilted.meta["events"], strict=True):
-            tilt = one.pop("tilt_db")
-            assert other.pop("tilt_db", None) == (tilt if one["category"] == "digit" else None)
+            for key in ("tilt_db", "gains_db"):
+                drawn = one.pop(key)
+                assert other.pop(key, None) == (drawn if one["category"] == "digit" else None)
             assert one == other
             seen.add(one["category"])
         if digits_tilted.task == "background":

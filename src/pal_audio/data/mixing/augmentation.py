@@ -1,7 +1,8 @@
 """`augment` of a mix: what changes training sounds as another voice, microphone or distance would; test sounds stay as they are.
 
 Shape suffix: S samples. Source: speed after T. Ko et al., "Audio Augmentation for Speech Recognition" (2015), which moves pitch
-and formants too, so that one speaker sounds like several; the rest is our choice.
+and formants too, so that one speaker sounds like several; `filter` after H. Nam et al., "FilterAugment" (2022), its linear
+kind with bands of equal width; the rest is our choice.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pal_audio.errors import PalError
 
 Wave = npt.NDArray[np.float32]
 _PIVOT_HZ, _LOWEST_HZ = 1000.0, 50.0  # a tilt leaves the first alone, and is flat below the second
+_MEL_HZ = 700.0
 _ORDER = 8  # of the low-pass: 48 dB an octave
 
 
@@ -62,6 +64,18 @@ class Tilt(_OfSounds):
     db_per_octave: Span = (-3.0, 3.0)
 
 
+class Filter(_OfSounds):
+    """Sounds go through a filter of random gains, linear in dB between its points; the words of one string through the same.
+
+    Attributes:
+        gain_db: of each point.
+        points: that many, evenly spaced in mel from 0 Hz to half the sampling rate.
+    """
+
+    gain_db: Span = (-6.0, 6.0)
+    points: int = Field(default=5, ge=2, le=64)
+
+
 class LowPass(StrictConfig):
     """A whole scene loses what lies above a frequency, as on the telephone.
 
@@ -78,13 +92,14 @@ class Augment(StrictConfig):
     """What happens to training sounds; None for never.
 
     Attributes:
-        speed, tilt: of single sounds, those behind included.
+        speed, tilt, filter: of single sounds, those behind included.
         low_pass: of whole scenes, after the noise.
         level_db: of whole scenes, after all else.
     """
 
     speed: Speed | None = None
     tilt: Tilt | None = None
+    filter: Filter | None = None
     low_pass: LowPass | None = None
     level_db: Span | None = None
 
@@ -94,12 +109,15 @@ class Augment(StrictConfig):
         for _ in categories[:1] if alike else categories:
             speed = rng.uniform(*self.speed.factor) if self.speed and rng.uniform() < self.speed.chance else 1.0
             tilt = rng.uniform(*self.tilt.db_per_octave) if self.tilt and rng.uniform() < self.tilt.chance else 0.0
-            drawn.append((speed, tilt))
+            filtered = self.filter is not None and rng.uniform() < self.filter.chance
+            gains = rng.uniform(*self.filter.gain_db, self.filter.points) if self.filter and filtered else ()
+            drawn.append(SoundChange(speed, tilt, tuple(map(float, gains))))
         changes = []
-        for category, (speed, tilt) in zip(categories, drawn * len(categories) if alike else drawn, strict=True):
-            played = speed if self.speed and self.speed.changes(category) else 1.0
-            tilted = tilt if self.tilt and self.tilt.changes(category) else 0.0
-            changes.append(SoundChange(speed=played, tilt_db=tilted))
+        for category, change in zip(categories, drawn * len(categories) if alike else drawn, strict=True):
+            played = change.speed if self.speed and self.speed.changes(category) else 1.0
+            tilted = change.tilt_db if self.tilt and self.tilt.changes(category) else 0.0
+            gains_db = change.gains_db if self.filter and self.filter.changes(category) else ()
+            changes.append(SoundChange(played, tilted, gains_db))
         return changes
 
     def check(self, known: Collection[str]) -> None:
@@ -108,7 +126,7 @@ class Augment(StrictConfig):
         Raises:
             PalError: there are none of one.
         """
-        for name, change in (("speed", self.speed), ("tilt", self.tilt)):
+        for name, change in (("speed", self.speed), ("tilt", self.tilt), ("filter", self.filter)):
             for category in (change and change.categories) or ():
                 if category not in known:
                     raise PalError(
@@ -131,20 +149,29 @@ class SoundChange:
 
     speed: float = 1.0
     tilt_db: float = 0.0
+    gains_db: tuple[float, ...] = ()
 
     def __call__(self, wav_S: Wave, rate_hz: int) -> Wave:
         """The changed sound; at `speed` s it is 1/s as long."""
         if self.speed != 1:
             wav_S = np.asarray(soxr.resample(wav_S, rate_hz * self.speed, rate_hz), dtype=np.float32)
-        if self.tilt_db != 0:
-            exponent = self.tilt_db / 20
-            wav_S = _filtered(wav_S, lambda hz: 10 ** (exponent * np.log2(np.maximum(hz, _LOWEST_HZ) / _PIVOT_HZ)), rate_hz)
+        if self.tilt_db != 0 or self.gains_db:
+            wav_S = _filtered(wav_S, lambda hz: 10 ** (self._gain_db(hz) / 20), rate_hz)
         return wav_S
 
-    def meta(self) -> dict[str, float]:
+    def _gain_db(self, hz: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """Of tilt and filter at frequencies from 0 to the highest."""
+        gain_db = self.tilt_db * np.log2(np.maximum(hz, _LOWEST_HZ) / _PIVOT_HZ)
+        if self.gains_db:
+            mel = np.log1p(hz / _MEL_HZ)
+            gain_db += np.interp(mel, np.linspace(0, mel[-1], len(self.gains_db)), self.gains_db)
+        return np.asarray(gain_db)
+
+    def meta(self) -> dict[str, Any]:
         """What a manifest says of it."""
-        said = {} if self.speed == 1 else {"speed": round(self.speed, 4)}
-        return said if self.tilt_db == 0 else said | {"tilt_db": round(self.tilt_db, 3)}
+        said: dict[str, Any] = {} if self.speed == 1 else {"speed": round(self.speed, 4)}
+        said |= {"tilt_db": round(self.tilt_db, 3)} if self.tilt_db != 0 else {}
+        return said | ({"gains_db": [round(gain, 2) for gain in self.gains_db]} if self.gains_db else {})
 
     @property
     def semitones(self) -> float:
