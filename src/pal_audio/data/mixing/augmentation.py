@@ -1,7 +1,7 @@
 """`augment` of a mix: what changes training sounds as another voice, microphone or distance would; test sounds stay as they are.
 
 Shape suffix: S samples. Source: speed after T. Ko et al., "Audio Augmentation for Speech Recognition" (2015), which moves pitch
-and formants too, so that one speaker sounds like several; `filter` after H. Nam et al., "FilterAugment" (2022), its linear
+and formants too, so that one speaker sounds like several; `filter` after "FilterAugment" (2022; arXiv 2110.03282), its linear
 kind with bands of equal width; the rest is our choice.
 """
 
