@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import benchmarks.lab
-from benchmarks.lab.bundle import as_scored, bundle, check_target, early_steps, is_made, scored_step
+from benchmarks.lab.bundle import as_scored, bundle, check_target, early_steps, is_made, scored_folder, scored_step
 from benchmarks.lab.elsewhere import asking as elsewhere
 from benchmarks.lab.elsewhere.folder import render
 from benchmarks.lab.elsewhere.notes import SOUNDFONT
@@ -57,6 +57,8 @@ def _run(options: argparse.Namespace) -> int:
         model = None
     if model is not None:
         check_target(model)
+        if not options.as_scored and not is_made(flow, scored_folder(model), retrained=False):
+            check_target(scored_folder(model))
     elsewhere.check(flow)
     rates = {} if options.rates is None else rates_of(flow, options.rates)  # refused before OUT is begun
     flow.check()
@@ -73,7 +75,7 @@ def _run(options: argparse.Namespace) -> int:
             known = next(number for number, step in enumerate(steps) if step.name == "best") + 1
             return run_steps([*steps[:known], scored_step(flow, model), *steps[known:]], flow, deadline)
         early = early_steps(flow, model)
-        if any(step.kind == "bundle" for step in early):
+        if any(step.name == "bundle" for step in early):
             return run_steps(_beside(steps, early, "arm"), flow, deadline)
         status = run_steps(_beside(steps, early, "train"), flow, deadline, more=True)
         return status or run_steps(bundle(flow, model), flow, deadline)

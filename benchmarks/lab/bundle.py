@@ -4,6 +4,7 @@
 
 OUT/world-dev/          scenes of the recordings that the tests stand on (recipes/lab/world-dev.yaml)
 OUT/runs/bundle-*       the encoders and the arm, trained on both worlds; the language model, which hears nothing, is kept
+OUT/calibration.json    what the best arm's first run is worth
 MODEL/                  model and processor, README.md (the card), ATTRIBUTION.md
 """
 
@@ -46,6 +47,7 @@ Of these very weights before they were rounded to bfloat16, one run, asked about
 _WORLDS = "world", "world-dev"
 _OLD, _NEW = "runs/lab-encoder-", "runs/bundle-encoder-"
 _READERS = 0.25  # share of the cores that read sound for the bundle, beside the arms
+_URGENT_READERS = 0.5  # where candidates are named: with an eighth of 64 cores an encoder took 12 minutes, beside it one with a half 8
 
 
 def bundle(flow: Flow, model: Path) -> list[Step]:
@@ -121,7 +123,7 @@ def _name(retrained: bool) -> str:
 
 
 def early_steps(flow: Flow, model: Path) -> list[Step]:
-    """What is made beside the arms: all of `bundle` where every candidate hears by the same encoders.
+    """What is made beside the arms: the scored model first, and all of `bundle` where every candidate hears by the same encoders.
 
     Otherwise what it needs of sound, by the encoders that most of them hear by. A sole candidate need not be judged first.
     """
@@ -135,12 +137,19 @@ def early_steps(flow: Flow, model: Path) -> list[Step]:
         first = next(recipe for recipe in hearing if tuple(recipe.encoders) == most)
         steps, _ = _heard(flow, write_recipe(flow, first, 1.0), list(most))
     else:
-        return []
-    if steps[-1].name == "bundle-arm":
+        steps = []
+    if steps:  # sound of all arms has the cores first, but where candidates are named the bundle is as urgent
+        waits = f"frames-{flow.frames(hearing[0]).name}" if hearing and flow.candidates is None else "world"
+        steps[0] = replace(steps[0], needs=(waits,))
+    steps.append(scored_step(flow, scored_folder(model)))
+    if any(step.name == "bundle-arm" for step in steps):
         steps.append(_written(flow, model, ("bundle-arm", "best"), retrained=True))
-    # Sound of all arms has the cores first, but where candidates are named the bundle is as urgent.
-    waits = f"frames-{flow.frames(hearing[0]).name}" if hearing and flow.candidates is None else "world"
-    return [replace(steps[0], needs=(waits,)), *steps[1:]]
+    return steps
+
+
+def scored_folder(model: Path) -> Path:
+    """Where the best arm's first run as it is goes beside a MODEL that is trained again, and is there long before it."""
+    return model.with_name(f"{model.name}-as-scored")
 
 
 def is_made(flow: Flow, model: Path, retrained: bool = True) -> bool:
@@ -166,7 +175,8 @@ def check_target(model: Path) -> None:
 def _heard(flow: Flow, recipe: LabRecipe, encoders: list[str]) -> tuple[list[Step], Path | None]:
     """The second world, encoders trained on both, and where their frames will be."""
     steps = [flow.mixed("world-dev")]
-    readers = flow.readers(_READERS / max(1, len(encoders)))
+    share = _READERS if flow.candidates is None else _URGENT_READERS
+    readers = flow.readers(share / max(1, len(encoders)))
     reading = [] if readers is None else written({"workers": readers})
     for name in encoders:
         of = flow.shelf.recipe(f"encoder-{name}")
@@ -179,7 +189,7 @@ def _heard(flow: Flow, recipe: LabRecipe, encoders: list[str]) -> tuple[list[Ste
     frames = flow.out / "frames" / f"bundle-{'+'.join(encoders)}"
     manifests = [*(flow.out / world / "train.jsonl" for world in _WORLDS), flow.out / "tests" / "curve.jsonl"]
     needs = tuple(step.name for step in steps)
-    return [*steps, flow.encoding(f"frames-{frames.name}", recipe.path, manifests, frames, needs, _READERS)], frames
+    return [*steps, flow.encoding(f"frames-{frames.name}", recipe.path, manifests, frames, needs, share)], frames
 
 
 def _training(flow: Flow, folder: Path, of: LabRecipe, settings: list[str]) -> list[str]:

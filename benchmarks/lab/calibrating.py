@@ -1,13 +1,15 @@
 """What the probability of an answer is worth: the best arm's first run is asked about recordings that it has never heard."""
 
+import json
 from typing import Any
 
 import torch
 from benchmarks.lab.flow import Flow
+from benchmarks.lab.questions import read_json
 
 from pal_audio.commands.models import pick_device
 from pal_audio.data.collation import Collator
-from pal_audio.data.manifest import read_manifest
+from pal_audio.data.manifest import read_manifest, write_text
 from pal_audio.errors import PalError
 from pal_audio.model import load
 from pal_audio.model.confidence import calibrate, probability_of
@@ -24,12 +26,14 @@ def calibration(flow: Flow) -> dict[str, Any]:
     """The calibration that the bundled model is shipped with, as its configuration holds it.
 
     Questions with an exact answer, evenly spaced over the tests, on the device of the lab's evaluations. It is that of the same
-    recipe trained without the development recordings.
+    recipe trained without the development recordings. OUT/calibration.json keeps it for the next model of that arm.
 
     Raises:
         PalError: that run is not there any more, or there are too few questions.
     """
-    best = flow.best()
+    best, file = flow.best(), flow.out / "calibration.json"
+    if file.is_file() and (told := read_json(file))["arm"] == best.name:
+        return dict(told["calibration"])
     run = flow.run_folder(best.name, flow.factor_of(best), flow.seeds[0]) / "final"
     if not run.is_dir():
         raise PalError(f"{run}: no such folder; the run of {best.name} that gives the calibration is gone, delete its result")
@@ -51,4 +55,6 @@ def calibration(flow: Flow) -> dict[str, Any]:
         answers = processor.tokenizer.batch_decode(output.sequences[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         probabilities += [probability_of(output, row, ends) for row in range(len(examples))]
         right += [normalise(text) == normalise(example.answer or "") for text, example in zip(answers, examples, strict=True)]
-    return calibrate(probabilities, right, "the lab's held-out questions").model_dump()
+    found = calibrate(probabilities, right, "the lab's held-out questions").model_dump()
+    write_text(file, json.dumps({"arm": best.name, "calibration": found}) + "\n")
+    return found
