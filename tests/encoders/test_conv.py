@@ -6,6 +6,7 @@ import torch
 
 from encoders.cases import CASES, RATE_HZ, join, noise
 from pal_audio import encoders
+from pal_audio.encoders import conv
 from pal_audio.encoders.conv import LOG_FLOOR, MEAN_DB, STD_DB, spec_augment
 
 
@@ -39,6 +40,15 @@ def test_log_mel_of_planted_tones() -> None:
     assert np.abs(np.array(centres) - expected).max() < 1
     silence = front_end(np.zeros(1600))
     assert float(silence.mean()) == pytest.approx((10 * np.log10(LOG_FLOOR) - MEAN_DB) / STD_DB, abs=1e-4)
+
+
+def test_frames_are_the_same_whatever_is_computed_with_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    front_end = encoders.parse({"type": "conv", "fft_samples": 1024}).front_end()
+    wav_S = np.random.default_rng(0).normal(0, 0.1, 16_000 * 3 + 17).astype(np.float32)
+    some_FM = front_end.features(wav_S)
+    monkeypatch.setattr(conv, "_FRAMES_AT_ONCE", 10**6)
+    assert len(some_FM) == 301
+    torch.testing.assert_close(some_FM, front_end.features(wav_S), atol=1e-6, rtol=0)
 
 
 def test_every_mel_filter_sees_something() -> None:
