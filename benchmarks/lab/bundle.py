@@ -47,7 +47,7 @@ Of these very weights before they were rounded to bfloat16, one run, asked about
 _WORLDS = "world", "world-dev"
 _OLD, _NEW = "runs/lab-encoder-", "runs/bundle-encoder-"
 _READERS = 0.25  # share of the cores that read sound for the bundle, beside the arms
-_URGENT_READERS = 0.5  # where candidates are named: with an eighth of 64 cores an encoder took 12 minutes, beside it one with a half 8
+_URGENT_READERS = 0.5  # where candidates are named: an encoder with an eighth of 64 cores took 12 minutes, one with a half 8
 
 
 def bundle(flow: Flow, model: Path) -> list[Step]:
