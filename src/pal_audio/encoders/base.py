@@ -21,6 +21,9 @@ from pal_audio.config import StrictConfig
 from pal_audio.errors import PalError
 from pal_audio.transfer import send
 
+FRAMES_AT_ONCE = 128
+"""Frames of samples that a front end transforms together: their spectra stay in a core's cache (dev/LOG.md)."""
+
 
 class FrontEnd(ABC):
     """Waveform to features, without weights: it runs in the processor."""

@@ -22,7 +22,7 @@ from pydantic import Field, model_validator
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from pal_audio.encoders.base import AudioEncoder, EncoderConfig, FrontEnd, ceil_div, length_mask
+from pal_audio.encoders.base import FRAMES_AT_ONCE, AudioEncoder, EncoderConfig, FrontEnd, ceil_div, length_mask
 from pal_audio.errors import PalError
 
 LOG_FLOOR = 1e-9
@@ -31,8 +31,6 @@ MEAN_DB, STD_DB = -60.0, 20.0
 """Centre and spread of the mel power of recordings at usual levels: constants, so that padding changes nothing."""
 
 MAX_CONFIG_BYTES = 2**20
-_FRAMES_AT_ONCE = 128
-"""Their spectra stay in a core's cache; all at once take about twice the time (dev/LOG.md)."""
 _FIXED = (
     "sampling_rate_hz",
     "num_mels",
@@ -133,7 +131,7 @@ class LogMel(FrontEnd):
         total = (num_frames - 1) * config.hop_samples + config.fft_samples
         padded_S = F.pad(torch.from_numpy(wav_S), (left, total - left - len(wav_S)))
         frames_FS = padded_S.unfold(0, config.fft_samples, config.hop_samples)  # half of torch.stft's time with abs()
-        power_FM = torch.cat([self._mel_power(some_FS) for some_FS in frames_FS.split(_FRAMES_AT_ONCE)])
+        power_FM = torch.cat([self._mel_power(some_FS) for some_FS in frames_FS.split(FRAMES_AT_ONCE)])
         return (10 * torch.log10(power_FM + LOG_FLOOR) - MEAN_DB) / STD_DB
 
     def _mel_power(self, frames_FS: Tensor) -> Tensor:

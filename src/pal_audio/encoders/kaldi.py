@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor
 
+from pal_audio.encoders.base import FRAMES_AT_ONCE
+
 SAMPLING_RATE_HZ = 16_000
 FRAME_SAMPLES = SAMPLING_RATE_HZ * 25 // 1000
 HOP_SAMPLES = SAMPLING_RATE_HZ * 10 // 1000
@@ -48,6 +50,10 @@ class LogMelBank:
         """
         wav_S = nnf.pad(wav_S, (0, max(FRAME_SAMPLES - len(wav_S), 0)))
         frames_FS = wav_S.unfold(0, FRAME_SAMPLES, HOP_SAMPLES)
+        return torch.cat([self._log_mel(some_FS) for some_FS in frames_FS.split(FRAMES_AT_ONCE)])
+
+    def _log_mel(self, frames_FS: Tensor) -> Tensor:
+        """FM, of frames of samples."""
         frames_FS = frames_FS - frames_FS.mean(dim=1, keepdim=True)
         before_FS = torch.cat([frames_FS[:, :1], frames_FS[:, :-1]], dim=1)
         spectrum_FP = torch.fft.rfft((frames_FS - PRE_EMPHASIS * before_FS) * self.hann_S, n=FFT_SAMPLES)
