@@ -208,10 +208,15 @@ def test_every_step_of_the_bundle_stands_behind_what_it_needs(arm: str, tmp_path
         (tmp_path / "rates" / f"{family}.json").write_text('{"factor": 1}')
     early = bundle_module.early_steps(flow, tmp_path / "model")
     after = bundle_module.bundle(flow, tmp_path / "model")
-    for steps in (main_module._beside(grid_steps(flow), early, "train"), after):
+    for steps in (main_module._beside(grid_steps(flow), early), after):
         assert_order(steps)
-    assert {step.name for step in early} == {"world-dev", "bundle-encoder-unified", "frames-bundle-unified", "as-scored"}
-    assert ({step.name for step in early if step.name != "as-scored"} < {step.name for step in after}) is (arm != "pal-multi")
+    assert {step.name for step in early} == {step.name for step in after} | {"as-scored"}, "the best arm is known"
+
+
+def test_what_most_candidates_hear_by_is_made_early(tmp_path: Path) -> None:
+    early = bundle_module.early_steps(Flow(tmp_path, tmp_path, Shelf(RECIPES)), tmp_path / "model")
+    assert [step.name for step in early] == ["world-dev", "bundle-encoder-unified", "frames-bundle-unified", "as-scored"]
+    assert early[0].needs == ("frames-unified",), "the arms' own sound has the cores first"
 
 
 @pytest.mark.parametrize("tried", [True, False])
@@ -223,14 +228,18 @@ def test_the_best_of_one_candidate_waits_for_no_other_arm(tried: bool, tmp_path:
     rate.parent.mkdir()
     if not tried:
         rate.write_text('{"factor": 0.7}')
-    listed = main_module._beside(grid_steps(flow), bundle_module.early_steps(flow, tmp_path / "model"), "arm")
+    listed = main_module._beside(grid_steps(flow), bundle_module.early_steps(flow, tmp_path / "model"))
     assert_order(listed)
     steps = {step.name: step for step in listed}
     assert steps["best"].follows == ("pal-multi-0", "pal-multi-1")
     assert steps["world-dev"].needs == ("world",)
     assert set(steps["bundle-arm"].needs) == {"frames-bundle-general+speech", "lab-lm", "rate-pal"}
     assert set(steps["bundle"].needs) == {"bundle-arm", "best"}
-    assert steps["as-scored"].needs == ("best",), "a model that is there should the time be up"
+    assert steps["bundle"].follows == ("as-scored",), "they share a calibration"
+    names = list(steps)
+    assert names[names.index("best") + 1] == "as-scored", (
+        "a model that is there should the time be up, also where one step runs at once"
+    )
     rate.write_text('{"factor": 0.7}')
     (command,) = steps["bundle-arm"].commands()
     trained = json.loads(Path(command[1]).read_text())
@@ -248,7 +257,7 @@ def test_the_best_of_some_waits_for_these_alone(tmp_path: Path, monkeypatch: pyt
 
     def listed(*candidates: str) -> dict[str, Step]:
         flow = Flow(tmp_path, tmp_path, Shelf(RECIPES), arms, seeds=(0,), candidates=list(candidates))
-        steps = main_module._beside(grid_steps(flow), bundle_module.early_steps(flow, tmp_path / "model"), "train")
+        steps = main_module._beside(grid_steps(flow), bundle_module.early_steps(flow, tmp_path / "model"))
         assert_order(steps)
         return {step.name: step for step in steps}
 
@@ -260,6 +269,7 @@ def test_the_best_of_some_waits_for_these_alone(tmp_path: Path, monkeypatch: pyt
     (command,) = steps["bundle-arm"].commands()
     trained = json.loads(Path(command[1]).read_text())
     assert trained["stages"][0]["train"] == pytest.approx({"connector": 5e-4, "projector": 5e-4, "llm": 2.5e-4})
+    (tmp_path / "marks" / "best.json").unlink()
     steps = listed("lal", "pal-multi")
     assert "frames-bundle-unified" in steps
     assert "bundle-arm" not in steps, "which encoders it takes is known with the best arm alone"
@@ -268,8 +278,37 @@ def test_the_best_of_some_waits_for_these_alone(tmp_path: Path, monkeypatch: pyt
 def test_candidates_are_arms_of_the_lab(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["run", "--root", str(tmp_path), "--out", str(tmp_path / "out"), "--device", "cpu", "--arms", "lal,plits"]
     assert main_module.main([*words, "--best", "pal"]) == 2
-    assert "--best pal: no arm of this lab; there are lal, plits" in capsys.readouterr().err
+    assert "--best pal: no arm of this run (ablations are named in --arms); there are lal, plits" in capsys.readouterr().err
+    assert main_module.main([*words, "--best", ""]) == 2
+    assert "--best : no arm" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_candidates_that_leave_out_the_best_arm_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Else one arm is trained for the bundle and another one's card is written."""
+    (tmp_path / "out" / "marks").mkdir(parents=True)
+    (tmp_path / "out" / "marks" / "best.json").write_text('{"arm": "lal"}')
+    words = ["run", "--root", str(tmp_path), "--out", str(tmp_path / "out"), "--device", "cpu", "--arms", "lal,plits"]
+    assert main_module.main([*words, "--best", "plits"]) == 2
+    assert "has lal as its best arm" in capsys.readouterr().err
+    flow = Flow(tmp_path, tmp_path / "out", Shelf(RECIPES), ["plits"])
+    rate = tmp_path / "out" / "rates" / "lal.json"
+    rate.parent.mkdir()
+    rate.write_text('{"factor": 1}')
+    steps = {step.name: step for step in bundle_module.early_steps(flow, tmp_path / "model")}
+    (command,) = steps["bundle-arm"].commands()
+    assert json.loads(Path(command[1]).read_text())["name"] == "lab-lal", "arms that were chosen later change no best one"
+
+
+def test_a_bundle_is_of_the_arm_that_was_trained_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "marks").mkdir()
+    flow = Flow(tmp_path, tmp_path, Shelf(RECIPES), ["lal", "plits"], candidates=["lal"])
+    steps = {step.name: step for step in bundle_module.early_steps(flow, tmp_path / "model")}
+    flow.mark("bundle-arm").write_text(json.dumps(steps["bundle-arm"].finish()))
+    flow.mark("best").write_text('{"arm": "plits"}')
+    monkeypatch.setattr(bundle_module, "read_grid", lambda out: None)
+    with pytest.raises(PalError, match=r"bundle-arm.json: lal was trained again, and the best arm is plits; delete"):
+        steps["bundle"].finish()
 
 
 @pytest.mark.parametrize(("cores", "jobs", "readers"), [(64, 46, "16"), (16, 10, "4"), (2, 4, None), (64, 1, None)])

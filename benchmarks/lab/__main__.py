@@ -1,6 +1,7 @@
 """`python -m benchmarks.lab`: see the package's docstring."""
 
 import argparse
+import os
 import signal
 import sys
 import time
@@ -50,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> int:
     started = time.monotonic()
     flow = _flow(options)
-    model = options.bundle and options.bundle.absolute()
+    model = options.bundle and Path(os.path.abspath(options.bundle))  # without `..`: a folder beside it is made too
     if options.as_scored and model is None:
         raise PalError("--as-scored says which model --bundle MODEL writes; give that too")
     if model is not None and is_made(flow, model, not options.as_scored):
@@ -76,17 +77,17 @@ def _run(options: argparse.Namespace) -> int:
             return run_steps([*steps[:known], scored_step(flow, model), *steps[known:]], flow, deadline)
         early = early_steps(flow, model)
         if any(step.name == "bundle" for step in early):
-            return run_steps(_beside(steps, early, "arm"), flow, deadline)
-        status = run_steps(_beside(steps, early, "train"), flow, deadline, more=True)
+            return run_steps(_beside(steps, early), flow, deadline)
+        status = run_steps(_beside(steps, early), flow, deadline, more=True)
         return status or run_steps(bundle(flow, model), flow, deadline)
 
 
-def _beside(steps: list[Step], early: list[Step], kind: str) -> list[Step]:
-    """A grid's steps with those of the bundle before the first of a kind; what needs the best arm stands behind that."""
-    begun = next((number for number, step in enumerate(steps) if step.kind in (kind, "arm")), len(steps))
-    last = [step for step in early if "best" in step.needs]
-    known = next(number for number, step in enumerate(steps) if step.name == "best") + 1 if last else begun
-    return [*steps[:begun], *(step for step in early if step not in last), *steps[begun:known], *last, *steps[known:]]
+def _beside(steps: list[Step], early: list[Step]) -> list[Step]:
+    """A grid's steps with those of the bundle: its sound before any arm, all from the scored model on behind the best arm."""
+    begun = next((number for number, step in enumerate(steps) if step.kind in ("train", "arm")), len(steps))
+    known = next((number for number, step in enumerate(steps) if step.name == "best"), len(steps)) + 1
+    sound = next((number for number, step in enumerate(early) if step.name == "as-scored"), len(early))
+    return [*steps[:begun], *early[:sound], *steps[begun:known], *early[sound:], *steps[known:]]
 
 
 def run_steps(steps: list[Step], flow: Flow, deadline: float | None, more: bool = False) -> int:
@@ -168,7 +169,7 @@ def _flow(options: argparse.Namespace) -> Flow:
         options.root, options.out.absolute(), shelf, arms, seeds, tuple(tried), options.jobs, device,
         "float32" if tiny else "bfloat16", 16 if tiny else 128, 1 if tiny else num_cores(), options.questions, options.pace,
         options.gpus, options.elsewhere and options.elsewhere.absolute(),
-        options.best.split(",") if options.best else None,
+        None if options.best is None else options.best.split(","),
     )  # fmt: skip
 
 
@@ -194,7 +195,10 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--tiny", action="store_true", help="two arms of tiny models, in about a minute on two cores")
     run.add_argument("--compile", action="store_true", help="train arms under `compile: true`")
     run.add_argument(
-        "--bundle", type=Path, metavar="MODEL", help="then also `bundle`; what it needs of sound is made beside the arms"
+        "--bundle",
+        type=Path,
+        metavar="MODEL",
+        help="then also `bundle`, beside the arms as far as it can be; before it the scored run in MODEL-as-scored",
     )
     run.add_argument("--as-scored", action="store_true", help="--bundle as soon as the best arm is known: its first run as it is")
     run.add_argument("--best", metavar="ARMS", help="choose the best arm from these alone; nothing of it waits for the others")

@@ -45,9 +45,10 @@ trained on those recordings too, so they have no score of their own."""
 _ITS_OWN = """\
 Of these very weights before they were rounded to bfloat16, one run, asked about recordings that they were not trained on."""
 _WORLDS = "world", "world-dev"
+_AS_SCORED = "-as-scored"
 _OLD, _NEW = "runs/lab-encoder-", "runs/bundle-encoder-"
-_READERS = 0.25  # share of the cores that read sound for the bundle, beside the arms
-_URGENT_READERS = 0.5  # where candidates are named: an encoder with an eighth of 64 cores took 12 minutes, one with a half 8
+_READERS = 0.25  # share of the cores that read sound for the bundle, beside the arms; dev/LOG.md
+_URGENT_READERS = 0.5
 
 
 def bundle(flow: Flow, model: Path) -> list[Step]:
@@ -74,7 +75,7 @@ def _retraining(flow: Flow, like: LabRecipe, chosen: Callable[[], LabRecipe], ne
         chosen: gives that once `needs` are done.
         needs: of the run, beside its frames.
     """
-    steps, cached = _heard(flow, write_recipe(flow, like, 1.0), like.encoders)
+    steps, cached = _heard(flow, like)
     folder = flow.out / "runs" / "bundle-arm"
 
     def commands() -> list[list[str]]:
@@ -84,7 +85,9 @@ def _retraining(flow: Flow, like: LabRecipe, chosen: Callable[[], LabRecipe], ne
         return [_training(flow, folder, recipe, settings)]
 
     after, mark = (steps[-1].name, *needs), flow.mark("bundle-arm")
-    return [*steps, Step("bundle-arm", "bundle-arm", mark, after, products=(folder / "final",), commands=commands)]
+    made = (folder / "final",)
+    told = lambda: {"arm": chosen().name}  # noqa: E731
+    return [*steps, Step("bundle-arm", "bundle-arm", mark, after, products=made, commands=commands, finish=told)]
 
 
 def as_scored(flow: Flow, model: Path) -> list[Step]:
@@ -123,33 +126,36 @@ def _name(retrained: bool) -> str:
 
 
 def early_steps(flow: Flow, model: Path) -> list[Step]:
-    """What is made beside the arms: the scored model first, and all of `bundle` where every candidate hears by the same encoders.
+    """What is made beside the arms: the scored model, and all of `bundle` where every candidate hears by the same encoders.
 
-    Otherwise what it needs of sound, by the encoders that most of them hear by. A sole candidate need not be judged first.
+    Otherwise what `bundle` needs of sound, by the encoders that most of them hear by. In order: sound, what stands behind the
+    best arm in a list of steps. A sole candidate need not be judged before it is trained again.
     """
-    like, hearing = flow.judged[0], [recipe for recipe in flow.judged if recipe.encoders]
-    if len(flow.judged) == 1:
-        steps = _retraining(flow, like, lambda: like, ("lab-lm", f"rate-{like.family}"))
-    elif all(recipe.encoders == like.encoders for recipe in flow.judged):
+    known = flow.mark("best").is_file()
+    candidates = [flow.best()] if known else flow.judged
+    like, hearing = candidates[0], [recipe for recipe in candidates if recipe.encoders]
+    if len(candidates) == 1:
+        steps = _retraining(flow, like, lambda: like, ("best",) if known else ("lab-lm", f"rate-{like.family}"))
+    elif all(recipe.encoders == like.encoders for recipe in candidates):
         steps = _retraining(flow, like, flow.best, ("best",))
     elif hearing:
         most = Counter(tuple(recipe.encoders) for recipe in hearing).most_common(1)[0][0]
         first = next(recipe for recipe in hearing if tuple(recipe.encoders) == most)
-        steps, _ = _heard(flow, write_recipe(flow, first, 1.0), list(most))
+        steps, _ = _heard(flow, first)
     else:
         steps = []
-    if steps:  # sound of all arms has the cores first, but where candidates are named the bundle is as urgent
-        waits = f"frames-{flow.frames(hearing[0]).name}" if hearing and flow.candidates is None else "world"
+    if steps:  # sound of all arms has the cores first, unless the bundle is as urgent
+        waits = f"frames-{flow.frames(hearing[0]).name}" if hearing and not flow.is_bundle_urgent else "world"
         steps[0] = replace(steps[0], needs=(waits,))
-    steps.append(scored_step(flow, scored_folder(model)))
-    if any(step.name == "bundle-arm" for step in steps):
-        steps.append(_written(flow, model, ("bundle-arm", "best"), retrained=True))
-    return steps
+    last = [step for step in steps if step.name == "bundle-arm"]
+    scored = scored_step(flow, scored_folder(model))
+    made = [replace(_written(flow, model, ("bundle-arm", "best"), retrained=True), follows=(scored.name,))] if last else []
+    return [*(step for step in steps if step not in last), scored, *last, *made]
 
 
 def scored_folder(model: Path) -> Path:
     """Where the best arm's first run as it is goes beside a MODEL that is trained again, and is there long before it."""
-    return model.with_name(f"{model.name}-as-scored")
+    return model.with_name(f"{model.name}{_AS_SCORED}")
 
 
 def is_made(flow: Flow, model: Path, retrained: bool = True) -> bool:
@@ -169,13 +175,15 @@ def check_target(model: Path) -> None:
     """
     unfinished = (model / "config.json").is_file() and not (model / "README.md").is_file()
     if model.exists() and not unfinished and (not model.is_dir() or any(model.iterdir())):
-        raise PalError(f"{model} is not empty; choose another folder")
+        scored = ", which is where the scored run goes" if model.name.endswith(_AS_SCORED) else ""
+        raise PalError(f"{model}{scored}: not empty; choose another folder, or delete what an earlier run wrote there")
 
 
-def _heard(flow: Flow, recipe: LabRecipe, encoders: list[str]) -> tuple[list[Step], Path | None]:
-    """The second world, encoders trained on both, and where their frames will be."""
+def _heard(flow: Flow, like: LabRecipe) -> tuple[list[Step], Path | None]:
+    """The second world, the encoders of an arm trained on both, and where their frames will be."""
+    encoders = like.encoders
     steps = [flow.mixed("world-dev")]
-    share = _READERS if flow.candidates is None else _URGENT_READERS
+    share = _URGENT_READERS if flow.is_bundle_urgent else _READERS
     readers = flow.readers(share / max(1, len(encoders)))
     reading = [] if readers is None else written({"workers": readers})
     for name in encoders:
@@ -189,6 +197,7 @@ def _heard(flow: Flow, recipe: LabRecipe, encoders: list[str]) -> tuple[list[Ste
     frames = flow.out / "frames" / f"bundle-{'+'.join(encoders)}"
     manifests = [*(flow.out / world / "train.jsonl" for world in _WORLDS), flow.out / "tests" / "curve.jsonl"]
     needs = tuple(step.name for step in steps)
+    recipe = write_recipe(flow, like, 1.0, "bundle-frames")
     return [*steps, flow.encoding(f"frames-{frames.name}", recipe.path, manifests, frames, needs, share)], frames
 
 
@@ -210,12 +219,12 @@ def _sources(flow: Flow, recipe: LabRecipe) -> list[dict[str, Any]]:
     return found
 
 
-def write_recipe(flow: Flow, best: LabRecipe, factor: float) -> LabRecipe:
-    """The best arm's recipe at a factor of its rates, with the encoders of the bundle; stands alone as OUT/bundle.yaml."""
+def write_recipe(flow: Flow, best: LabRecipe, factor: float, name: str = "bundle") -> LabRecipe:
+    """An arm's recipe at a factor of its rates, with the encoders of the bundle; stands alone as OUT/NAME.yaml."""
     content = json.loads(json.dumps(best.content).replace(_OLD, _NEW))
     for stage in content["stages"]:
         stage["train"] = {part: float(rate) * factor for part, rate in stage["train"].items()}
-    path = flow.out / "bundle.yaml"
+    path = flow.out / f"{name}.yaml"
     write_text(path, json.dumps(content, indent=1) + "\n")
     return replace(best, path=path)
 
@@ -228,8 +237,11 @@ def write_model(flow: Flow, grid: Grid, best: LabRecipe, target: Path, retrained
         retrained: the run on all development data; otherwise the arm's first run.
 
     Raises:
-        PalError: it is larger than `MAX_BYTES`.
+        PalError: it is larger than `MAX_BYTES`, or another arm was trained again than the best one.
     """
+    mark = flow.mark("bundle-arm")
+    if retrained and (trained := read_json(mark).get("arm", best.name)) != best.name:
+        raise PalError(f"{mark}: {trained} was trained again, and the best arm is {best.name}; delete this and runs/bundle-arm")
     run = flow.out / "runs" / "bundle-arm" if retrained else flow.run_folder(best.name, flow.factor_of(best), flow.seeds[0])
     model, processor = load(run / "final")
     model.config.calibration = calibration(flow)

@@ -80,6 +80,11 @@ class Flow:
         return [recipe for recipe in self.chosen if self.candidates is None or recipe.name in self.candidates]
 
     @property
+    def is_bundle_urgent(self) -> bool:
+        """Whether the bundle is waited for as the arms are: where its candidates are named."""
+        return self.candidates is not None
+
+    @property
     def trained(self) -> list[LabRecipe]:
         """All of these, and arms whose learning rates are still to be tried for them."""
         recipes = [*self.chosen, *self.others]
@@ -120,7 +125,11 @@ class Flow:
             raise PalError(f"{self.shelf.folder / 'arms'}: no recipes there")
         names = [recipe.name for recipe in self.chosen]
         if unknown := [name for name in self.candidates or () if name not in names]:
-            raise PalError(f"--best {','.join(unknown)}: no arm of this lab; there are {', '.join(names)}")
+            what = "no arm of this run (ablations are named in --arms)"
+            raise PalError(f"--best {','.join(unknown)}: {what}; there are {', '.join(names)}")
+        if self.candidates is not None and self.mark("best").is_file() and self.best() not in self.judged:
+            known = f"{self.out} has {self.best().name} as its best arm"
+            raise PalError(f"--best {','.join(self.candidates)}: {known}; docs/lab.md says what to delete")
         if self.out.exists() and not self.out.is_dir():
             raise PalError(f"--out {self.out} is a file; give a folder")
         fixed = {"tiny": self.shelf.tiny, "steps": self.shelf.steps, "factors": list(self.factors)}

@@ -134,7 +134,7 @@ class Guesser:
 
 
 _ABSENT = {"text_only": False, "more_questions": 0}
-"""Keys that folders of earlier versions lack."""
+"""Keys that folders of earlier versions lack; within others such keys are None, which says as little."""
 
 
 def build(
@@ -234,7 +234,8 @@ def _finished(folder: Path, described: dict[str, Any], manifests: Sequence[Path]
         return False
     try:
         there = json.loads(marks[0].read_text(encoding="utf-8"))
-        keys = [key for key, value in described["config"].items() if there["config"].get(key, _ABSENT.get(key)) != value]
+        told = there["config"]
+        keys = [key for key, value in described["config"].items() if _said(told.get(key, _ABSENT.get(key))) != _said(value)]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise PalError(f"{marks[0]} cannot be read; choose a new folder or delete this one") from error
     if there.get("format") != described["format"]:
@@ -250,6 +251,13 @@ def _finished(folder: Path, described: dict[str, Any], manifests: Sequence[Path]
     has_no_files = config["root"] is not None or bool(config.get("text_only"))
     whole = has_no_files or num_files == {split: config[f"num_{split}"] for split in _SPLITS}
     return whole and all(path.is_file() for path in manifests)
+
+
+def _said(value: Any) -> Any:
+    """A part of a config without its keys that are None."""
+    if isinstance(value, dict):
+        return {key: _said(item) for key, item in value.items() if item is not None}
+    return [_said(item) for item in value] if isinstance(value, list) else value
 
 
 def _num(config: DataConfig | MixConfig, split: Split) -> int:

@@ -9,7 +9,7 @@ import pytest
 from pal_audio.data.mixing.augmentation import SoundChange, low_passed
 from pal_audio.errors import PalError
 
-from .sets import RATE_HZ, make_all
+from .sets import RATE_HZ, SOURCES, make_all, mix
 from .test_compose import composer
 
 AUGMENT: dict[str, Any] = {
@@ -169,6 +169,20 @@ def test_a_change_may_be_of_some_categories_alone(root: Path) -> None:
     assert {"digit", "sound", "behind"} <= seen
 
 
-def test_categories_that_no_source_has_are_refused(root: Path) -> None:
-    with pytest.raises(PalError, match=r"data.augment.tilt.categories: no source has 'bird'; there are "):
-        composer(root, tasks={"first": 1}, augment={"tilt": {"categories": ["bird"]}})
+@pytest.mark.parametrize("change", ["speed", "tilt", "filter"])
+def test_categories_without_recordings_are_refused(root: Path, change: str) -> None:
+    with pytest.raises(
+        ValueError, match=rf"augment.{change}.categories: no source has .* 'bird'; there are sound, digit, instrument"
+    ):
+        mix(root, tasks={"first": 1}, augment={change: {"categories": ["bird"]}})
+    sources = [{"type": "procedural", "category": "made"}, *SOURCES]
+    with pytest.raises(ValueError, match="its sounds are procedural, which are never changed"):
+        mix(root, sources=sources, tasks={"first": 1}, augment={change: {"categories": ["made"]}})
+
+
+@pytest.mark.parametrize(
+    "augment", [{"filter": {"gain_db": [0, 1000]}}, {"tilt": {"db_per_octave": [-300, 3]}}, {"filter": {"gain_db": [3, -3]}}]
+)
+def test_gains_have_limits(root: Path, augment: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"-?60|lowest"):
+        mix(root, tasks={"first": 1}, augment=augment)

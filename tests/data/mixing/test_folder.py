@@ -183,12 +183,14 @@ def test_a_mix_told_as_text_is_that_of_the_same_sound(root: Path, tmp_path: Path
         build(config, tmp_path / "told")
 
 
-def test_a_folder_from_before_mixes_could_be_told_is_taken(root: Path, tmp_path: Path) -> None:
-    config = mix(root, tasks=TASKS, scene=SCENE, num_train=4, num_test=2)
+def test_a_folder_from_before_there_were_some_keys_is_taken(root: Path, tmp_path: Path) -> None:
+    config = mix(root, tasks=TASKS, scene=SCENE, num_train=4, num_test=2, augment={"tilt": {"chance": 0.5}})
     build(config, tmp_path / "mix", workers=1)
     mark = tmp_path / "mix" / "mix.json"
     described = json.loads(mark.read_text())
     assert described["config"].pop("text_only") is False
+    assert described["config"]["augment"].pop("filter", 0) is None
+    assert described["config"]["augment"]["tilt"].pop("categories", 0) is None
     mark.write_text(json.dumps(described))
     before = contents(tmp_path / "mix")
     build(config, tmp_path / "mix", workers=1)

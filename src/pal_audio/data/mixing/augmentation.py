@@ -7,7 +7,7 @@ kind with bands of equal width; the rest is our choice.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -18,12 +18,15 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from pal_audio.config import StrictConfig
 from pal_audio.data.mixing.settings import Chance, LengthSpan, Span, as_pair, ordered
-from pal_audio.errors import PalError
 
 Wave = npt.NDArray[np.float32]
 _PIVOT_HZ, _LOWEST_HZ = 1000.0, 50.0  # a tilt leaves the first alone, and is flat below the second
 _MEL_HZ = 700.0
 _ORDER = 8  # of the low-pass: 48 dB an octave
+
+
+_Gain = Annotated[float, Field(ge=-60, le=60)]  # far beyond what any microphone does, and no number overflows
+_Gains = Annotated[tuple[_Gain, _Gain], BeforeValidator(as_pair), AfterValidator(ordered)]
 
 
 class _OfSounds(StrictConfig):
@@ -61,7 +64,7 @@ class Tilt(_OfSounds):
         db_per_octave: above 0 is brighter.
     """
 
-    db_per_octave: Span = (-3.0, 3.0)
+    db_per_octave: _Gains = (-3.0, 3.0)
 
 
 class Filter(_OfSounds):
@@ -72,7 +75,7 @@ class Filter(_OfSounds):
         points: that many, evenly spaced in mel from 0 Hz to half the sampling rate.
     """
 
-    gain_db: Span = (-6.0, 6.0)
+    gain_db: _Gains = (-6.0, 6.0)
     points: int = Field(default=5, ge=2, le=64)
 
 
@@ -120,18 +123,11 @@ class Augment(StrictConfig):
             changes.append(SoundChange(played, tilted, gains_db))
         return changes
 
-    def check(self, known: Collection[str]) -> None:
-        """That there are sounds of the categories that are named.
-
-        Raises:
-            PalError: there are none of one.
-        """
-        for name, change in (("speed", self.speed), ("tilt", self.tilt), ("filter", self.filter)):
-            for category in (change and change.categories) or ():
-                if category not in known:
-                    raise PalError(
-                        f"data.augment.{name}.categories: no source has {category!r}; there are {', '.join(sorted(known))}"
-                    )
+    @property
+    def of_single(self) -> dict[str, _OfSounds]:
+        """Changes of single sounds that there are, by their keys."""
+        changes = {"speed": self.speed, "tilt": self.tilt, "filter": self.filter}
+        return {name: change for name, change in changes.items() if change is not None}
 
     def of_scene(self, rng: np.random.Generator) -> dict[str, float]:
         """What happens to a whole scene: any of `low_pass_hz` and `level_db`."""

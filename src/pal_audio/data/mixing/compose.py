@@ -106,8 +106,6 @@ class Composer:
         self.tasks = sorted(name for name, task in config.tasks.items() if task.weight > 0)
         self.scenes = {name: config.scene_of(config.tasks[name]) for name in self.tasks}
         self.store = ClipStore(config.sampling_rate_hz)
-        if config.augment is not None:
-            config.augment.check({clip.category for clips in catalogue.clips.values() for clip in clips})
         for name in self.tasks:
             try:
                 self._check(name)

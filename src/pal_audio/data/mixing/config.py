@@ -84,11 +84,22 @@ class MixConfig(StrictConfig):
                 raise PalError(f"tasks.{name}.scene: {one_line(error)}") from None
             except PalError as error:
                 raise PalError(f"tasks.{name}: {error}") from None
+        for name, change in ({} if self.augment is None else self.augment.of_single).items():
+            self._check_categories(f"augment.{name}.categories", change.categories or [])
         if self.text_only and self.more_questions:
             raise PalError("more_questions spare the sound of further scenes, and text_only has none; raise num_train instead")
         if self.sampling_rate_hz < MIN_RATE_HZ and any(source.type == "procedural" for source in self.sources):
             raise PalError(f"sampling_rate_hz: procedural sounds need {MIN_RATE_HZ} or more, got {self.sampling_rate_hz}")
         return self
+
+    def _check_categories(self, where: str, categories: list[str]) -> None:
+        """That a source with recordings has each of them."""
+        recorded = dict.fromkeys(source.category for source in self.sources if source.type != "procedural")
+        for category in categories:
+            if category not in recorded:
+                procedural = any(source.category == category for source in self.sources)
+                why = "its sounds are procedural, which are never changed" if procedural else f"there are {', '.join(recorded)}"
+                raise PalError(f"{where}: no source has recordings of the category {category!r}; {why}")
 
     def _check(self, task: TaskConfig) -> None:
         scene, kind = self.scene_of(task), TASK_KINDS[task.kind]
