@@ -85,9 +85,8 @@ def _retraining(flow: Flow, like: LabRecipe, chosen: Callable[[], LabRecipe], ne
         return [_training(flow, folder, recipe, settings)]
 
     after, mark = (steps[-1].name, *needs), flow.mark("bundle-arm")
-    made = (folder / "final",)
-    told = lambda: {"arm": chosen().name}  # noqa: E731
-    return [*steps, Step("bundle-arm", "bundle-arm", mark, after, products=made, commands=commands, finish=told)]
+    name, made = "bundle-arm", (folder / "final",)
+    return [*steps, Step(name, name, mark, after, products=made, commands=commands, finish=lambda: {"arm": chosen().name})]
 
 
 def as_scored(flow: Flow, model: Path) -> list[Step]:
@@ -110,7 +109,7 @@ def scored_step(flow: Flow, model: Path) -> Step:
     return _written(flow, model, ("best",), retrained=False)
 
 
-def _written(flow: Flow, model: Path, needs: tuple[str, ...], retrained: bool) -> Step:
+def _written(flow: Flow, model: Path, needs: tuple[str, ...], retrained: bool, follows: tuple[str, ...] = ()) -> Step:
     """The step that writes the folder; see `write_model`."""
 
     def finish() -> dict[str, Any]:
@@ -118,7 +117,7 @@ def _written(flow: Flow, model: Path, needs: tuple[str, ...], retrained: bool) -
         return {"arm": best.name, "bytes": write_model(flow, read_grid(flow.out), best, model, retrained), "model": str(model)}
 
     name, made = _name(retrained), (model / "README.md",)
-    return Step(name, "bundle", flow.mark(name), needs, products=made, finish=finish, on_gpu=False)
+    return Step(name, "bundle", flow.mark(name), needs, follows, products=made, finish=finish, on_gpu=False)
 
 
 def _name(retrained: bool) -> str:
@@ -149,7 +148,7 @@ def early_steps(flow: Flow, model: Path) -> list[Step]:
         steps[0] = replace(steps[0], needs=(waits,))
     last = [step for step in steps if step.name == "bundle-arm"]
     scored = scored_step(flow, scored_folder(model))
-    made = [replace(_written(flow, model, ("bundle-arm", "best"), retrained=True), follows=(scored.name,))] if last else []
+    made = [_written(flow, model, ("bundle-arm", "best"), retrained=True, follows=(scored.name,))] if last else []
     return [*(step for step in steps if step not in last), scored, *last, *made]
 
 
