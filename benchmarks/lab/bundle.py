@@ -174,8 +174,8 @@ def check_target(model: Path) -> None:
     """
     unfinished = (model / "config.json").is_file() and not (model / "README.md").is_file()
     if model.exists() and not unfinished and (not model.is_dir() or any(model.iterdir())):
-        scored = ", which is where the scored run goes" if model.name.endswith(_AS_SCORED) else ""
-        raise PalError(f"{model}{scored}: not empty; choose another folder, or delete what an earlier run wrote there")
+        scored = " (the scored run goes there)" if model.name.endswith(_AS_SCORED) else ""
+        raise PalError(f"{model}{scored} is not empty; choose another folder, or delete what an earlier run wrote there")
 
 
 def _heard(flow: Flow, like: LabRecipe) -> tuple[list[Step], Path | None]:
