@@ -72,14 +72,10 @@ def _run(options: argparse.Namespace) -> int:
         steps = grid_steps(flow)
         if model is None:
             return run_steps(steps, flow, deadline)
-        if options.as_scored:
-            known = next(number for number, step in enumerate(steps) if step.name == "best") + 1
-            return run_steps([*steps[:known], scored_step(flow, model), *steps[known:]], flow, deadline)
-        early = early_steps(flow, model)
-        if any(step.name == "bundle" for step in early):
-            return run_steps(_beside(steps, early), flow, deadline)
-        status = run_steps(_beside(steps, early), flow, deadline, more=True)
-        return status or run_steps(bundle(flow, model), flow, deadline)
+        early = [scored_step(flow, model)] if options.as_scored else early_steps(flow, model)
+        more = not options.as_scored and all(step.name != "bundle" for step in early)
+        status = run_steps(_beside(steps, early), flow, deadline, more)
+        return status or (run_steps(bundle(flow, model), flow, deadline) if more else 0)
 
 
 def _beside(steps: list[Step], early: list[Step]) -> list[Step]:

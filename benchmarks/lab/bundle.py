@@ -63,20 +63,21 @@ def bundle(flow: Flow, model: Path) -> list[Step]:
     """
     best = flow.best()
     check_target(model)
-    return [*_retraining(flow, best, lambda: best, ()), _written(flow, model, ("bundle-arm",), retrained=True)]
+    sound, cached = _heard(flow, best)
+    arm = _retrained(flow, cached, flow.best, (sound[-1].name,))
+    return [*sound, arm, _written(flow, model, (arm.name,), retrained=True)]
 
 
-def _retraining(flow: Flow, like: LabRecipe, chosen: Callable[[], LabRecipe], needs: tuple[str, ...]) -> list[Step]:
-    """From the second world to the arm's run on both.
+def _retrained(flow: Flow, cached: Path | None, chosen: Callable[[], LabRecipe], needs: tuple[str, ...]) -> Step:
+    """An arm's run on both worlds.
 
     Args:
         flow: of the grid.
-        like: an arm that hears by the same encoders as the chosen one.
-        chosen: gives that once `needs` are done.
-        needs: of the run, beside its frames.
+        cached: frames of the encoders that it hears by.
+        chosen: gives the arm once `needs` are done.
+        needs: steps.
     """
-    steps, cached = _heard(flow, like)
-    folder = flow.out / "runs" / "bundle-arm"
+    name, folder = "bundle-arm", flow.out / "runs" / "bundle-arm"
 
     def commands() -> list[list[str]]:
         best = chosen()
@@ -84,9 +85,8 @@ def _retraining(flow: Flow, like: LabRecipe, chosen: Callable[[], LabRecipe], ne
         settings = recipe.arm_settings(flow.seeds[0], 1.0, cached, flow.roots, flow.out / "tests" / "curve.jsonl")
         return [_training(flow, folder, recipe, settings)]
 
-    after, mark = (steps[-1].name, *needs), flow.mark("bundle-arm")
-    name, made = "bundle-arm", (folder / "final",)
-    return [*steps, Step(name, name, mark, after, products=made, commands=commands, finish=lambda: {"arm": chosen().name})]
+    told, made = (lambda: {"arm": chosen().name}), (folder / "final",)
+    return Step(name, name, flow.mark(name), needs, products=made, commands=commands, finish=told)
 
 
 def as_scored(flow: Flow, model: Path) -> list[Step]:
@@ -130,26 +130,22 @@ def early_steps(flow: Flow, model: Path) -> list[Step]:
     Otherwise what `bundle` needs of sound, by the encoders that most of them hear by. In order: sound, what stands behind the
     best arm in a list of steps. A sole candidate need not be judged before it is trained again.
     """
-    known = flow.mark("best").is_file()
-    candidates = [flow.best()] if known else flow.judged
-    like, hearing = candidates[0], [recipe for recipe in candidates if recipe.encoders]
-    if len(candidates) == 1:
-        steps = _retraining(flow, like, lambda: like, ("best",) if known else ("lab-lm", f"rate-{like.family}"))
-    elif all(recipe.encoders == like.encoders for recipe in candidates):
-        steps = _retraining(flow, like, flow.best, ("best",))
-    elif hearing:
-        most = Counter(tuple(recipe.encoders) for recipe in hearing).most_common(1)[0][0]
-        first = next(recipe for recipe in hearing if tuple(recipe.encoders) == most)
-        steps, _ = _heard(flow, first)
-    else:
-        steps = []
-    if steps:  # sound of all arms has the cores first, unless the bundle is as urgent
-        waits = f"frames-{flow.frames(hearing[0]).name}" if hearing and not flow.is_bundle_urgent else "world"
-        steps[0] = replace(steps[0], needs=(waits,))
-    last = [step for step in steps if step.name == "bundle-arm"]
+    is_known = flow.mark("best").is_file()
+    candidates = [flow.best()] if is_known else flow.judged
+    hearing = [tuple(recipe.encoders) for recipe in candidates if recipe.encoders] or [()]
+    most = Counter(hearing).most_common(1)[0][0]
+    like = next(recipe for recipe in candidates if tuple(recipe.encoders) == most)
+    sound, cached = _heard(flow, like)
+    # Sound of all arms has the cores first, unless the bundle is as urgent.
+    waits = f"frames-{flow.frames(like).name}" if most and not flow.is_bundle_urgent else "world"
     scored = scored_step(flow, scored_folder(model))
-    made = [_written(flow, model, ("bundle-arm", "best"), retrained=True, follows=(scored.name,))] if last else []
-    return [*(step for step in steps if step not in last), scored, *last, *made]
+    steps = [replace(sound[0], needs=(waits,)), *sound[1:], scored]
+    if any(tuple(recipe.encoders) != most for recipe in candidates):
+        return steps
+    is_sole = len(candidates) == 1 and not is_known
+    needs = ("lab-lm", f"rate-{like.family}") if is_sole else ("best",)
+    arm = _retrained(flow, cached, (lambda: like) if is_sole else flow.best, (sound[-1].name, *needs))
+    return [*steps, arm, _written(flow, model, (arm.name, "best"), retrained=True, follows=(scored.name,))]
 
 
 def scored_folder(model: Path) -> Path:
@@ -188,9 +184,8 @@ def _heard(flow: Flow, like: LabRecipe) -> tuple[list[Step], Path | None]:
     for name in encoders:
         of = flow.shelf.recipe(f"encoder-{name}")
         step, folder = f"bundle-encoder-{name}", flow.out / "runs" / f"bundle-encoder-{name}"
-        command = [_training(flow, folder, of, reading)]
-        made = (folder / of.product,)
-        steps.append(Step(step, step, flow.mark(step), ("world-dev",), products=made, commands=partial(list, command)))
+        commands, made = [_training(flow, folder, of, reading)], (folder / of.product,)
+        steps.append(Step(step, step, flow.mark(step), ("world-dev",), products=made, commands=partial(list, commands)))
     if not encoders:
         return steps, None
     frames = flow.out / "frames" / f"bundle-{'+'.join(encoders)}"

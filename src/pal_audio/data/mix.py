@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, TypeAdapter, field_validator, model_validator
 
 from pal_audio.config import StrictConfig
 from pal_audio.data.balance import check_weights
@@ -95,11 +95,16 @@ class DataConfig(SceneSettings):
         return SceneSettings(**shared | {"tasks": self.active_tasks})
 
 
+_Config = Annotated[DataConfig | MixConfig, Field(discriminator="type")]
+_CONFIG: TypeAdapter[DataConfig | MixConfig] = TypeAdapter(_Config)
+"""Reads what a folder was made by; keys that there were not yet have their defaults."""
+
+
 class Mix(StrictConfig):
     """What `mix.json` holds: the resolved config, examples by split (and `more`) and task, and what guessing gets."""
 
     format: int
-    config: Annotated[DataConfig | MixConfig, Field(discriminator="type")]
+    config: _Config
     num_examples: dict[str, dict[str, int]]
     chance: float
     chance_by_task: dict[str, float]
@@ -131,10 +136,6 @@ class Guesser:
             known = question if question in self._best else task
             right += known in self._best and self._best[known] == answer
         return max(right, sum(max(answers.values()) for answers in told.values())) / len(test)
-
-
-_ABSENT = {"text_only": False, "more_questions": 0}
-"""Keys that folders of earlier versions lack; within others such keys are None, which says as little."""
 
 
 def build(
@@ -234,13 +235,13 @@ def _finished(folder: Path, described: dict[str, Any], manifests: Sequence[Path]
         return False
     try:
         there = json.loads(marks[0].read_text(encoding="utf-8"))
-        told = there["config"]
-        keys = [key for key, value in described["config"].items() if _said(told.get(key, _ABSENT.get(key))) != _said(value)]
+        is_of_this_version = there.get("format") == described["format"]
+        told = _CONFIG.validate_python(there["config"]).model_dump(mode="json") if is_of_this_version else {}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise PalError(f"{marks[0]} cannot be read; choose a new folder or delete this one") from error
-    if there.get("format") != described["format"]:
+    if not is_of_this_version:
         raise PalError(f"{folder} was made by another version of this package; choose a new folder or delete this one")
-    if keys:
+    if keys := [key for key, value in described["config"].items() if told.get(key) != value]:
         raise PalError(
             f"{folder} holds a mix of another config ({', '.join(keys)} differ); choose a new folder or delete this one"
         )
@@ -251,13 +252,6 @@ def _finished(folder: Path, described: dict[str, Any], manifests: Sequence[Path]
     has_no_files = config["root"] is not None or bool(config.get("text_only"))
     whole = has_no_files or num_files == {split: config[f"num_{split}"] for split in _SPLITS}
     return whole and all(path.is_file() for path in manifests)
-
-
-def _said(value: Any) -> Any:
-    """A part of a config without its keys that are None."""
-    if isinstance(value, dict):
-        return {key: _said(item) for key, item in value.items() if item is not None}
-    return [_said(item) for item in value] if isinstance(value, list) else value
 
 
 def _num(config: DataConfig | MixConfig, split: Split) -> int:

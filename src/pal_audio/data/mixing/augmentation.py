@@ -112,8 +112,8 @@ class Augment(StrictConfig):
         for _ in categories[:1] if alike else categories:
             speed = rng.uniform(*self.speed.factor) if self.speed and rng.uniform() < self.speed.chance else 1.0
             tilt = rng.uniform(*self.tilt.db_per_octave) if self.tilt and rng.uniform() < self.tilt.chance else 0.0
-            filtered = self.filter is not None and rng.uniform() < self.filter.chance
-            gains = rng.uniform(*self.filter.gain_db, self.filter.points) if self.filter and filtered else ()
+            filter_ = self.filter
+            gains = rng.uniform(*filter_.gain_db, filter_.points) if filter_ and rng.uniform() < filter_.chance else ()
             drawn.append(SoundChange(speed, tilt, tuple(map(float, gains))))
         changes = []
         for category, change in zip(categories, drawn * len(categories) if alike else drawn, strict=True):
