@@ -65,9 +65,26 @@ def test_a_filter_has_its_gains_at_points_of_equal_distance_in_mel() -> None:
 
 
 def test_a_low_pass_is_3_db_down_at_its_cutoff_and_nothing_passes_far_above() -> None:
-    lost_db = [level_db(low_passed(tone(hz).astype(np.float64), 3000, RATE_HZ)) - level_db(tone(hz)) for hz in (1000, 3000, 6000)]
-    assert lost_db[:2] == pytest.approx([0, -3.01], abs=0.05)
-    assert lost_db[2] < -45
+    def lost_db(hz: float, order: int) -> float:
+        return level_db(low_passed(tone(hz).astype(np.float64), 3000, order, RATE_HZ)) - level_db(tone(hz))
+
+    assert [lost_db(hz, 8) for hz in (1000, 3000, 3300)] == pytest.approx([0, -3.01, -7.4], abs=0.1)
+    assert lost_db(6000, 8) < -45
+    assert [lost_db(hz, 64) for hz in (2800, 3000, 3300)] == pytest.approx([0, -3.01, -53], abs=0.2)
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_steepest_low_pass_at_the_lowest_frequency_leaves_what_is_finite() -> None:
+    """Its gain far above is one over infinity."""
+    assert np.isfinite(low_passed(tone(1000).astype(np.float64), 1e-3, 100, RATE_HZ)).all()
+
+
+def test_orders_are_drawn_from_lowest_to_highest_and_change_no_other_draw_where_they_are_one(root: Path) -> None:
+    one, many = (composer(root, tasks={"first": 1}, augment={"low_pass": {"chance": 1, "order": order}}) for order in (8, [8, 10]))
+    orders = [made.item("train", index).meta["low_pass_order"] for made in (one, many) for index in range(20)]
+    assert set(orders[:20]) == {8}
+    assert set(orders[20:]) == {8, 9, 10}
+    assert one.item("train", 0).meta["low_pass_hz"] == many.item("train", 0).meta["low_pass_hz"]
 
 
 def test_the_test_is_never_changed_and_training_is(root: Path) -> None:
@@ -85,6 +102,7 @@ def test_the_test_is_never_changed_and_training_is(root: Path) -> None:
         assert all(-9 <= gain <= 9 for gain in other.meta["events"][0]["gains_db"])
         assert -20 <= other.meta["level_db"] <= -10
         assert 3400 <= other.meta["low_pass_hz"] <= 7000
+        assert other.meta["low_pass_order"] == 8
 
 
 def test_words_of_a_string_and_two_notes_change_alike_and_other_sounds_do_not(root: Path) -> None:
@@ -133,7 +151,9 @@ def test_digits_have_their_transcript(root: Path) -> None:
         ({"sped": {}}, "did you mean 'speed'"),
         ({"speed": {"factor": [0.4, 1]}}, "speed.factor"),
         ({"speed": {"factor": [1.2, 0.9]}}, "lowest and highest"),
+        ({"speed": {"factor_of": {"instrument": [0.9, 3]}}}, "speed.factor_of.instrument"),
         ({"low_pass": {"cutoff_hz": -5}}, "cutoff_hz"),
+        ({"low_pass": {"order": 101}}, "low_pass.order"),
     ],
 )
 def test_what_is_wrong_is_named(augment: dict[str, Any], words: str) -> None:
@@ -167,6 +187,27 @@ def test_a_change_may_be_of_some_categories_alone(root: Path) -> None:
             assert np.allclose(behind_S / np.std(behind_S), as_it_is_S / np.std(as_it_is_S), atol=1e-4)
             seen.add("behind")
     assert {"digit", "sound", "behind"} <= seen
+
+
+def test_a_category_may_have_its_own_factors(root: Path) -> None:
+    """One draw lies as far between either two, and the other categories change as they would have."""
+    alike, apart = (
+        composer(root, tasks={"first": {"categories": ["sound", "instrument"]}}, augment={"speed": {"factor": [0.8, 1.25], **more}})
+        for more in ({}, {"factor_of": {"instrument": [0.5, 2.0]}})
+    )
+    seen = set()
+    for index in range(30):
+        of_all, of_some = ([(e["category"], e["speed"]) for e in made.item("train", index).meta["events"]] for made in (alike, apart))
+        for (category, speed), (_, other) in zip(of_all, of_some, strict=False):
+            wanted = 0.5 + (speed - 0.8) / 0.45 * 1.5 if category == "instrument" else speed
+            assert other == pytest.approx(wanted, abs=5e-4)
+            seen.add(category)
+    assert {"sound", "instrument"} <= seen
+
+
+def test_factors_of_categories_without_recordings_are_refused(root: Path) -> None:
+    with pytest.raises(ValueError, match=r"augment.speed.factor_of: no source has recordings of the category 'bird'"):
+        mix(root, tasks={"first": 1}, augment={"speed": {"factor_of": {"bird": [0.9, 1.1]}}})
 
 
 @pytest.mark.parametrize("change", ["speed", "tilt", "filter"])

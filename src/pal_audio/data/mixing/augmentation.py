@@ -22,11 +22,13 @@ from pal_audio.data.mixing.settings import Chance, LengthSpan, Span, as_pair, or
 Wave = npt.NDArray[np.float32]
 _PIVOT_HZ, _LOWEST_HZ = 1000.0, 50.0  # a tilt leaves the first alone, and is flat below the second
 _MEL_HZ = 700.0
-_ORDER = 8  # of the low-pass: 48 dB an octave
-
 
 _Gain = Annotated[float, Field(ge=-60, le=60)]  # far beyond what any microphone does, and no number overflows
 _Gains = Annotated[tuple[_Gain, _Gain], BeforeValidator(as_pair), AfterValidator(ordered)]
+_Factors = Annotated[
+    tuple[Annotated[float, Field(ge=0.5)], Annotated[float, Field(le=2)]], BeforeValidator(as_pair), AfterValidator(ordered)
+]
+_Order = Annotated[int, Field(ge=1, le=100)]
 
 
 class _OfSounds(StrictConfig):
@@ -50,11 +52,16 @@ class Speed(_OfSounds):
 
     Attributes:
         factor: 2 is twice as fast, an octave higher.
+        factor_of: of categories that have another.
     """
 
-    factor: Annotated[
-        tuple[Annotated[float, Field(ge=0.5)], Annotated[float, Field(le=2)]], BeforeValidator(as_pair), AfterValidator(ordered)
-    ] = (0.9, 1.1)
+    factor: _Factors = (0.9, 1.1)
+    factor_of: dict[str, _Factors] = {}
+
+    def at(self, share: float, category: str) -> float:
+        """The factor that lies so far, from 0 to 1, between the lowest and the highest of a category."""
+        low, high = self.factor_of.get(category, self.factor)
+        return low + (high - low) * share
 
 
 class Tilt(_OfSounds):
@@ -84,10 +91,13 @@ class LowPass(StrictConfig):
 
     Attributes:
         cutoff_hz: where it is 3 dB down.
+        order: of the Butterworth filter, each from lowest to highest as often: 8 takes 48 dB an octave, 64 all but at once, as where
+            sound was sampled at a lower rate.
         chance: of each scene.
     """
 
     cutoff_hz: LengthSpan = (3400.0, 7000.0)
+    order: Annotated[tuple[_Order, _Order], BeforeValidator(as_pair), AfterValidator(ordered)] = (8, 8)
     chance: Chance = 0.2
 
 
@@ -110,17 +120,17 @@ class Augment(StrictConfig):
         """A change for each sound of these categories, or one draw for all. Draws do not depend on whose sounds are changed."""
         drawn = []
         for _ in categories[:1] if alike else categories:
-            speed = rng.uniform(*self.speed.factor) if self.speed and rng.uniform() < self.speed.chance else 1.0
+            share = rng.uniform() if self.speed and rng.uniform() < self.speed.chance else None
             tilt = rng.uniform(*self.tilt.db_per_octave) if self.tilt and rng.uniform() < self.tilt.chance else 0.0
             filter_ = self.filter
             gains = rng.uniform(*filter_.gain_db, filter_.points) if filter_ and rng.uniform() < filter_.chance else ()
-            drawn.append(SoundChange(speed, tilt, tuple(map(float, gains))))
+            drawn.append((share, tilt, tuple(map(float, gains))))
         changes = []
-        for category, change in zip(categories, drawn * len(categories) if alike else drawn, strict=True):
-            played = change.speed if self.speed and self.speed.changes(category) else 1.0
-            tilted = change.tilt_db if self.tilt and self.tilt.changes(category) else 0.0
-            gains_db = change.gains_db if self.filter and self.filter.changes(category) else ()
-            changes.append(SoundChange(played, tilted, gains_db))
+        for category, (share, tilt, gains) in zip(categories, drawn * len(categories) if alike else drawn, strict=True):
+            speed = self.speed.at(share, category) if self.speed and share is not None and self.speed.changes(category) else 1.0
+            tilt_db = tilt if self.tilt and self.tilt.changes(category) else 0.0
+            gains_db = gains if self.filter and self.filter.changes(category) else ()
+            changes.append(SoundChange(speed, tilt_db, gains_db))
         return changes
 
     @property
@@ -130,10 +140,12 @@ class Augment(StrictConfig):
         return {name: change for name, change in changes.items() if change is not None}
 
     def of_scene(self, rng: np.random.Generator) -> dict[str, float]:
-        """What happens to a whole scene: any of `low_pass_hz` and `level_db`."""
+        """What happens to a whole scene: `low_pass_hz` with its `low_pass_order`, and `level_db`, or none of them."""
         said = {}
         if self.low_pass is not None and rng.uniform() < self.low_pass.chance:
             said["low_pass_hz"] = rng.uniform(*self.low_pass.cutoff_hz)
+            low, high = self.low_pass.order
+            said["low_pass_order"] = low if low == high else int(rng.integers(low, high + 1))
         if self.level_db is not None:
             said["level_db"] = rng.uniform(*self.level_db)
         return said
@@ -178,9 +190,10 @@ class SoundChange:
 NO_CHANGE = SoundChange()
 
 
-def low_passed(wav_S: npt.NDArray[np.float64], cutoff_hz: float, rate_hz: int) -> npt.NDArray[np.float64]:
+def low_passed(wav_S: npt.NDArray[np.float64], cutoff_hz: float, order: int, rate_hz: int) -> npt.NDArray[np.float64]:
     """What is left of a scene below a frequency; no phase is moved."""
-    return np.asarray(_filtered(wav_S, lambda hz: 1 / np.sqrt(1 + (hz / cutoff_hz) ** (2 * _ORDER)), rate_hz))
+    with np.errstate(over="ignore"):  # far above, infinity: nothing passes
+        return np.asarray(_filtered(wav_S, lambda hz: 1 / np.sqrt(1 + (hz / cutoff_hz) ** (2 * order)), rate_hz))
 
 
 def _filtered(wav_S: npt.NDArray[Any], gain_of: Callable[[Any], Any], rate_hz: int) -> npt.NDArray[Any]:

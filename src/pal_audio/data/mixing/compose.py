@@ -245,7 +245,8 @@ class Composer:
             meta |= behind.said | {"snr_db": round(behind.snr_db, 3)}
         changed = augment.of_scene(rngs[_CHANGES])
         if "low_pass_hz" in changed:
-            events_S, background_S = (low_passed(part, changed["low_pass_hz"], rate_hz) for part in (events_S, background_S))
+            cutoff_hz, order = changed["low_pass_hz"], int(changed["low_pass_order"])
+            events_S, background_S = (low_passed(part, cutoff_hz, order, rate_hz) for part in (events_S, background_S))
         level = acoustics.gain(changed.get("level_db", 0.0))
         scale = min(1.0, PEAK / (level * float(np.max(np.abs(events_S + background_S)))))
         events_S, background_S = scale * level * events_S, scale * level * background_S
