@@ -80,7 +80,8 @@ def test_the_steepest_low_pass_at_the_lowest_frequency_leaves_what_is_finite() -
 
 
 def test_orders_are_drawn_from_lowest_to_highest_and_change_no_other_draw_where_they_are_one(root: Path) -> None:
-    one, many = (composer(root, tasks={"first": 1}, augment={"low_pass": {"chance": 1, "order": order}}) for order in (8, [8, 10]))
+    passes = ({"chance": 1, "order": order} for order in (8, [8, 10]))
+    one, many = (composer(root, tasks={"first": 1}, augment={"low_pass": low_pass}) for low_pass in passes)
     orders = [made.item("train", index).meta["low_pass_order"] for made in (one, many) for index in range(20)]
     assert set(orders[:20]) == {8}
     assert set(orders[20:]) == {8, 9, 10}
@@ -152,6 +153,7 @@ def test_digits_have_their_transcript(root: Path) -> None:
         ({"speed": {"factor": [0.4, 1]}}, "speed.factor"),
         ({"speed": {"factor": [1.2, 0.9]}}, "lowest and highest"),
         ({"speed": {"factor_of": {"instrument": [0.9, 3]}}}, "speed.factor_of.instrument"),
+        ({"speed": {"factor_of": {"digit": 1.2}, "categories": ["sound"]}}, "speed.*factor_of names digit"),
         ({"low_pass": {"cutoff_hz": -5}}, "cutoff_hz"),
         ({"low_pass": {"order": 101}}, "low_pass.order"),
     ],
@@ -191,17 +193,17 @@ def test_a_change_may_be_of_some_categories_alone(root: Path) -> None:
 
 def test_a_category_may_have_its_own_factors(root: Path) -> None:
     """One draw lies as far between either two, and the other categories change as they would have."""
+    speed, tasks = {"factor": [0.8, 1.25]}, {"first": {"categories": ["sound", "instrument"]}}
     alike, apart = (
-        composer(root, tasks={"first": {"categories": ["sound", "instrument"]}}, augment={"speed": {"factor": [0.8, 1.25], **more}})
-        for more in ({}, {"factor_of": {"instrument": [0.5, 2.0]}})
+        composer(root, tasks=tasks, augment={"speed": speed | more}) for more in ({}, {"factor_of": {"instrument": [0.5, 2.0]}})
     )
     seen = set()
     for index in range(30):
-        of_all, of_some = ([(e["category"], e["speed"]) for e in made.item("train", index).meta["events"]] for made in (alike, apart))
-        for (category, speed), (_, other) in zip(of_all, of_some, strict=False):
-            wanted = 0.5 + (speed - 0.8) / 0.45 * 1.5 if category == "instrument" else speed
-            assert other == pytest.approx(wanted, abs=5e-4)
-            seen.add(category)
+        for one, other in zip(*(made.item("train", index).meta["events"] for made in (alike, apart)), strict=False):
+            is_instrument = one["category"] == "instrument"
+            wanted = 0.5 + (one["speed"] - 0.8) / 0.45 * 1.5 if is_instrument else one["speed"]
+            assert other["speed"] == pytest.approx(wanted, abs=5e-4)
+            seen.add(one["category"])
     assert {"sound", "instrument"} <= seen
 
 

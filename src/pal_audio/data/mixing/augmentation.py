@@ -14,10 +14,11 @@ from typing import Annotated, Any
 import numpy as np
 import numpy.typing as npt
 import soxr
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from pal_audio.config import StrictConfig
 from pal_audio.data.mixing.settings import Chance, LengthSpan, Span, as_pair, ordered
+from pal_audio.errors import PalError
 
 Wave = npt.NDArray[np.float32]
 _PIVOT_HZ, _LOWEST_HZ = 1000.0, 50.0  # a tilt leaves the first alone, and is flat below the second
@@ -56,7 +57,13 @@ class Speed(_OfSounds):
     """
 
     factor: _Factors = (0.9, 1.1)
-    factor_of: dict[str, _Factors] = {}
+    factor_of: dict[str, _Factors] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _check(self) -> Speed:
+        if unchanged := [category for category in self.factor_of if not self.changes(category)]:
+            raise PalError(f"factor_of names {', '.join(unchanged)}, which is none of categories {self.categories}")
+        return self
 
     def at(self, share: float, category: str) -> float:
         """The factor that lies so far, from 0 to 1, between the lowest and the highest of a category."""
@@ -91,8 +98,8 @@ class LowPass(StrictConfig):
 
     Attributes:
         cutoff_hz: where it is 3 dB down.
-        order: of the Butterworth filter, each from lowest to highest as often: 8 takes 48 dB an octave, 64 all but at once, as where
-            sound was sampled at a lower rate.
+        order: of the Butterworth filter, each from lowest to highest as often: 8 takes 48 dB an octave, 64 all but at once, as
+            where sound was sampled at a lower rate.
         chance: of each scene.
     """
 
@@ -122,9 +129,9 @@ class Augment(StrictConfig):
         for _ in categories[:1] if alike else categories:
             share = rng.uniform() if self.speed and rng.uniform() < self.speed.chance else None
             tilt = rng.uniform(*self.tilt.db_per_octave) if self.tilt and rng.uniform() < self.tilt.chance else 0.0
-            filter_ = self.filter
-            gains = rng.uniform(*filter_.gain_db, filter_.points) if filter_ and rng.uniform() < filter_.chance else ()
-            drawn.append((share, tilt, tuple(map(float, gains))))
+            filtered = self.filter if self.filter and rng.uniform() < self.filter.chance else None
+            gains = tuple(map(float, rng.uniform(*filtered.gain_db, filtered.points))) if filtered else ()
+            drawn.append((share, tilt, gains))
         changes = []
         for category, (share, tilt, gains) in zip(categories, drawn * len(categories) if alike else drawn, strict=True):
             speed = self.speed.at(share, category) if self.speed and share is not None and self.speed.changes(category) else 1.0
