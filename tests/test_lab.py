@@ -140,7 +140,8 @@ def test_what_is_packed_is_small_and_read_as_the_whole(done: tuple[Path, dict[st
     (said,) = pack(out, tmp_path / "back")
     assert "files" in said
     assert (tmp_path / "back" / "runs" / "lab-lm" / "llm" / "config.json").is_file()
-    assert list((tmp_path / "back" / "runs" / "lab-encoder-unified" / "encoders").rglob("*.safetensors"))
+    for name in ("lab-encoder-unified", "bundle-encoder-unified"):
+        assert list((tmp_path / "back" / "runs" / name / "encoders").rglob("*.safetensors"))
     assert not [*(tmp_path / "back").rglob("*.flac"), *(tmp_path / "back").rglob("*.ogg")]
     steps = {step.name: step.done for step in grid_steps(flow_in(tmp_path / "back"))}
     assert {name for name, is_done in steps.items() if not is_done} == {"world", "tests", "frames-unified", "conditions"}

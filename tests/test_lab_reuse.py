@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from benchmarks.lab.__main__ import RECIPES, main
+from benchmarks.lab.bundle import early_steps
 from benchmarks.lab.flow import Flow
 from benchmarks.lab.grid import grid_steps
 from benchmarks.lab.rates import rates_of, read_choice, take
@@ -18,9 +19,10 @@ from pal_audio.training.recipe import load_recipe
 
 
 def packed(folder: Path, *names: str) -> Path:
-    """What `pack` copies of models made by the lab's own recipes."""
-    for name in names:
-        run = folder / "runs" / f"lab-{name}"
+    """What `pack` copies of models made by the lab's own recipes; `bundle-...` those of the bundle."""
+    for full in names:
+        name = full.removeprefix("bundle-")
+        run = folder / "runs" / (full if full != name else f"lab-{name}")
         made = run / ("llm" if name == "lm" else "encoders")
         made.mkdir(parents=True)
         (made / "config.json").write_text("{}")
@@ -46,6 +48,30 @@ def test_what_another_lab_made_is_not_made_again(tmp_path: Path) -> None:
     (out / "runs" / "lab-lm" / "llm" / "config.json").write_text("ours")
     assert take_models(flow, there) == [], "what is there is kept"
     assert (out / "runs" / "lab-lm" / "llm" / "config.json").read_text() == "ours"
+
+
+def test_the_bundles_encoders_are_taken_where_it_is_made_and_by_those_who_may_be_the_best_arm(tmp_path: Path) -> None:
+    there = packed(tmp_path / "small", "lm", "bundle-encoder-speech", "bundle-encoder-general", "bundle-encoder-unified")
+    arms = {"arms": ["pal-multi", "plits"], "candidates": ["pal-multi"], "workers": 2}
+    assert take_models(Flow(tmp_path, tmp_path / "scored", Shelf(RECIPES), **arms), there) == ["lab-lm"]
+    flow = Flow(tmp_path, tmp_path / "out", Shelf(RECIPES), **arms)
+    assert take_models(flow, there, bundle=True) == ["bundle-encoder-general", "bundle-encoder-speech", "lab-lm"]
+    is_done = {step.name: step.done for step in early_steps(flow, tmp_path / "model")}
+    assert is_done["bundle-encoder-general"]
+    assert is_done["bundle-encoder-speech"]
+    assert not is_done["world-dev"], "their frames are still to be made"
+    assert not is_done["frames-bundle-general+speech"]
+
+
+def test_an_encoder_of_the_bundle_by_another_recipe_is_refused(tmp_path: Path) -> None:
+    there = packed(tmp_path / "small", "bundle-encoder-speech")
+    told = there / "runs" / "bundle-encoder-speech" / "recipe.json"
+    content = json.loads(told.read_text())
+    content["recipe"]["stages"][0]["steps"] = 2000
+    told.write_text(json.dumps(content))
+    flow = Flow(tmp_path, tmp_path / "out", Shelf(RECIPES), arms=["pal-multi"])
+    with pytest.raises(PalError, match=r"bundle-encoder-speech.*encoder-speech\.yaml \(stages differ\)"):
+        take_models(flow, there, bundle=True)
 
 
 def test_a_model_older_than_a_key_of_recipes_has_its_default(tmp_path: Path) -> None:

@@ -67,7 +67,8 @@ def _run(options: argparse.Namespace) -> int:
         deadline = None if options.minutes is None else started + 60 * options.minutes
         if options.rates is not None:  # before models: an arm that would try them may need others
             print(f"rates taken from {options.rates}: {', '.join(take(rates)) or 'none, this lab has its own'}", flush=True)
-        if options.models is not None and (taken := take_models(flow, options.models)):
+        retrains = model is not None and not options.as_scored
+        if options.models is not None and (taken := take_models(flow, options.models, bundle=retrains)):
             print(f"taken from {options.models}: {', '.join(taken)}", flush=True)
         steps = grid_steps(flow)
         if model is None:

@@ -1,4 +1,4 @@
-"""What travels: results, marks, choices, the ends of logs, and the encoders and the language model, each file small."""
+"""What travels: results, marks, choices, the ends of logs, the language model and all encoders, each file small."""
 
 import shutil
 from collections.abc import Iterator
@@ -48,7 +48,7 @@ def _small(out: Path) -> Iterator[Path]:
         place = out / name
         yield from [place] if place.is_file() else (path for path in place.rglob("*") if path.is_file())
     yield from (out / "robust").glob("*.json")
-    for run in (out / "runs").glob("lab-*"):
+    for run in (run for names in ("lab-*", "bundle-encoder-*") for run in (out / "runs").glob(names)):
         for name in ("llm", "encoders"):
             yield from (path for path in (run / name).rglob("*") if path.is_file())
         yield from (path for path in (run / "scores.json", run / "recipe.json", run / "plan.json") if path.is_file())

@@ -1,6 +1,8 @@
 """Language model and encoders of an earlier lab, taken from its OUT or from what `pack` copied, so that arms begin sooner.
 
-FOLDER/runs/lab-*/ ── same model, stages, seed and precision as this lab's recipe? ──► OUT/runs/lab-*/, and a mark
+FOLDER/runs/NAME/ ── same model, stages, seed and precision as this lab's recipe? ──► OUT/runs/NAME/, and a mark
+
+NAME is lab-lm, lab-encoder-*, or where the bundle is made bundle-encoder-*, by the recipe of lab-encoder-*.
 """
 
 import json
@@ -21,12 +23,13 @@ from pal_audio.training.recipe import Recipe, load_recipe
 _COMPARED = {"seed", "precision", "model", "adapter", "stages"}
 
 
-def take_models(flow: Flow, folder: Path) -> list[str]:
+def take_models(flow: Flow, folder: Path, bundle: bool = False) -> list[str]:
     """Copy those models that this lab needs and has not made yet, each whole or not at all.
 
     Args:
         flow: the lab, whose OUT is there.
         folder: OUT of another lab, or what `pack` made of it.
+        bundle: encoders of the arms that the best one is chosen from, trained on all development data, are needed too.
 
     Returns:
         Their names.
@@ -34,11 +37,12 @@ def take_models(flow: Flow, folder: Path) -> list[str]:
     Raises:
         PalError: there is none, or one was trained by another recipe than this lab's. Its data are not compared.
     """
-    needed = sorted({name for recipe in flow.trained for name in recipe.bases})
-    recipes = {name: flow.shelf.recipe(name.removeprefix("lab-")) for name in needed}
-    there = [name for name in needed if _is_made(folder / "runs" / name, recipes[name])]
+    needed = {name: name.removeprefix("lab-") for recipe in flow.trained for name in recipe.bases}
+    needed |= {f"bundle-encoder-{name}": f"encoder-{name}" for recipe in flow.judged if bundle for name in recipe.encoders}
+    recipes = {name: flow.shelf.recipe(needed[name]) for name in sorted(needed)}
+    there = [name for name in recipes if _is_made(folder / "runs" / name, recipes[name])]
     if not there:
-        what = f"looked for recipe.json and weights in runs/NAME of {', '.join(needed)}"
+        what = f"looked for recipe.json and weights in runs/NAME of {', '.join(recipes)}"
         raise PalError(f"--models {folder}: no model of a lab is there ({what})")
     recipes = {name: recipes[name] for name in there if not _is_here(flow, name, recipes[name])}
     for name, recipe in recipes.items():
