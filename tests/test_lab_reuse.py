@@ -10,6 +10,7 @@ from benchmarks.lab.__main__ import RECIPES, main
 from benchmarks.lab.bundle import early_steps
 from benchmarks.lab.flow import Flow
 from benchmarks.lab.grid import grid_steps
+from benchmarks.lab.packing import pack
 from benchmarks.lab.rates import rates_of, read_choice, take
 from benchmarks.lab.recipes import Shelf
 from benchmarks.lab.reuse import take_models
@@ -61,6 +62,32 @@ def test_the_bundles_encoders_are_taken_where_it_is_made_and_by_those_who_may_be
     assert is_done["bundle-encoder-speech"]
     assert not is_done["world-dev"], "their frames are still to be made"
     assert not is_done["frames-bundle-general+speech"]
+
+
+def test_the_bundles_encoders_are_those_of_the_best_arm_once_it_is_known(tmp_path: Path) -> None:
+    """It need not be among the arms that this call names."""
+    there = packed(tmp_path / "small", "bundle-encoder-speech", "bundle-encoder-general", "bundle-encoder-unified")
+    flow = Flow(tmp_path, tmp_path / "out", Shelf(RECIPES), arms=["lal"])
+    flow.mark("best").parent.mkdir(parents=True)
+    flow.mark("best").write_text('{"arm": "pal-multi"}')
+    assert take_models(flow, there, bundle=True) == ["bundle-encoder-general", "bundle-encoder-speech"]
+
+
+def test_a_mark_may_lack_its_seconds(tmp_path: Path) -> None:
+    there, flow = packed(tmp_path / "small", "lm"), Flow(tmp_path, tmp_path / "out", Shelf(RECIPES), arms=["lal"])
+    (there / "marks" / "lab-lm.json").write_text("{}")
+    assert take_models(flow, there) == ["lab-lm"]
+    assert json.loads(flow.mark("lab-lm").read_text())["seconds"] == 0
+
+
+def test_the_bundles_encoders_are_packed_once_they_have_ended(tmp_path: Path) -> None:
+    """Half-trained they could not be gone on with: their recipes name files of the OUT that they began in."""
+    out = packed(tmp_path / "out", "bundle-encoder-speech", "bundle-encoder-general", "encoder-speech")
+    (out / "lab.json").write_text("{}")
+    for name in ("bundle-encoder-general", "lab-encoder-speech"):
+        shutil.rmtree(out / "runs" / name / "encoders")
+    pack(out, tmp_path / "small")
+    assert {path.name for path in (tmp_path / "small" / "runs").iterdir()} == {"bundle-encoder-speech", "lab-encoder-speech"}
 
 
 def test_an_encoder_of_the_bundle_by_another_recipe_is_refused(tmp_path: Path) -> None:

@@ -130,8 +130,7 @@ def early_steps(flow: Flow, model: Path) -> list[Step]:
     Otherwise what `bundle` needs of sound, by the encoders that most of them hear by. In order: sound, what stands behind the
     best arm in a list of steps. A sole candidate need not be judged before it is trained again.
     """
-    is_known = flow.mark("best").is_file()
-    candidates = [flow.best()] if is_known else flow.judged
+    candidates = flow.may_be_best
     hearing = [tuple(recipe.encoders) for recipe in candidates if recipe.encoders] or [()]
     most = Counter(hearing).most_common(1)[0][0]
     like = next(recipe for recipe in candidates if tuple(recipe.encoders) == most)
@@ -142,7 +141,7 @@ def early_steps(flow: Flow, model: Path) -> list[Step]:
     steps = [replace(sound[0], needs=(waits,)), *sound[1:], scored]
     if any(tuple(recipe.encoders) != most for recipe in candidates):
         return steps
-    is_sole = len(candidates) == 1 and not is_known
+    is_sole = len(candidates) == 1 and not flow.mark("best").is_file()
     needs = ("lab-lm", f"rate-{like.family}") if is_sole else ("best",)
     arm = _retrained(flow, cached, (lambda: like) if is_sole else flow.best, (sound[-1].name, *needs))
     return [*steps, arm, _written(flow, model, (arm.name, "best"), retrained=True, follows=(scored.name,))]

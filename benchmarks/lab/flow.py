@@ -80,6 +80,11 @@ class Flow:
         return [recipe for recipe in self.chosen if self.candidates is None or recipe.name in self.candidates]
 
     @property
+    def may_be_best(self) -> list[LabRecipe]:
+        """The best arm alone, once it is known."""
+        return [self.best()] if self.mark("best").is_file() else self.judged
+
+    @property
     def is_bundle_urgent(self) -> bool:
         """Whether the bundle is waited for as the arms are: where its candidates are named."""
         return self.candidates is not None

@@ -48,7 +48,8 @@ def _small(out: Path) -> Iterator[Path]:
         place = out / name
         yield from [place] if place.is_file() else (path for path in place.rglob("*") if path.is_file())
     yield from (out / "robust").glob("*.json")
-    for run in (run for names in ("lab-*", "bundle-encoder-*") for run in (out / "runs").glob(names)):
+    ended = (run for run in (out / "runs").glob("bundle-encoder-*") if any((run / "encoders").rglob("*.safetensors")))
+    for run in (*(out / "runs").glob("lab-*"), *ended):  # those of the bundle, begun here, could not go on elsewhere
         for name in ("llm", "encoders"):
             yield from (path for path in (run / name).rglob("*") if path.is_file())
         yield from (path for path in (run / "scores.json", run / "recipe.json", run / "plan.json") if path.is_file())

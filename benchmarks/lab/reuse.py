@@ -29,7 +29,7 @@ def take_models(flow: Flow, folder: Path, bundle: bool = False) -> list[str]:
     Args:
         flow: the lab, whose OUT is there.
         folder: OUT of another lab, or what `pack` made of it.
-        bundle: encoders of the arms that the best one is chosen from, trained on all development data, are needed too.
+        bundle: encoders of the arms that may be the best one, trained on all development data, are needed too.
 
     Returns:
         Their names.
@@ -38,7 +38,7 @@ def take_models(flow: Flow, folder: Path, bundle: bool = False) -> list[str]:
         PalError: there is none, or one was trained by another recipe than this lab's. Its data are not compared.
     """
     needed = {name: name.removeprefix("lab-") for recipe in flow.trained for name in recipe.bases}
-    needed |= {f"bundle-encoder-{name}": f"encoder-{name}" for recipe in flow.judged if bundle for name in recipe.encoders}
+    needed |= {f"bundle-encoder-{name}": f"encoder-{name}" for recipe in flow.may_be_best if bundle for name in recipe.encoders}
     recipes = {name: flow.shelf.recipe(needed[name]) for name in sorted(needed)}
     there = [name for name in recipes if _is_made(folder / "runs" / name, recipes[name])]
     if not there:
@@ -51,7 +51,7 @@ def take_models(flow: Flow, folder: Path, bundle: bool = False) -> list[str]:
         with replaced_folder(flow.out / "runs" / name) as temporary:
             shutil.copytree(folder / "runs" / name, temporary, dirs_exist_ok=True)
         mark, told = flow.mark(name), folder / "marks" / f"{name}.json"
-        seconds = read_json(told)["seconds"] if told.is_file() else 0.0
+        seconds = read_json(told).get("seconds", 0.0) if told.is_file() else 0.0
         mark.parent.mkdir(parents=True, exist_ok=True)
         write_text(mark, json.dumps({"step": name, "kind": name, "seconds": seconds, "taken_from": str(folder)}) + "\n")
     return list(recipes)

@@ -204,7 +204,7 @@ def low_passed(wav_S: npt.NDArray[np.float64], cutoff_hz: float, order: int, rat
 
 
 def _filtered(wav_S: npt.NDArray[Any], gain_of: Callable[[Any], Any], rate_hz: int) -> npt.NDArray[Any]:
-    num_fft = 1 << (len(wav_S) + rate_hz // 10).bit_length()  # room for what rings on, so that it does not come round
+    num_fft = 1 << (len(wav_S) + rate_hz // 10).bit_length()  # room for what rings on (steep below 300 Hz: most of it)
     spectrum = np.fft.rfft(wav_S, num_fft) * gain_of(np.fft.rfftfreq(num_fft, 1 / rate_hz))
     filtered_S: npt.NDArray[Any] = np.fft.irfft(spectrum, num_fft)[: len(wav_S)].astype(wav_S.dtype)
     return filtered_S
