@@ -35,6 +35,14 @@ def packed(folder: Path, *names: str) -> Path:
     return folder
 
 
+def shorten(run: Path) -> None:
+    """Let a run have been trained by another recipe, of fewer steps."""
+    told = run / "recipe.json"
+    content = json.loads(told.read_text())
+    content["recipe"]["stages"][0]["steps"] = 2000
+    told.write_text(json.dumps(content))
+
+
 def test_what_another_lab_made_is_not_made_again(tmp_path: Path) -> None:
     there, out = packed(tmp_path / "small", "lm", "encoder-unified"), tmp_path / "out"
     flow = Flow(tmp_path, out, Shelf(RECIPES), arms=["lal", "pal-multi"])
@@ -92,10 +100,7 @@ def test_the_bundles_encoders_are_packed_once_they_have_ended(tmp_path: Path) ->
 
 def test_an_encoder_of_the_bundle_by_another_recipe_is_refused(tmp_path: Path) -> None:
     there = packed(tmp_path / "small", "bundle-encoder-speech")
-    told = there / "runs" / "bundle-encoder-speech" / "recipe.json"
-    content = json.loads(told.read_text())
-    content["recipe"]["stages"][0]["steps"] = 2000
-    told.write_text(json.dumps(content))
+    shorten(there / "runs" / "bundle-encoder-speech")
     flow = Flow(tmp_path, tmp_path / "out", Shelf(RECIPES), arms=["pal-multi"])
     with pytest.raises(PalError, match=r"bundle-encoder-speech.*encoder-speech\.yaml \(stages differ\)"):
         take_models(flow, there, bundle=True)
@@ -116,10 +121,7 @@ def test_a_model_older_than_a_key_of_recipes_has_its_default(tmp_path: Path) -> 
 
 def test_models_of_another_recipe_are_refused_before_anything_is_copied(tmp_path: Path) -> None:
     there = packed(tmp_path / "small", "lm", "encoder-unified")
-    told = there / "runs" / "lab-lm" / "recipe.json"
-    content = json.loads(told.read_text())
-    content["recipe"]["stages"][0]["steps"] = 2000
-    told.write_text(json.dumps(content))
+    shorten(there / "runs" / "lab-lm")
     flow = Flow(tmp_path, tmp_path / "out", Shelf(RECIPES), arms=["lal"])
     with pytest.raises(PalError, match=r"lab-lm.recipe\.json: trained by another recipe than .*lm\.yaml \(stages differ\)"):
         take_models(flow, there)

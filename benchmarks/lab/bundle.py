@@ -23,7 +23,7 @@ from benchmarks.lab.analysis import Grid, read_grid
 from benchmarks.lab.calibrating import calibration
 from benchmarks.lab.flow import Flow
 from benchmarks.lab.questions import read_json
-from benchmarks.lab.recipes import LabRecipe, written
+from benchmarks.lab.recipes import BUNDLE_ENCODER, ENCODER, LabRecipe, written
 from benchmarks.lab.steps import Step
 
 from pal_audio.data import MixConfig
@@ -46,7 +46,7 @@ _ITS_OWN = """\
 Of these very weights before they were rounded to bfloat16, one run, asked about recordings that they were not trained on."""
 _WORLDS = "world", "world-dev"
 _AS_SCORED = "-as-scored"
-_OLD, _NEW = "runs/lab-encoder-", "runs/bundle-encoder-"
+_OLD, _NEW = f"runs/{ENCODER}", f"runs/{BUNDLE_ENCODER}"
 _READERS = 0.25  # share of the cores that read sound for the bundle, beside the arms; dev/LOG.md
 _URGENT_READERS = 0.5
 
@@ -182,7 +182,8 @@ def _heard(flow: Flow, like: LabRecipe) -> tuple[list[Step], Path | None]:
     reading = [] if readers is None else written({"workers": readers})
     for name in encoders:
         of = flow.shelf.recipe(f"encoder-{name}")
-        step, folder = f"bundle-encoder-{name}", flow.out / "runs" / f"bundle-encoder-{name}"
+        step = f"{BUNDLE_ENCODER}{name}"
+        folder = flow.out / "runs" / step
         commands, made = [_training(flow, folder, of, reading)], (folder / of.product,)
         steps.append(Step(step, step, flow.mark(step), ("world-dev",), products=made, commands=partial(list, commands)))
     if not encoders:

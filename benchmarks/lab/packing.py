@@ -4,6 +4,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from benchmarks.lab.recipes import BUNDLE_ENCODER
+
 from pal_audio.errors import PalError
 
 MAX_BYTES = 32 * 2**20
@@ -48,7 +50,7 @@ def _small(out: Path) -> Iterator[Path]:
         place = out / name
         yield from [place] if place.is_file() else (path for path in place.rglob("*") if path.is_file())
     yield from (out / "robust").glob("*.json")
-    ended = (run for run in (out / "runs").glob("bundle-encoder-*") if any((run / "encoders").rglob("*.safetensors")))
+    ended = (run for run in (out / "runs").glob(f"{BUNDLE_ENCODER}*") if any((run / "encoders").rglob("*.safetensors")))
     for run in (*(out / "runs").glob("lab-*"), *ended):  # those of the bundle, begun here, could not go on elsewhere
         for name in ("llm", "encoders"):
             yield from (path for path in (run / name).rglob("*") if path.is_file())

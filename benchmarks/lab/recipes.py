@@ -26,7 +26,7 @@ LONG_FIRST = ("plits-multi", "plits", "pal-multi", "flamingo", "pal-ordered", "p
 FACTORS = (0.35, 0.7, 1.4)
 """Three times a rate ended LAL and PAL in gradients that are no numbers and cost PLITS a third of its answers (dev/LOG.md)."""
 _MADE = re.compile(r"(?:^|/)runs/(lab-[\w-]+)/(?:llm|encoders/[\w-]+)$")
-ENCODER = "lab-encoder-"
+ENCODER, BUNDLE_ENCODER = "lab-encoder-", "bundle-encoder-"
 _CURVE_POINTS = 5
 _TINY_STEPS = 8
 _CURVE_EXAMPLES, _CURVE_ANSWERS = 256, 96

@@ -12,7 +12,7 @@ from typing import Any
 
 from benchmarks.lab.flow import Flow
 from benchmarks.lab.questions import read_json
-from benchmarks.lab.recipes import LabRecipe
+from benchmarks.lab.recipes import BUNDLE_ENCODER, LabRecipe
 
 from pal_audio.data.manifest import write_text
 from pal_audio.errors import PalError
@@ -38,7 +38,7 @@ def take_models(flow: Flow, folder: Path, bundle: bool = False) -> list[str]:
         PalError: there is none, or one was trained by another recipe than this lab's. Its data are not compared.
     """
     needed = {name: name.removeprefix("lab-") for recipe in flow.trained for name in recipe.bases}
-    needed |= {f"bundle-encoder-{name}": f"encoder-{name}" for recipe in flow.may_be_best if bundle for name in recipe.encoders}
+    needed |= {f"{BUNDLE_ENCODER}{name}": f"encoder-{name}" for recipe in flow.may_be_best if bundle for name in recipe.encoders}
     recipes = {name: flow.shelf.recipe(needed[name]) for name in sorted(needed)}
     there = [name for name in recipes if _is_made(folder / "runs" / name, recipes[name])]
     if not there:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pal_audio.data.mixing.augmentation import SoundChange, low_passed
+from pal_audio.data.mixing.augmentation import Augment, LowPass, SoundChange, low_passed
 from pal_audio.errors import PalError
 
 from .sets import RATE_HZ, SOURCES, make_all, mix
@@ -86,6 +86,10 @@ def test_orders_are_drawn_from_lowest_to_highest_and_change_no_other_draw_where_
     assert set(orders[:20]) == {8}
     assert set(orders[20:]) == {8, 9, 10}
     assert one.item("train", 0).meta["low_pass_hz"] == many.item("train", 0).meta["low_pass_hz"]
+    augment, drawn = Augment(low_pass=LowPass(chance=1), level_db=(-20, -10)), np.random.default_rng(3)
+    drawn.uniform()  # whether
+    wanted = {"low_pass_hz": drawn.uniform(3400, 7000), "low_pass_order": 8, "level_db": drawn.uniform(-20, -10)}
+    assert augment.of_scene(np.random.default_rng(3)) == wanted
 
 
 def test_the_test_is_never_changed_and_training_is(root: Path) -> None:

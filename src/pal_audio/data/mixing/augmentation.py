@@ -141,18 +141,18 @@ class Augment(StrictConfig):
         return changes
 
     @property
-    def of_single(self) -> dict[str, _OfSounds]:
-        """Changes of single sounds that there are, by their keys."""
-        changes = {"speed": self.speed, "tilt": self.tilt, "filter": self.filter}
-        return {name: change for name, change in changes.items() if change is not None}
+    def named(self) -> dict[str, list[str]]:
+        """Categories that are named, by the keys that name them."""
+        changes: dict[str, _OfSounds | None] = {"speed": self.speed, "tilt": self.tilt, "filter": self.filter}
+        named = {f"{key}.categories": change.categories for key, change in changes.items() if change and change.categories}
+        return named | ({"speed.factor_of": list(self.speed.factor_of)} if self.speed else {})
 
     def of_scene(self, rng: np.random.Generator) -> dict[str, float]:
         """What happens to a whole scene: `low_pass_hz` with its `low_pass_order`, and `level_db`, or none of them."""
         said = {}
         if self.low_pass is not None and rng.uniform() < self.low_pass.chance:
             said["low_pass_hz"] = rng.uniform(*self.low_pass.cutoff_hz)
-            low, high = self.low_pass.order
-            said["low_pass_order"] = low if low == high else int(rng.integers(low, high + 1))
+            said["low_pass_order"] = int(rng.integers(*self.low_pass.order, endpoint=True))
         if self.level_db is not None:
             said["level_db"] = rng.uniform(*self.level_db)
         return said

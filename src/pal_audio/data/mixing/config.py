@@ -84,10 +84,8 @@ class MixConfig(StrictConfig):
                 raise PalError(f"tasks.{name}.scene: {one_line(error)}") from None
             except PalError as error:
                 raise PalError(f"tasks.{name}: {error}") from None
-        for name, change in ({} if self.augment is None else self.augment.of_single).items():
-            self._check_categories(f"augment.{name}.categories", change.categories or [])
-        if self.augment is not None and self.augment.speed is not None:
-            self._check_categories("augment.speed.factor_of", list(self.augment.speed.factor_of))
+        for key, categories in ({} if self.augment is None else self.augment.named).items():
+            self._check_categories(f"augment.{key}", categories)
         if self.text_only and self.more_questions:
             raise PalError("more_questions spare the sound of further scenes, and text_only has none; raise num_train instead")
         if self.sampling_rate_hz < MIN_RATE_HZ and any(source.type == "procedural" for source in self.sources):
