@@ -104,6 +104,8 @@ def test_a_model_keeps_its_calibration_and_a_wrong_one_is_refused(tmp_path: Path
 
 def test_warnings() -> None:
     calibration = Calibration(threshold=0.4, right_below=0.25, right_above=0.9, num_answers=30, measured_on="a test")
-    assert warning_about(0.4, calibration) is None
-    assert warning_about(0.1, None) is None
-    assert "probability 0.10): of those below 0.40, 25% were right on a test" in str(warning_about(0.1, calibration))
+    assert warning_about("a dog", 0.4, calibration) is None
+    assert warning_about("a dog", 0.1, None) is None
+    for known in (calibration, None):
+        assert "the model answered nothing" in str(warning_about(" ", 0.99, known))
+    assert "probability 0.10): of those below 0.40, 25% were right on a test" in str(warning_about("a dog", 0.1, calibration))

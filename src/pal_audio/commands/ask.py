@@ -137,10 +137,11 @@ def _answer(
         )  # fmt: skip
     new_tokens = output.sequences[0, inputs["input_ids"].shape[1] :]
     probability = None if output.logits is None else probability_of(output)
+    answer = processor.tokenizer.decode(new_tokens, skip_special_tokens=True).strip()
     return {
-        "answer": processor.tokenizer.decode(new_tokens, skip_special_tokens=True).strip(),
+        "answer": answer,
         "probability": None if probability is None else round(probability, 4),
-        "warning": warning_about(probability, calibration),
+        "warning": warning_about(answer, probability, calibration),
         "seconds": round(time.perf_counter() - start, 3),
     }
 

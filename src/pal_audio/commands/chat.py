@@ -127,7 +127,7 @@ def _answer(talk: Any, question: str, max_new_tokens: int, stdout: TextIO, recor
     streamer = text_streamer(talk.processor.tokenizer, stdout) if record is None else None
     calibration = calibration_of(talk.model.config)
     answer = talk.ask(question, max_new_tokens, streamer, record is not None or calibration is not None)
-    warning = warning_about(talk.probability, calibration)
+    warning = warning_about(answer, talk.probability, calibration)
     if warning is not None:
         print(f"pal: warning: {warning}", file=sys.stderr)
     if record is not None:

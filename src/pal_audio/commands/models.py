@@ -1,7 +1,10 @@
 """Which model a verb uses, and on which device."""
 
+import gc
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -72,13 +75,31 @@ def announce(choice: Choice) -> None:
     print(f"pal: model {choice.model} ({choice.reason})", file=sys.stderr)
 
 
+@contextmanager
+def importing() -> Iterator[None]:
+    """Look for no garbage while modules are imported, nor ever again in what they made: it stays.
+
+    Our choice: torch and transformers make so many objects that looking through them took 14% of a cold `pal ask` (dev/LOG.md).
+    """
+    was_on, known = gc.isenabled(), len(sys.modules)
+    gc.disable()
+    try:
+        yield
+        if len(sys.modules) > known:  # else what is garbage by now would stay
+            gc.freeze()
+    finally:
+        if was_on:
+            gc.enable()
+
+
 def pick_device(wanted: str) -> str:
     """The device named, checked; for `auto` the first of CUDA, Apple's MPS and the CPU that is there.
 
     Raises:
         PalError: no such device on this machine.
     """
-    import torch
+    with importing():
+        import torch
 
     if wanted == "auto":
         if torch.cuda.is_available():
@@ -97,10 +118,11 @@ def load(name: str, device: str) -> tuple[Any, Any]:
     Raises:
         PalError: the folder is damaged or holds something else.
     """
-    from safetensors import SafetensorError
-    from transformers.utils.logging import disable_progress_bar
+    with importing():
+        from safetensors import SafetensorError
+        from transformers.utils.logging import disable_progress_bar
 
-    from pal_audio.model import load as load_model
+        from pal_audio.model import load as load_model
 
     disable_progress_bar()
     try:
