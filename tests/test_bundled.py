@@ -63,15 +63,22 @@ def test_pal_ask_takes_it_where_no_other_is_named(
     assert 0 < told["probability"] <= 1
 
 
-def test_a_question_takes_little_memory(tmp_path: Path) -> None:
+@pytest.mark.parametrize("verb", ["ask", "chat"])
+def test_a_question_takes_little_memory_and_imports_are_not_searched_for_garbage(tmp_path: Path, verb: str) -> None:
     ask_bundled.make_sounds(tmp_path)
     if not Path("/proc/self/status").is_file():
         pytest.skip("a process's own peak is read from /proc; `getrusage` tells that of the process it was forked from")
     code = (
-        "import re, sys; from pal_audio.cli import main; status = main(sys.argv[1:]); "
-        "print(re.search(r'VmHWM:\\s+(\\d+) kB', open('/proc/self/status').read())[1], file=sys.stderr); sys.exit(status)"
+        "import gc, re, sys; from pal_audio.cli import main; status = main(sys.argv[1:]); "
+        "peak = re.search(r'VmHWM:\\s+(\\d+) kB', open('/proc/self/status').read())[1]; "
+        "print(gc.get_freeze_count(), len(gc.get_objects()), peak, file=sys.stderr); sys.exit(status)"
     )
-    command = [sys.executable, "-c", code, "ask", str(tmp_path / "dog.wav"), "What sound is this?", "--model", str(BUNDLED)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    question = "What sound is this?"
+    asked = [str(tmp_path / "dog.wav"), *([question] if verb == "ask" else []), "--model", str(BUNDLED)]
+    done = subprocess.run(
+        [sys.executable, "-c", code, verb, *asked], input=question, capture_output=True, text=True, check=False, cwd=tmp_path
+    )
     assert (done.returncode, done.stdout) == (0, "dog\n"), done.stderr
-    assert int(done.stderr.split()[-1]) * 1024 < MAX_MEMORY
+    left_out, searched, peak_kb = (int(word) for word in done.stderr.split()[-3:])
+    assert peak_kb * 1024 < MAX_MEMORY
+    assert left_out > 10 * searched

@@ -3,7 +3,6 @@
 Models are stood in for by small fakes; the real `pal ask` with a trained model is in tests/test_packaging.py.
 """
 
-import gc
 import io
 import json
 import os
@@ -476,27 +475,6 @@ def test_the_order_of_models(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PAL_MODEL", "runs/old")
     assert models.choose(None) == (str(old), "$PAL_MODEL")
     assert models.choose("runs/new/final") == (str(new), "--model")
-
-
-def test_what_imports_made_is_never_searched_for_garbage_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "a_module_of_this_test.py").write_text("import gc\nWAS_ON = gc.isenabled()\nKEPT = [[] for _ in range(5000)]\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    before = gc.get_freeze_count()
-    with models.importing():
-        import a_module_of_this_test  # type: ignore[import-not-found]
-    assert gc.isenabled()
-    assert not a_module_of_this_test.WAS_ON
-    assert gc.get_freeze_count() >= before + 5000
-    garbage, frozen = [[] for _ in range(5000)], gc.get_freeze_count()
-    with models.importing():
-        import a_module_of_this_test
-    assert gc.get_freeze_count() == frozen, "nothing was imported, so nothing of ours is kept from being freed"
-    assert garbage
-    with pytest.raises(ModuleNotFoundError), models.importing():
-        import no_module_of_any_name  # type: ignore[import-not-found]  # noqa: F401
-    assert gc.isenabled()
-    monkeypatch.delitem(sys.modules, "a_module_of_this_test")
-    gc.unfreeze()
 
 
 def test_without_any_other_model_the_bundled_one_is_taken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import typer
 
 from pal_audio.commands import models
 from pal_audio.errors import PalError
+from pal_audio.many_objects import importing
 
 EXAMPLE = 'Example: pal ask dog.wav "What do you hear?"'
 AUDIO_EXTENSIONS = (
@@ -116,10 +117,11 @@ def _answer(
     Its probability too, where it is shown or the model has a calibration: that takes the logits of every step.
     """
     device = models.pick_device(device)
-    import torch
+    with importing():
+        import torch
 
-    from pal_audio.audio import SilentAudioWarning, TruncatedAudioWarning
-    from pal_audio.model.confidence import calibration_of, probability_of, warning_about
+        from pal_audio.audio import SilentAudioWarning, TruncatedAudioWarning
+        from pal_audio.model.confidence import calibration_of, probability_of, warning_about
 
     model, processor = models.load(name, device)
     calibration = calibration_of(model.config)

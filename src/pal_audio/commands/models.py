@@ -1,16 +1,14 @@
 """Which model a verb uses, and on which device."""
 
-import gc
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import typer
 
 from pal_audio.errors import PalError
+from pal_audio.many_objects import importing
 
 RUNS = Path("runs")
 BUNDLED = Path(__file__).parents[1] / "bundled"
@@ -73,23 +71,6 @@ def last_finished_run(runs: Path) -> Path | None:
 def announce(choice: Choice) -> None:
     """Says the choice on stderr."""
     print(f"pal: model {choice.model} ({choice.reason})", file=sys.stderr)
-
-
-@contextmanager
-def importing() -> Iterator[None]:
-    """Look for no garbage while modules are imported, nor ever again in what they made: it stays.
-
-    Our choice: torch and transformers make so many objects that looking through them took 14% of a cold `pal ask` (dev/LOG.md).
-    """
-    was_on, known = gc.isenabled(), len(sys.modules)
-    gc.disable()
-    try:
-        yield
-        if len(sys.modules) > known:  # else what is garbage by now would stay
-            gc.freeze()
-    finally:
-        if was_on:
-            gc.enable()
 
 
 def pick_device(wanted: str) -> str:

@@ -29,7 +29,7 @@ from pal_audio.config import StrictConfig, one_line
 from pal_audio.data.encoder_identity import EncoderIdentity, check_frozen
 from pal_audio.data.file_hashes import FileHashes
 from pal_audio.data.manifest import AudioPart
-from pal_audio.data.many_objects import many_objects
+from pal_audio.many_objects import many_objects
 from pal_audio.encoders.base import AudioEncoder, EncoderConfig, Frames
 from pal_audio.errors import PalError
 

@@ -92,7 +92,7 @@ def probability_of(output: Any, row: int = 0, ends: Collection[int] = ()) -> flo
 def warning_about(answer: str, probability: float | None, calibration: Calibration | None) -> str | None:
     """A line for whoever asked, or None where there is nothing to warn of."""
     if not answer.strip():
-        return "the model answered nothing, however sure of that it is: it may never have learnt from such sound, or so long"
+        return "the model answered nothing: it may never have learnt from such sound, or from so long a clip"
     if calibration is None or probability is None or probability >= calibration.threshold:
         return None
     share = "none" if calibration.right_below is None else f"{calibration.right_below:.0%}"

@@ -24,7 +24,7 @@ from rich.progress import Progress, TaskID
 from pal_audio.data.folder import locked
 from pal_audio.data.frame_cache import FrameCache
 from pal_audio.data.manifest import write_text
-from pal_audio.data.many_objects import left_alone, many_objects
+from pal_audio.many_objects import left_alone, many_objects
 from pal_audio.data.prepare import Prepared, prepare
 from pal_audio.data.workers import start_server
 from pal_audio.errors import PalError, Stopped

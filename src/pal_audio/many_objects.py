@@ -1,6 +1,7 @@
 """Very many objects that all stay, which Python's search for unreachable ones would walk again and again."""
 
 import gc
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -25,3 +26,16 @@ def left_alone() -> Iterator[None]:
         yield
     finally:
         gc.unfreeze()
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """Import modules without the search, and keep all that is there by then out of it for good.
+
+    Our choice: torch and transformers make so many objects that looking through them took 14% of a cold `pal ask` (dev/LOG.md).
+    """
+    known = len(sys.modules)
+    with many_objects():
+        yield
+        if len(sys.modules) > known:  # else what is garbage by now would stay
+            gc.freeze()

@@ -2,13 +2,14 @@
 
 import gc
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pal_audio.data import read_manifest
-from pal_audio.data.many_objects import left_alone, many_objects
+from pal_audio.many_objects import importing, left_alone, many_objects
 
 
 @pytest.fixture
@@ -57,3 +58,24 @@ def test_a_manifest_is_read_without_searching_it(tmp_path: Path, passes: list[in
     passes.clear()
     assert len(read_manifest(tmp_path / "m.jsonl")) == 3000
     assert not [generation for generation in passes if generation > 0]
+
+
+def test_what_imports_made_is_never_searched_for_garbage_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "a_module_of_this_test.py").write_text("import gc\nWAS_ON = gc.isenabled()\nKEPT = [[] for _ in range(5000)]\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    before = gc.get_freeze_count()
+    with importing():
+        import a_module_of_this_test  # type: ignore[import-not-found]
+    assert gc.isenabled()
+    assert not a_module_of_this_test.WAS_ON
+    assert gc.get_freeze_count() >= before + 5000
+    garbage, frozen = [[] for _ in range(5000)], gc.get_freeze_count()
+    with importing():
+        import a_module_of_this_test
+    assert gc.get_freeze_count() == frozen, "nothing was imported, so nothing of ours is kept from being freed"
+    assert garbage
+    with pytest.raises(ModuleNotFoundError), importing():
+        import no_module_of_any_name  # type: ignore[import-not-found]  # noqa: F401
+    assert gc.isenabled()
+    monkeypatch.delitem(sys.modules, "a_module_of_this_test")
+    gc.unfreeze()
