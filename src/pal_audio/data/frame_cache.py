@@ -29,9 +29,9 @@ from pal_audio.config import StrictConfig, one_line
 from pal_audio.data.encoder_identity import EncoderIdentity, check_frozen
 from pal_audio.data.file_hashes import FileHashes
 from pal_audio.data.manifest import AudioPart
-from pal_audio.many_objects import many_objects
 from pal_audio.encoders.base import AudioEncoder, EncoderConfig, Frames
 from pal_audio.errors import PalError
+from pal_audio.many_objects import many_objects
 
 FORMAT = 1  # to be raised whenever the same sound and encoder would give other frames or another layout
 MAX_SHARD_BYTES = 2**32

@@ -21,8 +21,8 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Discriminator, Field, PrivateAttr, Tag, ValidationError, model_validator
 
 from pal_audio.config import StrictConfig, one_line
-from pal_audio.many_objects import many_objects
 from pal_audio.errors import PalError
+from pal_audio.many_objects import many_objects
 
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 

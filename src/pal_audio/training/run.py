@@ -24,10 +24,10 @@ from rich.progress import Progress, TaskID
 from pal_audio.data.folder import locked
 from pal_audio.data.frame_cache import FrameCache
 from pal_audio.data.manifest import write_text
-from pal_audio.many_objects import left_alone, many_objects
 from pal_audio.data.prepare import Prepared, prepare
 from pal_audio.data.workers import start_server
 from pal_audio.errors import PalError, Stopped
+from pal_audio.many_objects import left_alone, many_objects
 from pal_audio.training.checkpoint import full_disk_named
 from pal_audio.training.fit import check_context, check_disk, check_memory
 from pal_audio.training.folder import begun_identity, command_again, identity_of, prepare_folder, resolved_recipe
