@@ -32,7 +32,7 @@ def left_alone() -> Iterator[None]:
 def importing() -> Iterator[None]:
     """Import modules without the search, and keep all that is there by then out of it for good.
 
-    Our choice: torch and transformers make so many objects that looking through them took 14% of a cold `pal ask` (dev/LOG.md).
+    Our choice: torch and transformers make so many objects that looking through them took 13% of a cold `pal ask` (dev/LOG.md).
     """
     known = len(sys.modules)
     with many_objects():
