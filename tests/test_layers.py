@@ -15,6 +15,7 @@ ROOMS = (
     "errors",
     "config",
     "transfer",
+    "many_objects",
     "audio",
     "encoders",
     "connectors",
