@@ -30,7 +30,7 @@ def left_alone() -> Iterator[None]:
 
 @contextmanager
 def importing() -> Iterator[None]:
-    """Import modules without the search, and keep all that is there by then out of it for good.
+    """Import modules without the search, and keep all that is there by then out of it, until a `left_alone` ends.
 
     Our choice: torch and transformers make so many objects that looking through them took 13% of a cold `pal ask` (dev/LOG.md).
     """

@@ -13,7 +13,6 @@ import typer
 
 from pal_audio.commands import models
 from pal_audio.errors import PalError
-from pal_audio.many_objects import importing
 
 EXAMPLE = 'Example: pal ask dog.wav "What do you hear?"'
 AUDIO_EXTENSIONS = (
@@ -117,13 +116,12 @@ def _answer(
     Its probability too, where it is shown or the model has a calibration: that takes the logits of every step.
     """
     device = models.pick_device(device)
-    with importing():
-        import torch
+    model, processor = models.load(name, device)  # before what is imported here: it imports in less time
+    import torch
 
-        from pal_audio.audio import SilentAudioWarning, TruncatedAudioWarning
-        from pal_audio.model.confidence import calibration_of, probability_of, warning_about
+    from pal_audio.audio import SilentAudioWarning, TruncatedAudioWarning
+    from pal_audio.model.confidence import calibration_of, probability_of, warning_about
 
-    model, processor = models.load(name, device)
     calibration = calibration_of(model.config)
     start = time.perf_counter()
     with warnings.catch_warnings():  # these were shown when the sounds were checked

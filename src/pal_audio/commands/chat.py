@@ -13,7 +13,6 @@ import typer
 from pal_audio.commands import models
 from pal_audio.commands.ask import checked_part, text_streamer
 from pal_audio.errors import PalError
-from pal_audio.many_objects import importing
 
 EXAMPLE = "Example: pal chat dog.wav"
 HELP = "a line is a question; /add FILE gives another sound, /drop takes new sounds back, /quit or the end of input ends"
@@ -106,10 +105,10 @@ def _lines(is_terminal: bool) -> Any:
 
 
 def _open(name: str, device: str) -> Any:
-    with importing():
-        from pal_audio.model.conversation import Conversation
+    loaded = models.load(name, device)  # before what is imported here: it imports in less time
+    from pal_audio.model.conversation import Conversation
 
-    return Conversation(*models.load(name, device))
+    return Conversation(*loaded)
 
 
 def _add(talk: Any, path: str) -> None:
