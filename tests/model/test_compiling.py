@@ -1,0 +1,49 @@
+"""What `compiling.enable` compiles of a model: connectors to their last layer."""
+
+from collections import Counter
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from pal_audio.model import compiling
+from tests.tiny import tiny_model
+
+LAYERS = {nn.Linear: "linear", nn.LayerNorm: "layer_norm", nn.GELU: "gelu"}
+
+
+@pytest.mark.parametrize(("arm", "options"), [("plits", {}), ("lal", {}), ("pal", {}), ("pal", {"summary": {"type": "qformer"}})])
+def test_no_layer_of_a_connector_is_left_out(arm: str, options: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`compile` of torch's own containers compiles nothing: what is in them ran eagerly."""
+    compiled: Counter[str] = Counter()
+
+    def backend(graph: torch.fx.GraphModule, _: Any) -> Any:
+        compiled.update(getattr(node.target, "__name__", "") for node in graph.graph.nodes)
+        return graph.forward
+
+    real = partial(torch.compile, backend=backend)
+    monkeypatch.setattr(torch, "compile", lambda *given, **_: real(*given))
+    model, _ = tiny_model("llama", arm, **options)
+    connectors: list[Any] = [stream.connector for stream in model.streams]
+    inputs = [(torch.randn(2, 9, connector.frame_size), torch.tensor([9, 4])) for connector in connectors]
+    called: Counter[str] = Counter()
+    for module in (module for connector in connectors for module in connector.modules()):
+        if name := LAYERS.get(type(module)):
+            module.register_forward_hook(lambda *_, name=name: called.update([name]))
+    expected = [connector(*given)[0] for connector, given in zip(connectors, inputs, strict=True)]
+    for module in (module for connector in connectors for module in connector.modules()):
+        module._forward_hooks.clear()
+    assert called.total() > 3
+    compiling.enable(model)
+    try:
+        found = [connector(*given)[0] for connector, given in zip(connectors, inputs, strict=True)]
+    finally:
+        compiling.disable(model)
+    assert {name: compiled[name] for name in called} == called
+    torch.testing.assert_close(found, expected)
+    compiled.clear()
+    for connector, given in zip(connectors, inputs, strict=True):
+        connector(*given)
+    assert not compiled, "undone"
