@@ -72,7 +72,8 @@ def test_the_normed_inputs_are_not_kept() -> None:
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         normed_projection(inputs, formula, nn.Parameter(torch.randn(OUT, D)))
-    assert sum(tensor.numel() for tensor in kept if len(tensor) == len(inputs)) == 100 * (D + 1), "the inputs and a number each"
+    num_kept = sum(tensor.numel() for tensor in kept if len(tensor) == len(inputs))
+    assert num_kept == 100 * (D + 1 + OUT), "the inputs, a number each, and the outputs"
 
 
 def test_other_norms_and_hooked_ones_are_left_alone() -> None:

@@ -3,7 +3,8 @@
     W (s * y / rms(y))  =  (W * s) y / rms(y)          the norm is one number a token, which the product takes outside
 
 A LAL layer norms what its projector gives and makes keys and values of it. Autograd keeps the projector's outputs and the normed
-ones, each as wide as the LLM; of the latter nothing is left here, in memory or in traffic. Source: our choice.
+ones, each as wide as the LLM; of the latter nothing is left here, in memory or in traffic. What the norm takes out of a gradient
+is its share along y, and that is the gradient of the outputs times the outputs: D needs no sum. Source: our choice.
 
 Shapes: N tokens, D width, O outputs.
 """
@@ -124,24 +125,29 @@ class _NormedProjection(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, weight_OD: Tensor, eps: float) -> Tensor:
         inverse = _inverse_rms(inputs, eps)
-        ctx.save_for_backward(inputs, weight_OD, inverse)
+        output = _normed(inputs, weight_OD, inverse)
+        ctx.save_for_backward(inputs, weight_OD, inverse, output)
         ctx.eps = eps
-        return _as(_wide(inputs @ weight_OD.T) * inverse, inputs.dtype)
+        return output
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:  # type: ignore[override]
-        inputs, weight_OD, inverse = ctx.saved_tensors
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # gradients of gradients: it depends on the inputs
+        inputs, weight_OD, inverse, output = ctx.saved_tensors
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # gradients of gradients: these depend on the inputs
             inverse = _inverse_rms(inputs, ctx.eps)
+            output = _normed(inputs, weight_OD, inverse)
         scaled = _as(_wide(gradient) * inverse, inputs.dtype)
         of_inputs = of_weight = None
         if ctx.needs_input_grad[1]:
             of_weight = scaled.reshape(-1, scaled.shape[-1]).T @ inputs.reshape(-1, inputs.shape[-1])
         if ctx.needs_input_grad[0]:
-            straight = _wide(scaled @ weight_OD)
-            along = (straight * inputs).mean(-1, keepdim=True) * inverse.square()
-            of_inputs = _as(straight - inputs * along, inputs.dtype)
+            along = (_wide(gradient) * output).sum(-1, keepdim=True) * inverse.square() / inputs.shape[-1]
+            of_inputs = _as(_wide(scaled @ weight_OD) - inputs * along, inputs.dtype)
         return of_inputs, of_weight, None
+
+
+def _normed(inputs: Tensor, weight_OD: Tensor, inverse: Tensor) -> Tensor:
+    return _as(_wide(inputs @ weight_OD.T) * inverse, inputs.dtype)
 
 
 def _inverse_rms(inputs: Tensor, eps: float) -> Tensor:
