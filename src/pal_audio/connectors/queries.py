@@ -9,7 +9,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from pal_audio.connectors.base import time_code
-from pal_audio.encoders.base import length_mask
+from pal_audio.encoders.base import are_all, length_mask
 from pal_audio.errors import PalError
 
 HEAD_SIZE = 64  # fused attention kernels are made for heads of 64 and 128
@@ -109,7 +109,7 @@ def timed_memory(
     """
     num_frames = frames_CTD.shape[1]
     mask_CT = None
-    if not bool((lengths_C == num_frames).all()):
+    if not are_all(lengths_C, num_frames):
         mask_CT = length_mask(lengths_C, num_frames, frames_CTD.device)
         frames_CTD = frames_CTD.masked_fill(~mask_CT[:, :, None], 0)
     memory_CTD: Tensor = projection(frames_CTD)
