@@ -47,3 +47,31 @@ def test_no_layer_of_a_connector_is_left_out(arm: str, options: Any, monkeypatch
     for connector, given in zip(connectors, inputs, strict=True):
         connector(*given)
     assert not compiled, "undone"
+
+
+def test_many_parts_of_many_shapes_are_compiled_each_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch stops at the eighth variant of one code: twelve parts of three shapes must not have one in common."""
+    compiled: Counter[str] = Counter()
+
+    def backend(graph: torch.fx.GraphModule, _: Any) -> Any:
+        compiled.update(getattr(node.target, "__name__", "") for node in graph.graph.nodes)
+        return graph.forward
+
+    real = partial(torch.compile, backend=backend, dynamic=False)
+    monkeypatch.setattr(torch, "compile", lambda *given, **_: real(*given))
+    parts = [nn.Sequential(nn.Linear(4, 4 + number)) for number in range(12)]
+    for part in parts:
+        compiling._compile(part, None)
+    for rows in (2, 3, 4):
+        for part in parts:
+            part(torch.randn(rows, 4))
+    assert compiled["linear"] == 3 * len(parts)
+
+
+def test_enabled_twice_it_is_undone_at_once() -> None:
+    model, _ = tiny_model("llama", "lal")
+    plain = model.language_model.loss_function
+    compiling.enable(model)
+    compiling.enable(model)
+    compiling.disable(model)
+    assert model.language_model.loss_function is plain

@@ -9,8 +9,7 @@ checkpointing recomputes, the others' could not be found.
 """
 
 from collections.abc import Iterator
-from functools import partial
-from types import FunctionType
+from types import FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -22,10 +21,13 @@ PROJECTIONS_AT_ONCE = 4
 def enable(model: Any, mode: str | None = None) -> None:
     """Compile a model's parts in place; its weights, names and results to rounding are as before.
 
+    Hooks of these parts have to be there before: torch does not look for them once a part is compiled.
+
     Args:
         model: a `PalForConditionalGeneration`, or what has an LLM alone.
         mode: of `torch.compile`.
     """
+    disable(model)
     decoder = model.get_decoder()
     decoder.compile(mode=mode)
     rotary = getattr(decoder, "rotary_emb", None)
@@ -60,15 +62,12 @@ def _connector_parts(model: Any) -> Iterator[nn.Module]:
 
 
 def _compile(part: nn.Module, mode: str | None) -> None:
-    """Compile a part in place, also one of torch's own classes, of which `part.compile` compiles nothing.
+    """Compile a part in place. `part.compile` of torch's own classes compiles nothing, as frames of theirs are passed over.
 
-    Theirs are called by a function that has its own code: torch counts by code what it compiles, and stops at the eighth.
+    Torch counts by code what it compiles, and stops at the eighth: so a method with its own code calls the part.
     """
-    if not type(part).__module__.startswith("torch.nn."):
-        part.compile(mode=mode)
-        return
     code = _call.__code__.replace(co_name=f"{type(part).__name__}_{id(part)}")
-    part._compiled_call_impl = torch.compile(partial(FunctionType(code, globals()), part), mode=mode)
+    part._compiled_call_impl = torch.compile(MethodType(FunctionType(code, globals()), part), mode=mode)
 
 
 def _call(part: Any, *inputs: Any, **options: Any) -> Any:
