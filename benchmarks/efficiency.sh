@@ -42,7 +42,6 @@ case $name in
     train-64x1024-low-rank-graphs) train "$name" --batch 64 --audio-tokens 1024 --integrations lal --projector low_rank:256 --steps 10 --set setup.compile_mode=reduce-overhead ;;
     train-64x1024-low-rank-fastest) train "$name" --batch 64 --audio-tokens 1024 --integrations lal --projector low_rank:256 --steps 20 "${fastest[@]}" ;;
     train-64x1024-low-rank) train "$name" --batch 64 --audio-tokens 1024 --integrations lal --projector low_rank:256 --steps 10 ;;
-    train-16x1024-lal) train "$name" --batch 16 --audio-tokens 1024 --integrations lal --steps 10 ;; # memory, which graphs hide
     train-16x1024-lean) train "$name" --batch 16 --audio-tokens 1024 --integrations lal,pal --set setup.recompute_audio=full ;;
     train-64x1024-lean) train "$name" --batch 64 --audio-tokens 1024 --integrations lal,pal --steps 10 --set setup.recompute_audio=full ;;
     train-settings) # what each setting is worth; compiling AdamW alone takes 100 s a case

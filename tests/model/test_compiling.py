@@ -14,17 +14,23 @@ from tests.tiny import tiny_model
 LAYERS = {nn.Linear: "linear", nn.LayerNorm: "layer_norm", nn.GELU: "gelu"}
 
 
-@pytest.mark.parametrize(("arm", "options"), [("plits", {}), ("lal", {}), ("pal", {}), ("pal", {"summary": {"type": "qformer"}})])
-def test_no_layer_of_a_connector_is_left_out(arm: str, options: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`compile` of torch's own containers compiles nothing: what is in them ran eagerly."""
+def count_compiled(monkeypatch: pytest.MonkeyPatch, **options: Any) -> Counter[str]:
+    """Functions by name in all that `torch.compile` makes from here on; what it makes computes as before."""
     compiled: Counter[str] = Counter()
 
     def backend(graph: torch.fx.GraphModule, _: Any) -> Any:
         compiled.update(getattr(node.target, "__name__", "") for node in graph.graph.nodes)
         return graph.forward
 
-    real = partial(torch.compile, backend=backend)
+    real = partial(torch.compile, backend=backend, **options)
     monkeypatch.setattr(torch, "compile", lambda *given, **_: real(*given))
+    return compiled
+
+
+@pytest.mark.parametrize(("arm", "options"), [("plits", {}), ("lal", {}), ("pal", {}), ("pal", {"summary": {"type": "qformer"}})])
+def test_no_layer_of_a_connector_is_left_out(arm: str, options: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`compile` of torch's own containers compiles nothing: what is in them ran eagerly."""
+    compiled = count_compiled(monkeypatch)
     model, _ = tiny_model("llama", arm, **options)
     connectors: list[Any] = [stream.connector for stream in model.streams]
     inputs = [(torch.randn(2, 9, connector.frame_size), torch.tensor([9, 4])) for connector in connectors]
@@ -51,14 +57,7 @@ def test_no_layer_of_a_connector_is_left_out(arm: str, options: Any, monkeypatch
 
 def test_many_parts_of_many_shapes_are_compiled_each_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     """Torch stops at the eighth variant of one code: twelve parts of three shapes must not have one in common."""
-    compiled: Counter[str] = Counter()
-
-    def backend(graph: torch.fx.GraphModule, _: Any) -> Any:
-        compiled.update(getattr(node.target, "__name__", "") for node in graph.graph.nodes)
-        return graph.forward
-
-    real = partial(torch.compile, backend=backend, dynamic=False)
-    monkeypatch.setattr(torch, "compile", lambda *given, **_: real(*given))
+    compiled = count_compiled(monkeypatch, dynamic=False)
     parts = [nn.Sequential(nn.Linear(4, 4 + number)) for number in range(12)]
     for part in parts:
         compiling._compile(part, None)

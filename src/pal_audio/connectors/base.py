@@ -12,6 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from pal_audio.config import StrictConfig
+from pal_audio.encoders.base import length_mask
 
 SHORTEST_PERIOD_S, LONGEST_PERIOD_S = 0.1, 10_000.0
 INITIAL_TIME_GAIN = 0.25
@@ -128,6 +129,20 @@ class TokenHead(nn.Module):
         if self.time_gain is not None:
             tokens_CAD = tokens_CAD + self.time_gain * time_code(times_CA, tokens_CAD.shape[-1]).to(tokens_CAD.dtype)
         return (tokens_CAD * self.scale) * mask_CA[:, :, None]
+
+
+def clear_padding(frames_CTD: Tensor, lengths_C: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Frames with zeros past each clip's length, and mask_CT, True within it; None where no clip is padded.
+
+    Args:
+        frames_CTD: what stands past a clip's length is not read.
+        lengths_C: int64 on the CPU.
+    """
+    num_frames = frames_CTD.shape[1]
+    if all(length == num_frames for length in lengths_C.tolist()):
+        return frames_CTD, None
+    mask_CT = length_mask(lengths_C, num_frames, frames_CTD.device)
+    return frames_CTD.masked_fill(~mask_CT[:, :, None], 0), mask_CT
 
 
 def drop_channels(frames_CTD: Tensor, chance: float, training: bool) -> Tensor:

@@ -11,8 +11,8 @@ from einops import rearrange
 from pydantic import Field
 from torch import Tensor
 
-from pal_audio.connectors.base import Connector, ConnectorConfig, TokenHead, projector
-from pal_audio.encoders.base import are_all, ceil_div, length_mask
+from pal_audio.connectors.base import Connector, ConnectorConfig, TokenHead, clear_padding, projector
+from pal_audio.encoders.base import ceil_div, length_mask
 
 
 class MlpConnectorConfig(ConnectorConfig):
@@ -55,9 +55,7 @@ class MlpConnector(Connector):
 
     def forward(self, frames_CTD: Tensor, lengths_C: Tensor, first_frame: int = 0) -> tuple[Tensor, Tensor]:
         stride = self.config.stride
-        if not are_all(lengths_C, frames_CTD.shape[1]):
-            mask_CT = length_mask(lengths_C, frames_CTD.shape[1], frames_CTD.device)
-            frames_CTD = frames_CTD.masked_fill(~mask_CT[:, :, None], 0)
+        frames_CTD, _ = clear_padding(frames_CTD, lengths_C)
         frames_CTD = F.pad(frames_CTD, (0, 0, 0, -frames_CTD.shape[1] % stride))
         tokens_CAD = self.projector(rearrange(frames_CTD, "c (a s) d -> c a (s d)", s=stride))
         token_lengths_C = self.token_lengths(lengths_C, first_frame)

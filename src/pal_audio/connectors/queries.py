@@ -8,8 +8,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from pal_audio.connectors.base import time_code
-from pal_audio.encoders.base import are_all, length_mask
+from pal_audio.connectors.base import clear_padding, time_code
 from pal_audio.errors import PalError
 
 HEAD_SIZE = 64  # fused attention kernels are made for heads of 64 and 128
@@ -107,13 +106,9 @@ def timed_memory(
     Returns:
         memory_CTD and mask_CT, True within a clip's length; None where all clips are as long as the longest.
     """
-    num_frames = frames_CTD.shape[1]
-    mask_CT = None
-    if not are_all(lengths_C, num_frames):
-        mask_CT = length_mask(lengths_C, num_frames, frames_CTD.device)
-        frames_CTD = frames_CTD.masked_fill(~mask_CT[:, :, None], 0)
+    frames_CTD, mask_CT = clear_padding(frames_CTD, lengths_C)
     memory_CTD: Tensor = projection(frames_CTD)
     if gain is not None:
-        times_T = (torch.arange(num_frames, device=frames_CTD.device, dtype=torch.float32) + 0.5) / frame_rate_hz
+        times_T = (torch.arange(frames_CTD.shape[1], device=frames_CTD.device, dtype=torch.float32) + 0.5) / frame_rate_hz
         memory_CTD = memory_CTD + gain * time_code(times_T, memory_CTD.shape[-1]).to(memory_CTD.dtype)
     return memory_CTD, mask_CT

@@ -246,11 +246,6 @@ def length_mask(lengths: Tensor, size: int, device: torch.device | None = None) 
     return torch.arange(size, device=lengths.device) < lengths[:, None]
 
 
-def are_all(lengths: Tensor, size: int) -> bool:
-    """Whether every length is the size: nothing is padded. The lengths are on the CPU."""
-    return all(length == size for length in lengths.tolist())
-
-
 def _to_clips(frames_D: Tensor, lengths_C: Tensor) -> Tensor:
     """Rows (frames of all clips, D) to CTD with zeros past each clip's length."""
     num_frames = int(lengths_C.max()) if len(lengths_C) else 0

@@ -136,12 +136,13 @@ class _NormedProjection(torch.autograd.Function):
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # gradients of gradients: these depend on the inputs
             inverse = _inverse_rms(inputs, ctx.eps)
             output = _normed(inputs, weight_OD, inverse)
-        scaled = _as(_wide(gradient) * inverse, inputs.dtype)
+        gradient = _wide(gradient)
+        scaled = _as(gradient * inverse, inputs.dtype)
         of_inputs = of_weight = None
         if ctx.needs_input_grad[1]:
             of_weight = scaled.reshape(-1, scaled.shape[-1]).T @ inputs.reshape(-1, inputs.shape[-1])
         if ctx.needs_input_grad[0]:
-            along = (_wide(gradient) * output).sum(-1, keepdim=True) * inverse.square() / inputs.shape[-1]
+            along = (gradient * output).sum(-1, keepdim=True) * inverse.square() / inputs.shape[-1]
             of_inputs = _as(_wide(scaled @ weight_OD) - inputs * along, inputs.dtype)
         return of_inputs, of_weight, None
 
