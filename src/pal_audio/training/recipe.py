@@ -54,6 +54,7 @@ _KEYS_OF = {
     "categories": ("events", "events-ctc"),
     "pitches": ("events", "events-ctc"),
     "onsets": ("events", "events-ctc"),
+    "segment_loss": ("events", "events-ctc"),
     "symbols": ("ctc", "events-ctc"),
     "pooling": ("tags",),
     "packing": ("answer",),
@@ -80,6 +81,7 @@ class Stage(StrictConfig):
         categories: of `events` and `events-ctc`: those of the sounds that are learnt; all where left out.
         pitches: of `events` and `events-ctc`: notes' pitches are learnt too.
         onsets: of `events` and `events-ctc`: that a sound begins is learnt too, whichever it is.
+        segment_loss: of `events` and `events-ctc`: how much naming each sound as a whole counts beside the loss of frames.
         symbols: of `ctc` and `events-ctc`: what is written, characters (where left out) or words.
         pooling: of `tags`: frames to one vector by their mean (where left out) or by attention.
         batch_size: examples a step (16), or
@@ -110,6 +112,7 @@ class Stage(StrictConfig):
     categories: list[str] | None = Field(None, min_length=1)
     pitches: bool = False
     onsets: bool = False
+    segment_loss: float = Field(0.0, ge=0, allow_inf_nan=False)
     symbols: Literal["characters", "words"] | None = None
     pooling: Literal["mean", "attention"] | None = None
     batch_size: int | None = Field(None, ge=1)

@@ -130,6 +130,70 @@ def test_the_loss_is_the_mean_over_a_clips_own_frames(tmp_path: Path) -> None:
     assert float(made.loss(made.module, inputs, 2).detach()) == pytest.approx(expected / 2, rel=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["events", "events-ctc"])
+def test_a_sound_is_named_as_a_whole_among_what_does_not_sound_with_it(tmp_path: Path, kind: str) -> None:
+    """Against a loop over sounds of scenes alone; the first has two at once, the last no sound of the categories."""
+    items = read(
+        tmp_path,
+        scene(tmp_path, "1", "abc", words=True, background="b", background_category="sound", background_clip="x"),
+        scene(tmp_path, "2", "b", words=True),
+        scene(tmp_path, "3", "ca", words=True),
+        scene(tmp_path, "4", "c", words=True),
+    )
+    items[2].meta["events"][1] |= {"onset_s": 9.0, "offset_s": 9.5}  # outside the clip
+    made, plain = (objective(kind, categories=["sound"], segment_loss=weight) for weight in (0.7, 0.0))
+    for one in (made, plain):
+        one.prepare(items[:2], items[:2])
+        one.module.eval()
+    plain.module.load_state_dict(made.module.state_dict())
+    events = made if kind == "events" else made.events
+    inputs = made.inputs(items)
+    num_frames = [made.config.output_lengths(num) for num in inputs["num_samples"].tolist()]
+    b_behind = [0, num_frames[0]]
+    assert inputs["segments"].tolist() == [
+        [b_behind, [2, 8], [10, 15]],
+        [[2, 8], [0, 0], [0, 0]],
+        [[0, 0]] * 3,
+        [[0, 0]] * 3,
+    ]
+    assert inputs["segment_labels"].tolist() == [[1, 0, 1], [1, -100, -100], [-100] * 3, [-100] * 3]
+    output, _ = made.module(inputs["features"], inputs["num_samples"])
+    scores_CTV = output if kind == "events" else output[0]
+    expected = 0.0
+    for row, item in enumerate(items[:2]):
+        targets_TV = torch.from_numpy(events.targets([item], [num_frames[row]])[0])
+        spans = zip(inputs["segments"][row].tolist(), inputs["segment_labels"][row].tolist(), strict=True)
+        losses = []
+        for (start, end), label in spans:
+            if label >= 0:
+                with_it = {k for k in range(2) if k != label and targets_TV[start:end, k].any()}
+                allowed = [k for k in range(2) if k not in with_it]
+                mean_V = scores_CTV[row, start:end].mean(0)[allowed]
+                losses.append(float(-mean_V.log_softmax(0)[allowed.index(label)].detach()))
+        expected += 0.7 * sum(losses) / len(losses)
+    found, without = (float(one.loss(one.module, one.inputs(items), 4).detach()) for one in (made, plain))
+    assert expected > 0.1
+    assert (found - without) * 4 == pytest.approx(expected, rel=1e-4)
+    assert not {"segments", "segment_labels"} & plain.inputs(items).keys()
+    made.loss(made.module, made.inputs(items[2:]), 2).backward()  # no sound in the whole batch
+    assert all(p.grad is None or p.grad.isfinite().all() for p in made.module.parameters())
+
+
+def test_sounds_are_scored_by_the_mean_of_their_frames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    behind = {"background": "b", "background_category": "sound", "background_clip": "x"}
+    items = read(tmp_path, scene(tmp_path, "1", "ac", **behind), scene(tmp_path, "2", "c"))
+    made = objective("events", pitches=True)
+    made.prepare(items, items)
+    assert made.names == ["a", "b", "c", "note 60"]
+    of_a = torch.tensor([1.0, 5, 0, 9]).repeat(18, 1)  # b sounds with it, and a pitch is no name
+    outputs = [of_a, torch.tensor([1.0, 0, 0.9, 0]).repeat(10, 1)]
+    monkeypatch.setattr(type(made), "outputs", lambda self, examples: zip(examples, outputs, strict=True))
+    found = made.score()
+    assert found["num_sounds"] == 4, "a, c and b behind them, and c"
+    assert found["sound_accuracy"] == 2 / 4, "a and b; c takes itself for a"
+    assert (found["accuracy"], found["num_of_one"]) == (0, 1)
+
+
 def test_both_losses_are_those_of_each_alone(tmp_path: Path) -> None:
     """A scene of sounds, one with words beside, and words alone; heads and encoder are the same."""
     words_alone = example(tmp_path, "3", "ca", "x", transcript="c a")
@@ -192,6 +256,7 @@ def test_both_are_learnt(tmp_path: Path) -> None:
             manifest(tmp_path, name, [scene(tmp_path, f"{name}-{n}", text, n, words=True) for n, text in enumerate(texts)])
         )
     stage = {"objective": "events-ctc", "symbols": "words", "train": {"encoder": 5e-3, "head": 5e-3}, "steps": 120}
+    stage |= {"segment_loss": 1}
     torch.manual_seed(0)
     run = train(recipe(tmp_path, {"encoder": ENCODER}, [paths[0]], [paths[1]], stage, seed=1), out=tmp_path / "run")
     (found,) = scores(run)
@@ -205,7 +270,7 @@ def test_both_are_learnt(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["events", "events-ctc"])
 def test_worker_processes_make_the_same_inputs(tmp_path: Path, kind: str) -> None:
     items = read(tmp_path, scene(tmp_path, "1", "ab", words=True), scene(tmp_path, "2", "ba", words=True))
-    made = objective(kind, pitches=False)
+    made = objective(kind, segment_loss=1.0)
     made.prepare(items, items)
     maker = pickle.loads(pickle.dumps(made.maker(2)))
     assert not any(isinstance(value, nn.Module) for value in vars(maker).values())

@@ -16,7 +16,7 @@ from pal_audio.data.manifest import Example
 from pal_audio.errors import PalError
 from pal_audio.training.objectives.ctc import CtcObjective, ctc_losses
 from pal_audio.training.objectives.encoder import EncoderObjective, HeadedEncoder
-from pal_audio.training.objectives.events import EventsObjective, event_loss
+from pal_audio.training.objectives.events import EventsObjective
 
 
 class TwoHeads(nn.Module):
@@ -78,8 +78,9 @@ class EventsCtcObjective(EncoderObjective):
         lengths = [self.config.output_lengths(num_samples) for num_samples in sound["num_samples"].tolist()]
         sound |= {"event_rows": torch.tensor(with_events).long(), "ctc_rows": torch.tensor(spoken).long()}
         if with_events:
-            targets = self.events.targets([items[n] for n in with_events], [lengths[n] for n in with_events])
-            sound["event_targets"] = torch.from_numpy(targets)
+            scenes, their_lengths = [items[n] for n in with_events], [lengths[n] for n in with_events]
+            sound["event_targets"] = torch.from_numpy(self.events.targets(scenes, their_lengths))
+            sound |= self.events.segments(scenes, their_lengths)
         if spoken:
             sound |= self.ctc.targets([items[n] for n in spoken], [lengths[n] for n in spoken])
         return sound
@@ -92,7 +93,7 @@ class EventsCtcObjective(EncoderObjective):
         total = 0 * (events_CTV.sum() + symbols_CTV.sum()).float()  # both heads have a gradient in every part
         if len(rows := inputs["event_rows"]):
             scores_CTV = events_CTV[rows, : inputs["event_targets"].shape[1]]
-            total = total + event_loss(scores_CTV, lengths_C[rows], inputs["event_targets"]).sum()
+            total = total + self.events.losses(scores_CTV, lengths_C[rows], inputs["event_targets"], inputs).sum()
         if len(rows := inputs["ctc_rows"]):
             losses_C = ctc_losses(symbols_CTV[rows], lengths_C[rows], inputs["targets"], inputs["target_lengths"])
             total = total + (losses_C / inputs["target_lengths"]).sum()
