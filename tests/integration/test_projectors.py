@@ -46,14 +46,14 @@ def per_layer(bias: bool = True) -> LayerProjectors:
 
 
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("at_once", [2, 3, 5])
+@pytest.mark.parametrize("at_once", [2, 5, 8])
 def test_whole_maps_of_some_layers_are_one_product(at_once: int, bias: bool) -> None:
     projectors, tokens = per_layer(bias), torch.randn(5, 8, requires_grad=True)
     weighting = torch.randn(len(LAYERS), 5, 6)
     names, wanted = zip(*[("tokens", tokens), *projectors.named_parameters()], strict=True)
     outputs = [torch.stack([projectors(layer, tokens) for layer in LAYERS])]
     common = projectors.common(tokens, LAYERS, at_once)
-    assert [len(part) for part in common.parts] == {2: [2, 1], 3: [3], 5: [3]}[at_once]
+    assert [len(part) for part in common.parts] == {2: [1, 1, 1], 5: [2, 1], 8: [3]}[at_once]
     outputs.append(torch.stack([projectors(layer, tokens, common) for layer in LAYERS]))
     assert not common.made, "nothing is kept that was asked for"
     torch.testing.assert_close(projectors(2, tokens, common), outputs[0][1])
@@ -62,6 +62,16 @@ def test_whole_maps_of_some_layers_are_one_product(at_once: int, bias: bool) -> 
     for name, one, other in zip(names, *gradients, strict=True):
         torch.testing.assert_close(one, other, msg=lambda text, name=name: f"{name}: {text}")
     assert not projectors.common(tokens, LAYERS).parts, "a memory is made layer by layer: long clips would not fit"
+
+
+def test_of_the_last_layers_half_as_many_are_one_product() -> None:
+    """Their gradients are made when all the others' audio is still kept."""
+    layers = tuple(range(16))
+    projectors = LayerProjectors(LalConfig(projector="per_layer"), layers, 8, 6, own_norm=True)
+    for num_layers, expected in ((16, [4, 4, 4, 2, 2]), (7, [3, 2, 2]), (4, [2, 2]), (3, [2, 1]), (1, [1])):
+        common = projectors.common(torch.randn(5, 8), layers[:num_layers], 4)
+        assert [len(part) for part in common.parts] == expected
+        assert [layer for part in common.parts for layer in part] == [*layers[:num_layers]]
 
 
 def test_whole_maps_that_are_more_than_their_weights_are_called() -> None:

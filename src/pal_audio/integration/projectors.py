@@ -64,8 +64,8 @@ class LayerProjectors(nn.Module):
         Args:
             tokens: of the clips.
             layers: that will ask for it.
-            whole_at_once: whole maps in one product; outputs and gradients of so many are held at once,
-                and their weights once more.
+            whole_at_once: whole maps in one product; outputs and gradients of so many are held at once, and their weights once
+                more. Of the last layers it is half as many: their gradients are made when most of a step is still kept.
         """
         shared = None if self.shared is None else self.shared(tokens)
         names = [layer for layer in layers if str(layer) in self.own]
@@ -76,7 +76,11 @@ class LayerProjectors(nn.Module):
             return Common(shared, down=dict(zip(names, down, strict=True)))
         if whole_at_once == 1 or not are_plain(*maps):
             return Common(shared)
-        return Common(shared, parts=[names[first : first + whole_at_once] for first in range(0, len(names), whole_at_once)])
+        half = max(1, whole_at_once // 2)
+        early = names[: max(0, len(names) - 2 * half)]
+        parts = [early[first : first + whole_at_once] for first in range(0, len(early), whole_at_once)]
+        late = names[len(early) :]
+        return Common(shared, parts=[*parts, *(late[first : first + half] for first in range(0, len(late), half))])
 
     def forward(self, layer: int, tokens: Tensor, common: Common | None = None) -> Tensor:
         """Inputs (..., hidden_size) of layer `layer`.
