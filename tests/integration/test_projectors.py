@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pal_audio.integration.config import LalConfig
 from pal_audio.integration.projectors import LayerProjectors
@@ -72,6 +72,32 @@ def test_of_the_last_layers_half_as_many_are_one_product() -> None:
         common = projectors.common(torch.randn(5, 8), layers[:num_layers], 4)
         assert [len(part) for part in common.parts] == expected
         assert [layer for part in common.parts for layer in part] == [*layers[:num_layers]]
+
+
+def test_joined_weights_are_not_kept_by_a_compiled_step() -> None:
+    """They are joined again: of 16 layers of width 2,048 they are 128 MiB."""
+    projectors, tokens = per_layer(), torch.randn(5, 8, requires_grad=True)
+
+    def step(tokens: Tensor) -> Tensor:
+        common = projectors.common(tokens, LAYERS, 8)
+        return torch.stack([projectors(layer, tokens, common) for layer in LAYERS])
+
+    kept: list[torch.Size] = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept.append(tensor.shape)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        outputs = torch.compile(step, backend="aot_eager_decomp_partition", fullgraph=True)(tokens)
+    assert (len(LAYERS) * 6, 8) not in kept
+    assert torch.Size((6, 8)) in kept, "each alone"
+    weighting = torch.randn_like(outputs)
+    gradients = [
+        torch.autograd.grad((output * weighting).sum(), [tokens, *projectors.parameters()]) for output in (outputs, step(tokens))
+    ]
+    for compiled, eager in zip(*gradients, strict=True):
+        torch.testing.assert_close(compiled, eager)
 
 
 def test_whole_maps_that_are_more_than_their_weights_are_called() -> None:

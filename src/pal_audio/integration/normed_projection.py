@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pal_audio.integration.recompute import recomputed
+
 _EPS_NAMES = ("variance_epsilon", "eps", "epsilon")
 _PROBE = 8
 
@@ -56,10 +58,19 @@ def are_plain(*modules: nn.Module) -> bool:
     )
 
 
-def one_product(maps: Sequence[nn.Linear], product: Product) -> tuple[Tensor, ...]:
-    """Outputs of maps of one input that `are_plain`, by one product of joined weight and bias."""
+def one_product(maps: Sequence[nn.Linear], product: Product, join_again: bool = False) -> tuple[Tensor, ...]:
+    """Outputs of maps of one input that `are_plain`, by one product of joined weight and bias.
+
+    `join_again`: the joined weight is not kept for gradients but joined once more.
+    """
     bias = None if maps[0].bias is None else torch.cat([each.bias for each in maps])
-    return product(torch.cat([each.weight for each in maps]), bias).split([each.out_features for each in maps], dim=-1)
+    weights = [each.weight for each in maps]
+    weight = recomputed("full", _join, *weights) if join_again else _join(*weights)
+    return product(weight, bias).split([each.out_features for each in maps], dim=-1)
+
+
+def _join(*weights: Tensor) -> Tensor:
+    return torch.cat(weights)
 
 
 def rms_norm(norm: nn.Module | None) -> RmsNorm | None:

@@ -64,8 +64,8 @@ class LayerProjectors(nn.Module):
         Args:
             tokens: of the clips.
             layers: that will ask for it.
-            whole_at_once: whole maps in one product; outputs and gradients of so many are held at once, and their weights once
-                more. Of the last layers it is half as many: their gradients are made when most of a step is still kept.
+            whole_at_once: whole maps in one product; outputs and gradients of so many are held at once. Of the last layers it is
+                half as many: their gradients are made when most of a step is still kept.
         """
         shared = None if self.shared is None else self.shared(tokens)
         names = [layer for layer in layers if str(layer) in self.own]
@@ -106,7 +106,7 @@ class LayerProjectors(nn.Module):
             return alone
         if layer not in common.made:
             maps: list[Any] = [self.own[str(each)] for each in part]
-            common.made.update(zip(part, one_product(maps, partial(nn.functional.linear, tokens)), strict=True))
+            common.made.update(zip(part, one_product(maps, partial(nn.functional.linear, tokens), join_again=True), strict=True))
         return common.made.pop(layer)
 
 
