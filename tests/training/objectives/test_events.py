@@ -11,6 +11,7 @@ from torch import nn
 
 from pal_audio.data.manifest import Example
 from pal_audio.errors import PalError
+from pal_audio.training.objectives.events import segment_losses
 from pal_audio.training.recipe import Stage
 from pal_audio.training.run import train
 from tests.training.objectives.made import ENCODER, TONES_HZ, example, manifest, recipe, scores
@@ -177,6 +178,16 @@ def test_a_sound_is_named_as_a_whole_among_what_does_not_sound_with_it(tmp_path:
     assert not {"segments", "segment_labels"} & plain.inputs(items).keys()
     made.loss(made.module, made.inputs(items[2:]), 2).backward()  # no sound in the whole batch
     assert all(p.grad is None or p.grad.isfinite().all() for p in made.module.parameters())
+
+
+def test_sounds_are_named_in_float32_under_autocast() -> None:
+    torch.manual_seed(0)
+    scores_CTK, targets_CTK = torch.randn(2, 50, 5) * 5, (torch.rand(2, 50, 5) < 0.01).float()
+    segments_CE2, labels_CE = torch.tensor([[[3, 40], [10, 20]], [[0, 50], [0, 0]]]), torch.tensor([[1, 4], [2, -100]])
+    exact = segment_losses(scores_CTK, targets_CTK, segments_CE2, labels_CE)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = segment_losses(scores_CTK, targets_CTK, segments_CE2, labels_CE)
+    assert torch.equal(found, exact)
 
 
 def test_sounds_are_scored_by_the_mean_of_their_frames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

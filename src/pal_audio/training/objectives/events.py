@@ -195,9 +195,10 @@ def segment_losses(scores_CTK: Tensor, targets_CTK: Tensor, segments_CE2: Tensor
     place_T = torch.arange(scores_CTK.shape[1], device=scores_CTK.device)
     within_CET = (segments_CE2[..., :1] <= place_T) & (place_T < segments_CE2[..., 1:])
     within_CET = within_CET.to(torch.float32)
-    means_CEK = within_CET @ scores_CTK.float() / within_CET.sum(-1, keepdim=True).clamp(min=1)
     own_CEK = F.one_hot(labels_CE.clamp(min=0), scores_CTK.shape[2]).bool()
-    others_CEK = (within_CET @ targets_CTK > 0) & ~own_CEK
+    with torch.autocast(scores_CTK.device.type, enabled=False):
+        means_CEK = within_CET @ scores_CTK.float() / within_CET.sum(-1, keepdim=True).clamp(min=1)
+        others_CEK = (within_CET @ targets_CTK > 0) & ~own_CEK
     log_odds_CEK = means_CEK.masked_fill(others_CEK, -torch.inf).log_softmax(-1)
     each_CE = -log_odds_CEK.gather(2, labels_CE.clamp(min=0)[..., None])[..., 0]
     return (each_CE * there_CE).sum(1) / there_CE.sum(1).clamp(min=1)
