@@ -61,16 +61,18 @@ def are_plain(*modules: nn.Module) -> bool:
 def one_product(maps: Sequence[nn.Linear], product: Product, join_again: bool = False) -> tuple[Tensor, ...]:
     """Outputs of maps of one input that `are_plain`, by one product of joined weight and bias.
 
-    `join_again`: the joined weight is not kept for gradients but joined once more.
+    `join_again`: a compiled step does not keep the joined weight for gradients but joins it once more, in autocast's dtype.
     """
     bias = None if maps[0].bias is None else torch.cat([each.bias for each in maps])
     weights = [each.weight for each in maps]
-    weight = recomputed("full", _join, *weights) if join_again else _join(*weights)
+    weight = recomputed("full", _join, *weights) if join_again else torch.cat(weights)
     return product(weight, bias).split([each.out_features for each in maps], dim=-1)
 
 
 def _join(*weights: Tensor) -> Tensor:
-    return torch.cat(weights)
+    device = weights[0].device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weights[0].dtype
+    return torch.cat([_as(weight, dtype) for weight in weights])
 
 
 def rms_norm(norm: nn.Module | None) -> RmsNorm | None:

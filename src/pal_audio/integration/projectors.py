@@ -80,7 +80,8 @@ class LayerProjectors(nn.Module):
         early = names[: max(0, len(names) - 2 * half)]
         parts = [early[first : first + whole_at_once] for first in range(0, len(early), whole_at_once)]
         late = names[len(early) :]
-        return Common(shared, parts=[*parts, *(late[first : first + half] for first in range(0, len(late), half))])
+        parts += [late[first : first + half] for first in range(0, len(late), half)]
+        return Common(shared, parts=[part for part in parts if len(part) > 1])
 
     def forward(self, layer: int, tokens: Tensor, common: Common | None = None) -> Tensor:
         """Inputs (..., hidden_size) of layer `layer`.

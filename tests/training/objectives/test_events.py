@@ -133,51 +133,70 @@ def test_the_loss_is_the_mean_over_a_clips_own_frames(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["events", "events-ctc"])
 def test_a_sound_is_named_as_a_whole_among_what_does_not_sound_with_it(tmp_path: Path, kind: str) -> None:
-    """Against a loop over sounds of scenes alone; the first has two at once, the last no sound of the categories."""
-    items = read(
+    """Against a loop over sounds; the last scenes have none of the categories, and words without a scene come first."""
+    behind = {"background": "b", "background_category": "sound", "background_clip": "x"}
+    scenes = read(
         tmp_path,
-        scene(tmp_path, "1", "abc", words=True, background="b", background_category="sound", background_clip="x"),
-        scene(tmp_path, "2", "b", words=True),
-        scene(tmp_path, "3", "ca", words=True),
-        scene(tmp_path, "4", "c", words=True),
+        scene(tmp_path, "1", "abc", words=True, **behind),
+        scene(tmp_path, "2", "a", words=True, **behind),
+        scene(tmp_path, "3", "b", words=True),
+        scene(tmp_path, "4", "ca", words=True),
+        scene(tmp_path, "5", "c", words=True),
     )
-    items[2].meta["events"][1] |= {"onset_s": 9.0, "offset_s": 9.5}  # outside the clip
-    made, plain = (objective(kind, categories=["sound"], segment_loss=weight) for weight in (0.7, 0.0))
+    scenes[2].meta["events"][0] |= {"offset_s": 2.0}  # longer than the clip
+    scenes[3].meta["events"][1] |= {"onset_s": 9.0, "offset_s": 9.5}  # outside it
+    words = [] if kind == "events" else read(tmp_path, example(tmp_path, "0", "ca", "x", transcript="c a"))
+    items = [*words, *scenes]
+    made, plain = (objective(kind, categories=["sound"], onsets=True, segment_loss=weight) for weight in (0.7, 0.0))
     for one in (made, plain):
-        one.prepare(items[:2], items[:2])
+        one.prepare(items[:3], items[:3])
         one.module.eval()
     plain.module.load_state_dict(made.module.state_dict())
     events = made if kind == "events" else made.events
     inputs = made.inputs(items)
-    num_frames = [made.config.output_lengths(num) for num in inputs["num_samples"].tolist()]
-    b_behind = [0, num_frames[0]]
+    num_frames = [made.config.output_lengths(num) for num in inputs["num_samples"].tolist()][len(words) :]
     assert inputs["segments"].tolist() == [
-        [b_behind, [2, 8], [10, 15]],
-        [[2, 8], [0, 0], [0, 0]],
+        [[0, num_frames[0]], [2, 8], [10, 15]],
+        [[0, num_frames[1]], [2, 8], [0, 0]],
+        [[2, num_frames[2]], [0, 0], [0, 0]],
         [[0, 0]] * 3,
         [[0, 0]] * 3,
     ]
-    assert inputs["segment_labels"].tolist() == [[1, 0, 1], [1, -100, -100], [-100] * 3, [-100] * 3]
+    assert inputs["segment_labels"].tolist() == [[1, 0, 1], [1, 0, -100], [1, -100, -100], [-100] * 3, [-100] * 3]
     output, _ = made.module(inputs["features"], inputs["num_samples"])
-    scores_CTV = output if kind == "events" else output[0]
+    scores_CTV = output if kind == "events" else output[0][len(words) :]
     expected = 0.0
-    for row, item in enumerate(items[:2]):
+    for row, item in enumerate(scenes[:3]):
         targets_TV = torch.from_numpy(events.targets([item], [num_frames[row]])[0])
-        spans = zip(inputs["segments"][row].tolist(), inputs["segment_labels"][row].tolist(), strict=True)
         losses = []
-        for (start, end), label in spans:
+        for (start, end), label in zip(inputs["segments"][row].tolist(), inputs["segment_labels"][row].tolist(), strict=True):
             if label >= 0:
                 with_it = {k for k in range(2) if k != label and targets_TV[start:end, k].any()}
                 allowed = [k for k in range(2) if k not in with_it]
                 mean_V = scores_CTV[row, start:end].mean(0)[allowed]
                 losses.append(float(-mean_V.log_softmax(0)[allowed.index(label)].detach()))
         expected += 0.7 * sum(losses) / len(losses)
-    found, without = (float(one.loss(one.module, one.inputs(items), 4).detach()) for one in (made, plain))
+    found, without = (float(one.loss(one.module, one.inputs(items), len(items)).detach()) for one in (made, plain))
     assert expected > 0.1
-    assert (found - without) * 4 == pytest.approx(expected, rel=1e-4)
+    assert (found - without) * len(items) == pytest.approx(expected, rel=1e-4)
     assert not {"segments", "segment_labels"} & plain.inputs(items).keys()
-    made.loss(made.module, made.inputs(items[2:]), 2).backward()  # no sound in the whole batch
+    made.loss(made.module, made.inputs(scenes[3:]), 2).backward()  # no sound in the whole batch
     assert all(p.grad is None or p.grad.isfinite().all() for p in made.module.parameters())
+
+
+def test_a_pitch_is_no_name_for_a_sound(tmp_path: Path) -> None:
+    items = read(tmp_path, scene(tmp_path, "1", "a"), scene(tmp_path, "2", "bc"))
+    made, plain = (objective("events", pitches=True, segment_loss=weight) for weight in (1.0, 0.0))
+    for one in (made, plain):
+        one.prepare(items, items)
+        one.module.eval()
+    plain.module.load_state_dict(made.module.state_dict())
+    assert made.names == ["a", "b", "c", "note 60"]
+    inputs = made.inputs(items[:1])
+    scores_TV = made.module(inputs["features"], inputs["num_samples"])[0][0]
+    expected = float(-scores_TV[2:8, :3].mean(0).log_softmax(0)[0].detach())
+    found, without = (float(one.loss(one.module, one.inputs(items[:1]), 1).detach()) for one in (made, plain))
+    assert found - without == pytest.approx(expected, rel=1e-4)
 
 
 def test_sounds_are_named_in_float32_under_autocast() -> None:
@@ -200,9 +219,17 @@ def test_sounds_are_scored_by_the_mean_of_their_frames(tmp_path: Path, monkeypat
     outputs = [of_a, torch.tensor([1.0, 0, 0.9, 0]).repeat(10, 1)]
     monkeypatch.setattr(type(made), "outputs", lambda self, examples: zip(examples, outputs, strict=True))
     found = made.score()
-    assert found["num_sounds"] == 4, "a, c and b behind them, and c"
-    assert found["sound_accuracy"] == 2 / 4, "a and b; c takes itself for a"
+    assert found["num_sounds"] == 3, "a, c, and c; b behind them has no other to be taken for"
+    assert found["sound_accuracy"] == 1 / 3, "a; c takes itself for a"
     assert (found["accuracy"], found["num_of_one"]) == (0, 1)
+
+
+def test_a_sound_with_which_every_label_sounds_is_no_score(tmp_path: Path) -> None:
+    behind = {"background": "b", "background_category": "sound", "background_clip": "x"}
+    items = read(tmp_path, scene(tmp_path, "1", "a", **behind), scene(tmp_path, "2", "b"))
+    made = objective("events")
+    made.prepare(items, items)
+    assert made.score()["num_sounds"] == 1
 
 
 def test_both_losses_are_those_of_each_alone(tmp_path: Path) -> None:
@@ -242,6 +269,11 @@ def test_what_cannot_be_learnt_is_named(tmp_path: Path) -> None:
         items = read(tmp_path, *examples)
         with pytest.raises(PalError, match=words):
             objective(kind, **stage).prepare(items, items)
+    called = scene(tmp_path, "called", "ac")
+    called.meta["events"][0]["label"] = "note 60"
+    items = read(tmp_path, called)
+    with pytest.raises(PalError, match="a sound is called as a pitch is, 'note 60'"):
+        objective("events", pitches=True).prepare(items, items)
     train, test = read(tmp_path, item), read(tmp_path, scene(tmp_path, "new", "c"))
     with pytest.raises(PalError, match="no held-out example has labels of the training examples alone"):
         objective("events").prepare(train, test)

@@ -62,6 +62,9 @@ class EventsObjective(EncoderObjective):
             raise PalError(f"{self.where}: no training example has a note with a pitch; take `pitches` out")
         self.names = [*self.kinds, *(f"note {number}" for number in sorted(notes))]
         self._index = {label: number for number, label in enumerate(self.names)}
+        if len(self._index) < len(self.names):
+            twice = next(label for label in self.kinds if self._index[label] >= len(self.kinds))
+            raise PalError(f"{self.where}: a sound is called as a pitch is, {twice!r}")
         self.names += ["onset"] if self.stage.onsets else []
         if len(self._index) < 2:
             raise PalError(
@@ -146,8 +149,8 @@ class EventsObjective(EncoderObjective):
 
     def score(self) -> dict[str, float]:
         """Over frames the mean over labels of their average precision, beside what a guess gets, that of onsets apart; and the
-        share of sounds whose label has the highest mean score while they sound, others that sound then left out: of all
-        (`sound_accuracy`), and of scenes of one sound (`accuracy`, where there are such).
+        share of sounds whose label has the highest mean score while they sound: of all with which not every label sounds, labels
+        that sound with them left out (`sound_accuracy`), and of scenes of one sound (`accuracy`, where there are such).
         """
         from sklearn.metrics import average_precision_score
 
@@ -161,8 +164,9 @@ class EventsObjective(EncoderObjective):
             for start, end, label in self._spans(example, len(scores_TV)):
                 others_K = kinds_TK[start:end].any(0)
                 others_K[label] = False
-                mean_K = of_kinds_TK[start:end].mean(0).masked_fill(others_K, -torch.inf)
-                right_of_all.append(int(mean_K.argmax()) == label)
+                if others_K.sum() < len(self.kinds) - 1:
+                    mean_K = of_kinds_TK[start:end].mean(0).masked_fill(others_K, -torch.inf)
+                    right_of_all.append(int(mean_K.argmax()) == label)
             heard = sounding(example)
             if len(heard) == 1 and heard[0].label in self._index:
                 of_event_NV = scores_TV[torch.from_numpy(targets_TV[:, self._index[heard[0].label]] > 0), : len(self.kinds)]
