@@ -70,9 +70,14 @@ def one_product(maps: Sequence[nn.Linear], product: Product, join_again: bool = 
 
 
 def _join(*weights: Tensor) -> Tensor:
-    device = weights[0].device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weights[0].dtype
+    dtype = _product_dtype(weights[0])
     return torch.cat([_as(weight, dtype) for weight in weights])
+
+
+def _product_dtype(weight: Tensor) -> torch.dtype:
+    """Of a product with a weight, which autocast may change."""
+    device = weight.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
 
 
 def rms_norm(norm: nn.Module | None) -> RmsNorm | None:
@@ -126,8 +131,7 @@ def normed_projection(inputs: Tensor, norm: RmsNorm, weight_OD: Tensor, bias_O: 
         (..., O) in the dtype of the product, which autocast may change.
     """
     weight_OD = (_wide(weight_OD) * norm.scale_D).to(weight_OD.dtype)
-    device = inputs.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight_OD.dtype
+    dtype = _product_dtype(weight_OD)
     output: Tensor = _NormedProjection.apply(inputs.to(dtype), weight_OD.to(dtype), norm.eps)  # type: ignore[no-untyped-call]
     return output if bias_O is None else output + bias_O.to(output.dtype)
 

@@ -76,7 +76,7 @@ class LayerProjectors(nn.Module):
             return Common(shared, down=dict(zip(names, down, strict=True)))
         if whole_at_once == 1 or not are_plain(*maps):
             return Common(shared)
-        half = max(1, whole_at_once // 2)
+        half = whole_at_once // 2
         early = names[: max(0, len(names) - 2 * half)]
         parts = [early[first : first + whole_at_once] for first in range(0, len(early), whole_at_once)]
         late = names[len(early) :]

@@ -161,17 +161,15 @@ class EventsObjective(EncoderObjective):
             scores.append(scores_TV.numpy())
             targets.append(targets_TV)
             of_kinds_TK, kinds_TK = scores_TV[:, : len(self.kinds)], torch.from_numpy(targets_TV[:, : len(self.kinds)])
+            is_alone = len(sounding(example)) == 1
             for start, end, label in self._spans(example, len(scores_TV)):
                 others_K = kinds_TK[start:end].any(0)
                 others_K[label] = False
+                is_right = int(of_kinds_TK[start:end].mean(0).masked_fill(others_K, -torch.inf).argmax()) == label
                 if others_K.sum() < len(self.kinds) - 1:
-                    mean_K = of_kinds_TK[start:end].mean(0).masked_fill(others_K, -torch.inf)
-                    right_of_all.append(int(mean_K.argmax()) == label)
-            heard = sounding(example)
-            if len(heard) == 1 and heard[0].label in self._index:
-                of_event_NV = scores_TV[torch.from_numpy(targets_TV[:, self._index[heard[0].label]] > 0), : len(self.kinds)]
-                if len(of_event_NV):
-                    right.append(self.kinds[int(of_event_NV.mean(0).argmax())] == heard[0].label)
+                    right_of_all.append(is_right)
+                if is_alone:
+                    right.append(is_right)
         scores_NV, targets_NV = np.concatenate(scores), np.concatenate(targets)
         present = np.flatnonzero(targets_NV[:, : len(self._index)].any(0))
         precisions = [average_precision_score(targets_NV[:, label], scores_NV[:, label]) for label in present]
@@ -195,7 +193,6 @@ def segment_losses(scores_CTK: Tensor, targets_CTK: Tensor, segments_CE2: Tensor
         scores_CTK, targets_CTK: of frames; the others that sound within a segment are no wrong answers.
         segments_CE2, labels_CE: as `EventsObjective.segments` gives them.
     """
-    there_CE = labels_CE != _NO_SOUND
     place_T = torch.arange(scores_CTK.shape[1], device=scores_CTK.device)
     within_CET = (segments_CE2[..., :1] <= place_T) & (place_T < segments_CE2[..., 1:])
     within_CET = within_CET.to(torch.float32)
@@ -203,9 +200,9 @@ def segment_losses(scores_CTK: Tensor, targets_CTK: Tensor, segments_CE2: Tensor
     with torch.autocast(scores_CTK.device.type, enabled=False):
         means_CEK = within_CET @ scores_CTK.float() / within_CET.sum(-1, keepdim=True).clamp(min=1)
         others_CEK = (within_CET @ targets_CTK > 0) & ~own_CEK
-    log_odds_CEK = means_CEK.masked_fill(others_CEK, -torch.inf).log_softmax(-1)
-    each_CE = -log_odds_CEK.gather(2, labels_CE.clamp(min=0)[..., None])[..., 0]
-    return (each_CE * there_CE).sum(1) / there_CE.sum(1).clamp(min=1)
+    scores_CKE = means_CEK.masked_fill(others_CEK, -torch.inf).transpose(1, 2)
+    each_CE = F.cross_entropy(scores_CKE, labels_CE, reduction="none", ignore_index=_NO_SOUND)
+    return each_CE.sum(1) / (labels_CE != _NO_SOUND).sum(1).clamp(min=1)
 
 
 def event_loss(scores_CTV: Tensor, lengths_C: Tensor, targets_CTV: Tensor) -> Tensor:
