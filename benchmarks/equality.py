@@ -41,12 +41,14 @@ FAST: dict[str, dict[str, Any]] = {
     "checkpointing": {"kernel": "sdpa", "packed": True, "checkpointing": True},
     "recompute_audio light": {"kernel": "sdpa", "packed": True, "recompute_audio": "light"},
     "recompute_audio full": {"kernel": "sdpa", "packed": True, "recompute_audio": "full"},
+    "composed": {"kernel": "sdpa", "packed": True, "projections": "composed"},
 }
 JOINED_AUDIO = {"kernel": "sdpa", "packed": True, "audio_kernel": "sdpa"}
 COMPILED: dict[str, dict[str, Any]] = {
     "compiled": {"kernel": "sdpa", "packed": True, "compile": "model"},
     "compiled, graphs": {"kernel": "sdpa", "packed": True, "compile": "model", "compile_mode": "reduce-overhead"},
     "compiled, light": {"kernel": "sdpa", "packed": True, "compile": "model", "recompute_audio": "light"},
+    "compiled, composed": {"kernel": "sdpa", "packed": True, "compile": "model", "projections": "composed"},
 }
 Result = dict[str, Any]
 
@@ -85,7 +87,7 @@ def ways_of(case: Case, compiled: bool, device: torch.device) -> dict[str, dict[
     """
     ways = FAST | (COMPILED if compiled else {})
     if case.integration not in ("lal", "pal"):
-        return {name: way for name, way in ways.items() if "recompute_audio" not in way}
+        return {name: way for name, way in ways.items() if not {"recompute_audio", "projections"} & way.keys()}
     if device.type != "cuda" or case.llm.head_dim not in HEAD_SIZES:
         return ways
     by_kernel = {name: way | ({"audio_kernel": "triton"} if way.get("packed") else {}) for name, way in ways.items()}

@@ -181,5 +181,6 @@ def training_mode(case: Case, model: PalForConditionalGeneration) -> None:
         model.training = False
     model.recompute_audio = case.setup.recompute_audio
     model.audio_kernel = case.setup.audio_kernel
+    model.projections = case.setup.projections
     if case.setup.checkpointing:
         model.gradient_checkpointing_enable()

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from pal_audio.errors import PalError
+from pal_audio.integration.composed_projection import Unprojected, composed_projection
 from pal_audio.integration.normed_projection import Product, are_plain, is_bare, normed_projection, one_product, rms_norm
 
 # A family's own names of what LAL calls in a decoder layer; the first that a layer has counts.
@@ -97,9 +98,10 @@ class LayerKeyValues:
         found = [getattr(self.attention, name, None) for name in names]
         return [module for module in (self.input_norm, *found) if isinstance(module, nn.Module)]
 
-    def project(self, inputs_BAD: Tensor) -> tuple[Tensor, Tensor]:
-        """Inputs of the layer -> its un-rotated keys and its values, each (B, K, A, d), in the layer's dtype."""
-        keys, values = self._key_value_projection(inputs_BAD)
+    def project(self, inputs: Tensor | Unprojected) -> tuple[Tensor, Tensor]:
+        """Inputs of the layer (B, A, D), or what they are made of -> its un-rotated keys and its values, each (B, K, A, d), in
+        the layer's dtype."""
+        keys, values = self._key_value_projection(inputs)
         key_norm: Any = getattr(self.attention, "k_norm", None)
         heads = keys.shape[-1] // self.head_dim
         # OLMo2 norms all heads together, Qwen3 and Gemma 3 each head on its own.
@@ -112,13 +114,15 @@ class LayerKeyValues:
         values = values.unflatten(-1, (heads, self.head_dim))
         return keys.transpose(1, 2), values.transpose(1, 2)
 
-    def _key_value_projection(self, inputs_BAD: Tensor) -> tuple[Tensor, Tensor]:
-        """Norm and maps: both maps and the norm as one product where they allow it."""
+    def _key_value_projection(self, inputs: Tensor | Unprojected) -> tuple[Tensor, Tensor]:
+        """Norm and maps: both maps and the norm as one product where they allow it, and the map before them in it too."""
         attention: Any = self.attention
         is_one_product = hasattr(attention, "k_proj") and are_plain(attention.k_proj, attention.v_proj)
         if is_one_product and self._rms_norm is not None and is_bare(self._rms_norm.norm):
-            return self._both(partial(normed_projection, inputs_BAD, self._rms_norm))
-        inputs_BAD = inputs_BAD.to(compute_dtype(self.layer))
+            if isinstance(inputs, Unprojected) and inputs.composes(attention.k_proj.out_features + attention.v_proj.out_features):
+                return self._both(partial(composed_projection, inputs, self._rms_norm))
+            return self._both(partial(normed_projection, _made(inputs), self._rms_norm))
+        inputs_BAD = _made(inputs).to(compute_dtype(self.layer))
         hidden = inputs_BAD if self.input_norm is None else self.input_norm(inputs_BAD)
         if is_one_product:
             return self._both(partial(nn.functional.linear, hidden))
@@ -167,6 +171,10 @@ class LayerKeyValues:
             return keys_BKAd
         apply: Any = sys.modules[type(self.attention).__module__].apply_rotary_pos_emb
         return apply(keys_BKAd[:, :1], keys_BKAd, *tables)[1]  # it rotates queries too: one head is the least of them
+
+
+def _made(inputs: Tensor | Unprojected) -> Tensor:
+    return inputs.projected() if isinstance(inputs, Unprojected) else inputs
 
 
 def _first(module: nn.Module, names: Iterable[str]) -> nn.Module | None:

@@ -13,6 +13,7 @@ Shapes: C clips, A audio tokens, K key/value heads, d head width, D width.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,7 +54,8 @@ class LiveAudio:
 
     Attributes:
         clips: see `ClipTokens`.
-        inputs: for each key stream, a function layer -> (C, A, D) inputs of that layer (P_l of the tokens) or block (the tokens).
+        inputs: for each key stream, a function layer -> (C, A, D) inputs of that layer (P_l of the tokens) or block (the tokens);
+            a layer that may compose its maps gets `Unprojected` tokens.
         layers: the layers of each key stream.
         widths: A of each key stream.
         hidden: True hides every key from every query: a dummy clip that only keeps the graph whole.
@@ -61,7 +63,7 @@ class LiveAudio:
     """
 
     clips: ClipTokens
-    inputs: list[Callable[[int], Tensor]]
+    inputs: list[Callable[[int], Any]]
     layers: list[frozenset[int]]
     widths: list[int]
     hidden: bool = False

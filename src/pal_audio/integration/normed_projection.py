@@ -41,7 +41,7 @@ class RmsNorm:
     @property
     def scale_D(self) -> Tensor:
         """The factors, in float32 at least, as the norm itself computes."""
-        return self._scale(_wide(self.norm.weight))
+        return self._scale(wide(self.norm.weight))
 
 
 def is_bare(module: nn.Module) -> bool:
@@ -70,11 +70,11 @@ def one_product(maps: Sequence[nn.Linear], product: Product, join_again: bool = 
 
 
 def _join(*weights: Tensor) -> Tensor:
-    dtype = _product_dtype(weights[0])
-    return torch.cat([_as(weight, dtype) for weight in weights])
+    dtype = product_dtype(weights[0])
+    return torch.cat([as_dtype(weight, dtype) for weight in weights])
 
 
-def _product_dtype(weight: Tensor) -> torch.dtype:
+def product_dtype(weight: Tensor) -> torch.dtype:
     """Of a product with a weight, which autocast may change."""
     device = weight.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
@@ -130,8 +130,8 @@ def normed_projection(inputs: Tensor, norm: RmsNorm, weight_OD: Tensor, bias_O: 
     Returns:
         (..., O) in the dtype of the product, which autocast may change.
     """
-    weight_OD = (_wide(weight_OD) * norm.scale_D).to(weight_OD.dtype)
-    dtype = _product_dtype(weight_OD)
+    weight_OD = (wide(weight_OD) * norm.scale_D).to(weight_OD.dtype)
+    dtype = product_dtype(weight_OD)
     output: Tensor = _NormedProjection.apply(inputs.to(dtype), weight_OD.to(dtype), norm.eps)  # type: ignore[no-untyped-call]
     return output if bias_O is None else output + bias_O.to(output.dtype)
 
@@ -153,28 +153,28 @@ class _NormedProjection(torch.autograd.Function):
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # gradients of gradients: these depend on the inputs
             inverse = _inverse_rms(inputs, ctx.eps)
             output = _normed(inputs, weight_OD, inverse)
-        gradient = _wide(gradient)
-        scaled = _as(gradient * inverse, inputs.dtype)
+        gradient = wide(gradient)
+        scaled = as_dtype(gradient * inverse, inputs.dtype)
         of_inputs = of_weight = None
         if ctx.needs_input_grad[1]:
             of_weight = scaled.reshape(-1, scaled.shape[-1]).T @ inputs.reshape(-1, inputs.shape[-1])
         if ctx.needs_input_grad[0]:
             along = (gradient * output).sum(-1, keepdim=True) * inverse.square() / inputs.shape[-1]
-            of_inputs = _as(_wide(scaled @ weight_OD) - inputs * along, inputs.dtype)
+            of_inputs = as_dtype(wide(scaled @ weight_OD) - inputs * along, inputs.dtype)
         return of_inputs, of_weight, None
 
 
 def _normed(inputs: Tensor, weight_OD: Tensor, inverse: Tensor) -> Tensor:
-    return _as(_wide(inputs @ weight_OD.T) * inverse, inputs.dtype)
+    return as_dtype(wide(inputs @ weight_OD.T) * inverse, inputs.dtype)
 
 
 def _inverse_rms(inputs: Tensor, eps: float) -> Tensor:
-    return torch.rsqrt(_wide(inputs).square().mean(-1, keepdim=True) + eps)
+    return torch.rsqrt(wide(inputs).square().mean(-1, keepdim=True) + eps)
 
 
-def _wide(tensor: Tensor) -> Tensor:
-    return _as(tensor, torch.promote_types(tensor.dtype, torch.float32))
+def wide(tensor: Tensor) -> Tensor:
+    return as_dtype(tensor, torch.promote_types(tensor.dtype, torch.float32))
 
 
-def _as(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+def as_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor if tensor.dtype == dtype else tensor.to(dtype)

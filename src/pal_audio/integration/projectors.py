@@ -100,6 +100,13 @@ class LayerProjectors(nn.Module):
         assert projected is not None
         return self.norms[name](projected) if name in self.norms else projected
 
+    def plain_map(self, layer: int) -> nn.Linear | None:
+        """The map of layer `layer`, where that is plain and nothing else makes its inputs; see `are_plain`."""
+        if self.shared is not None or self.norms:
+            return None
+        own = self.own[str(layer)]
+        return own if isinstance(own, nn.Linear) and are_plain(own) else None
+
     def _whole(self, layer: int, tokens: Tensor, common: Common) -> Tensor:
         part = next((part for part in common.parts if layer in part), None)
         if part is None:

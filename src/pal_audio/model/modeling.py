@@ -19,6 +19,7 @@ from pal_audio import encoders
 from pal_audio.errors import PalError
 from pal_audio.integration.attached import AttachedAudio, attach
 from pal_audio.integration.attention import check_consumed, has_sdpa, install
+from pal_audio.integration.composed_projection import Projections
 from pal_audio.integration.config import LalConfig
 from pal_audio.integration.fingerprint import Fingerprint
 from pal_audio.integration.flamingo import check_entered, hang
@@ -75,6 +76,7 @@ class PalForConditionalGeneration(SoundMixin, PreTrainedModel, PalGenerationMixi
         self._hooked = self._has_lal
         self.recompute_audio = "none"  # see `integration.recompute`
         self.projections_at_once = 1  # LAL layers that project audio by one product in a training step; see `model.compiling`
+        self.projections: Projections = "apart"  # in a training step, by LAL layers; see `integration.composed_projection`
         self.audio_kernel: AudioKernel = DEFAULT_KERNEL  # of training steps; see `integration.training_attention`
         # The constructors of wrappers set "sdpa" on every sub-configuration, also where the LLM cannot have it.
         self._install_attention(kernel if has_sdpa(self.language_model) else "eager")

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from pal_audio.encoders.base import Frames
 from pal_audio.errors import PalError
+from pal_audio.integration.composed_projection import Projections
 from pal_audio.integration.fingerprint import Fingerprint
 from pal_audio.integration.flamingo import BlockKey, FlamingoBlock
 from pal_audio.integration.key_values import LayerKeyValues, max_positions
@@ -42,6 +43,7 @@ class SoundMixin(nn.Module):
     language_model: Any
     recompute_audio: Recompute
     projections_at_once: int
+    projections: Projections
     _audio: AudioConfig
     _key_layers: list[frozenset[int]]
     _rules: dict[int, LayerKeyValues]
@@ -71,14 +73,16 @@ class SoundMixin(nn.Module):
         per_stream = self._stream_tokens(input_features, audio_num_samples, max_windows, first_frames)
         num_clips = len(per_stream[0][1])
         slots, keys, inputs, widths = [], [], [], []
-        whole_at_once = self.projections_at_once if torch.is_grad_enabled() and self._keeps_all() else 1
+        keeps_all = torch.is_grad_enabled() and self._keeps_all()
+        projections: Projections = self.projections if keeps_all else "apart"
+        whole_at_once = self.projections_at_once if keeps_all and projections == "apart" else 1
         for stream, (tokens, lengths) in zip(self.streams, per_stream, strict=True):
             if not stream.gives_keys:
                 slots.append((tokens[0], lengths))
             else:
                 keys.append(lengths)
                 widths.append(tokens[0].shape[1])
-                inputs.append(stream.layer_inputs(tokens, whole_at_once))
+                inputs.append(stream.layer_inputs(tokens, whole_at_once, projections))
         none = torch.zeros(num_clips, dtype=torch.int64)
         slots_CAD, num_slots_C = join_slots(slots) if slots else (None, none)
         num_keys_SC = torch.stack(keys) if keys else none.new_zeros(0, num_clips)

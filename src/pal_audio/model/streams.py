@@ -15,6 +15,7 @@ from pal_audio.connectors import ConnectorConfig, JointConnector, JointConnector
 from pal_audio.connectors.base import drop_channels
 from pal_audio.encoders.base import AudioEncoder, Frames
 from pal_audio.errors import PalError
+from pal_audio.integration.composed_projection import Projections, Unprojected
 from pal_audio.integration.config import FlamingoConfig, LalConfig, parse_layers
 from pal_audio.integration.flamingo import FlamingoBlock
 from pal_audio.integration.key_values import compute_dtype
@@ -90,11 +91,13 @@ class Stream(nn.Module):
     def _dropped(self, frames_CTD: Tensor) -> Tensor:
         return drop_channels(frames_CTD, self.config.connector.dropout, self.training)
 
-    def layer_inputs(self, tokens: list[Tensor], whole_at_once: int = 1) -> Callable[[int], Tensor]:
+    def layer_inputs(
+        self, tokens: list[Tensor], whole_at_once: int = 1, projections: Projections = "apart"
+    ) -> Callable[[int], Tensor | Unprojected]:
         """The function layer -> (C, A, D) inputs of that LAL layer, P_l of the tokens it reads, or of that block: the tokens.
 
         With one token sequence per encoder layer, LLM layer l of n reads the one at the same relative depth (our choice).
-        `whole_at_once` is that of `LayerProjectors.common`.
+        `whole_at_once` is that of `LayerProjectors.common`; `projections`: but for "apart" a plain P_l is left to the layer.
         """
         if self.projectors is None:
             return lambda layer: tokens[-1]
@@ -106,16 +109,24 @@ class Stream(nn.Module):
             )
             for number, each in enumerate(flat)
         ]
-        return partial(self._project, self.projectors, flat, common, tokens[0].shape[:2])
+        return partial(self._project, self.projectors, flat, common, (tokens[0].shape[0], tokens[0].shape[1]), projections)
 
     def _source(self, layer: int, num_sources: int) -> int:
         depth = layer / max(1, self.num_llm_layers - 1)
         return round(depth * (num_sources - 1))
 
     def _project(
-        self, projectors: LayerProjectors, flat: list[Tensor], common: list[Common], shape: torch.Size, layer: int
-    ) -> Tensor:
-        source = self._source(layer, len(flat))
+        self,
+        projectors: LayerProjectors,
+        flat: list[Tensor],
+        common: list[Common],
+        shape: tuple[int, int],
+        projections: Projections,
+        layer: int,
+    ) -> Tensor | Unprojected:
+        source, plain = self._source(layer, len(flat)), projectors.plain_map(layer) if projections != "apart" else None
+        if plain is not None:
+            return Unprojected(flat[source], plain, shape, projections == "composed")
         inputs: Tensor = projectors(layer, flat[source], common[source])
         return inputs.unflatten(0, shape)
 

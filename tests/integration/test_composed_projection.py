@@ -1,0 +1,188 @@
+"""Projector, norm, key and value maps of a LAL layer as one composed map: equal to one after another, forward and backward."""
+
+import math
+from collections.abc import Callable
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+from pal_audio.integration.composed_projection import Unprojected, _ComposedProjection, composed_projection
+from pal_audio.integration.normed_projection import RmsNorm, normed_projection, rms_norm
+
+from .test_normed_projection import NoChange
+
+M, D, OUT = 24, 32, 12
+
+
+def found(norm: nn.Module) -> RmsNorm:
+    formula = rms_norm(norm)
+    assert formula is not None
+    return formula
+
+
+def made(
+    kind: type[nn.Module] = LlamaRMSNorm, dtype: torch.dtype = torch.float32, bias: bool = True
+) -> tuple[nn.Linear, nn.Module]:
+    torch.manual_seed(0)
+    own, norm = nn.Linear(M, D, bias=bias), kind(D, eps=1e-2)
+    nn.init.normal_(norm.weight)  # type: ignore[arg-type]
+    return own.to(dtype), norm.to(dtype)
+
+
+def apart(tokens_NM: Tensor, own: nn.Linear, norm: RmsNorm, weight_OD: Tensor, bias_O: Tensor | None = None) -> Tensor:
+    return normed_projection(own(tokens_NM), norm, weight_OD, bias_O)
+
+
+def composed(tokens_NM: Tensor, own: nn.Linear, norm: RmsNorm, weight_OD: Tensor, bias_O: Tensor | None = None) -> Tensor:
+    return composed_projection(Unprojected(tokens_NM, own, (1, len(tokens_NM))), norm, weight_OD, bias_O)[0]
+
+
+def gradients(way: Callable[..., Tensor], leaves: list[Tensor], *rest: object) -> tuple[Tensor, list[Tensor]]:
+    output = way(*rest)
+    cotangent = torch.linspace(-1, 2, output.numel(), dtype=output.dtype).view(output.shape)
+    return output.detach(), list(torch.autograd.grad(output, leaves, cotangent))
+
+
+@pytest.mark.parametrize("kind", [LlamaRMSNorm, Gemma2RMSNorm])
+@pytest.mark.parametrize("bias", [True, False])
+def test_it_is_the_maps_one_after_another(kind: type[nn.Module], bias: bool) -> None:
+    own, norm = made(kind, torch.float64, bias)
+    tokens = torch.randn(40, M, dtype=torch.float64, requires_grad=True)
+    weight, bias_O = (torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in ((OUT, D), (OUT,)))
+    leaves = [tokens, *own.parameters(), norm.weight, weight, bias_O]
+    pairs = [gradients(way, leaves, tokens, own, found(norm), weight, bias_O) for way in (composed, apart)]
+    torch.testing.assert_close(pairs[0][0], pairs[1][0], rtol=1e-10, atol=1e-10)
+    for ours, theirs in zip(pairs[0][1], pairs[1][1], strict=True):
+        assert theirs.abs().max() > 0.1
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("frozen", ["own", "weight", "tokens"])
+def test_what_learns_nothing_changes_no_gradient_of_the_others(frozen: str) -> None:
+    own, norm = made(dtype=torch.float64)
+    tokens, weight = torch.randn(40, M, dtype=torch.float64), torch.randn(OUT, D, dtype=torch.float64)
+    parts = {"own": list(own.parameters()), "weight": [weight], "tokens": [tokens]}
+    for name, tensors in parts.items():
+        for tensor in tensors:
+            tensor.requires_grad_(name != frozen)
+    leaves = [tensor for name, tensors in parts.items() for tensor in tensors if name != frozen]
+    ours, theirs = (gradients(way, leaves, tokens, own, found(norm), weight)[1] for way in (composed, apart))
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+
+
+def test_gradients_are_those_of_differences() -> None:
+    own, norm = made(dtype=torch.float64)
+    tokens, weight = (torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in ((3, M), (2, D)))
+
+    def call(x: Tensor, w: Tensor, m: Tensor, b: Tensor) -> Tensor:
+        output: Tensor = _ComposedProjection.apply(x, m, b, w, found(norm).eps)  # type: ignore[no-untyped-call]
+        return output
+
+    inputs = (tokens, weight, *own.parameters())
+    assert torch.autograd.gradcheck(call, inputs)
+    assert torch.autograd.gradgradcheck(call, inputs)
+
+
+def relative(ours: Tensor, exact: Tensor) -> float:
+    return float((ours.detach().double() - exact.detach()).norm() / exact.detach().norm())
+
+
+@pytest.mark.parametrize(("dtype", "autocast"), [(torch.float32, False), (torch.bfloat16, False), (torch.float32, True)])
+@pytest.mark.parametrize("tokens_are", ["plain", "alike", "few directions"])
+def test_it_is_as_exact_as_the_maps_one_after_another(dtype: torch.dtype, autocast: bool, tokens_are: str) -> None:
+    torch.manual_seed(1)
+    width = 256
+    tokens = torch.randn(512, width)
+    if tokens_are == "alike":
+        tokens = 0.3 * tokens + 2 * torch.randn(width)
+    if tokens_are == "few directions":
+        tokens = torch.randn(512, 8) @ torch.randn(8, width) / 3 + 0.05 * tokens
+    own, weight = nn.Linear(width, width), torch.randn(width // 2, width) / math.sqrt(width)
+
+    def all_of(way: Callable[..., Tensor], dtype: torch.dtype, autocast: bool) -> list[Tensor]:
+        own_, norm_ = nn.Linear(width, width).to(dtype), LlamaRMSNorm(width).to(dtype)
+        own_.load_state_dict({name: value.bfloat16().to(dtype) for name, value in own.state_dict().items()})
+        x, w = (side.bfloat16().to(dtype).requires_grad_() for side in (tokens, weight))
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            output, made = gradients(way, [x, *own_.parameters(), w], x, own_, found(norm_), w)
+        return [output, *made]
+
+    exact = all_of(apart, torch.float64, False)
+    ours, theirs = (
+        max(relative(one, other) for one, other in zip(all_of(way, dtype, autocast), exact, strict=True))
+        for way in (composed, apart)
+    )
+    assert ours < 1.5 * theirs
+
+
+def test_where_the_map_loses_nearly_all_it_is_as_inexact_as_its_module_says() -> None:
+    torch.manual_seed(2)
+    width = 256
+    left, sizes, right = torch.linalg.svd(nn.Linear(width, width).weight.detach().double())
+    sizes[:8] *= 1e-3
+    tokens = 5 * torch.randn(128, 8, dtype=torch.float64) @ right[:8]
+    own = nn.Linear(width, width, bias=False)
+    with torch.no_grad():
+        own.weight.copy_(left @ torch.diag(sizes) @ right)
+    weight, norm = torch.randn(16, width), found(LlamaRMSNorm(width, eps=1e-12))
+    exact = normed_projection(tokens.float().double() @ own.weight.double().T, norm, weight.double())
+    error = relative(composed(tokens.float(), own, norm, weight), exact)
+    assert torch.isfinite(composed(tokens.bfloat16(), own.bfloat16(), norm, weight.bfloat16())).all()
+    assert 1e-4 < error < 2e-2
+
+
+def test_what_is_kept_is_no_more_than_apart() -> None:
+    own, norm = made()
+    tokens, weight = torch.randn(100, M, requires_grad=True), nn.Parameter(torch.randn(OUT, D))
+
+    def kept(way: Callable[..., Tensor]) -> int:
+        numbers: dict[int, int] = {}
+
+        def pack(tensor: Tensor) -> Tensor:
+            if len(tensor) == 100:
+                numbers[tensor.data_ptr()] = tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            way(tokens, own, found(norm), weight)
+        return sum(numbers.values())
+
+    assert kept(composed) == 100 * (M + M + 1 + OUT), "tokens, what their gradient needs, a number each, and the outputs"
+    assert kept(apart) == 100 * (M + D + 1 + OUT)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_nothing_inside_is_converted_to_what_it_is(dtype: torch.dtype) -> None:
+    """See the test of that name for `normed_projection`."""
+    shapes = ((3, M), (D, M), (D,), (OUT, D))
+    sides = [torch.randn(*shape, dtype=dtype, requires_grad=True) for shape in shapes]
+    with NoChange():
+        output = _ComposedProjection.apply(*sides, 1e-6)
+        context = SimpleNamespace(saved_tensors=output.grad_fn.saved_tensors, needs_input_grad=(True,) * 4 + (False,), eps=1e-6)
+        made = _ComposedProjection.backward(context, torch.ones_like(output))
+    assert output.dtype == dtype
+    assert [side is not None and side.dtype for side in made[:4]] == [dtype] * 4
+
+
+def test_compiled_it_has_the_gradients_of_the_eager_one() -> None:
+    own, norm = made()
+    tokens, weight = torch.randn(40, M, requires_grad=True), torch.randn(OUT, D, requires_grad=True)
+    leaves = [tokens, weight, *own.parameters()]
+    eager, compiled = (gradients(way, leaves, tokens, own, found(norm), weight)[1] for way in (composed, torch.compile(composed)))
+    for one, other in zip(eager, compiled, strict=True):
+        assert one.abs().max() > 0.1
+        torch.testing.assert_close(other, one)
+
+
+def test_it_is_fewer_operations_where_tokens_are_many() -> None:
+    """The counts of the module's docstring, for Llama-3.2-1B."""
+    own = nn.Linear(2048, 2048, device="meta")
+    first = next(num for num in range(1, 20_000) if Unprojected(torch.empty(num, 0), own, (1, num)).composes(1024))
+    assert first == 7169
+    wide = nn.Linear(4096, 256, device="meta")  # of no width is it less where h is much narrower than the tokens
+    assert not Unprojected(torch.empty(10**6, 0), wide, (1, 10**6)).composes(64)

@@ -1,0 +1,104 @@
+"""Composed projections in the model: the same gradients, only where a training step keeps them and it is less."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from pal_audio.integration import key_values
+from pal_audio.integration.composed_projection import Unprojected
+from pal_audio.model import compiling
+from tests.tiny import batch, message, noise, tiny_model
+
+from .test_joint_projections import gradients
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Tokens of each composed product."""
+    found: list[int] = []
+    composed = key_values.composed_projection
+
+    def watched(given: Unprojected, *others: Any) -> torch.Tensor:
+        found.append(len(given.tokens_NM))
+        return composed(given, *others)
+
+    monkeypatch.setattr(key_values, "composed_projection", watched)
+    return found
+
+
+def inputs_of(processor: Any) -> Any:
+    answered = [
+        [*message(noise(seconds, seed)), {"role": "assistant", "content": "a dog"}] for seed, seconds in enumerate((1.3, 0.6))
+    ]
+    return batch(processor, answered, return_labels=True)
+
+
+@pytest.mark.parametrize(
+    ("family", "arm"), [("llama", "lal"), ("llama", "pal"), ("qwen2", "lal"), ("qwen3", "lal"), ("gemma3_text", "lal")]
+)
+def test_losses_and_gradients_are_those_of_maps_apart(calls: list[int], family: str, arm: str) -> None:
+    model, processor = tiny_model(family, arm, llm={"num_hidden_layers": 6} if family == "llama" else {})
+    inputs = inputs_of(processor)
+    expected = gradients(model, inputs)
+    assert not calls
+    model.projections = "composed"
+    found = gradients(model, inputs)
+    assert len(calls) == len(model.get_decoder().layers)
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, atol=2e-6, rtol=2e-4, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_where_projections_are_not_kept_or_not_plain_maps_are_apart(calls: list[int]) -> None:
+    model, processor = tiny_model("llama", "lal")
+    model.projections = "composed"
+    inputs = batch(processor, [message(noise(1.3, 1))])
+    with torch.no_grad():
+        model(**inputs)
+    model.recompute_audio = "full"
+    model(**inputs)
+    model.recompute_audio = "none"
+    layer = model.get_decoder().layers[0]
+    handle = layer.self_attn.k_proj.register_forward_hook(lambda *_: None)
+    model(**inputs)
+    assert len(calls) == len(model.get_decoder().layers) - 1
+    handle.remove()
+    for projector in ("shared", "low_rank"):
+        calls.clear()
+        model, processor = tiny_model("llama", "lal", lal={"projector": projector})
+        model.projections = "composed"
+        model(**batch(processor, [message(noise(1.3, 1))]))
+        assert not calls
+
+
+def test_few_tokens_are_projected_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[bool] = []
+    composes = Unprojected.composes
+
+    def watched(self: Unprojected, num_outputs: int) -> bool:
+        seen.append(composes(self, num_outputs))
+        return seen[-1]
+
+    monkeypatch.setattr(Unprojected, "composes", watched)
+    model, processor = tiny_model("llama", "lal")
+    model.projections = "auto"
+    model(**batch(processor, [message(noise(0.2, 1))]))
+    model(**batch(processor, [message(noise(3.0, seed)) for seed in range(24)]))
+    num = len(model.get_decoder().layers)
+    assert seen == [False] * num + [True] * num
+
+
+def test_a_compiled_decoder_has_the_gradients_of_the_eager_one(calls: list[int]) -> None:
+    model, processor = tiny_model("llama", "lal", llm={"num_hidden_layers": 6})
+    inputs = inputs_of(processor)
+    expected = gradients(model, inputs)
+    model.projections = "composed"
+    compiling.enable(model)
+    try:
+        found = gradients(model, inputs)
+    finally:
+        compiling.disable(model)
+    assert calls
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, atol=1e-5, rtol=1e-3, msg=lambda text, name=name: f"{name}: {text}")
