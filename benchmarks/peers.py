@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 import transformers
+from pydantic import TypeAdapter
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -25,9 +26,10 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from pal_audio.bench import infer, measure, models, shapes, train
 from pal_audio.bench.case import Case, Setup
-from pal_audio.bench.run import find_device, guarded
+from pal_audio.bench.run import failures, find_device, guarded
 from pal_audio.bench.store import Row
 from pal_audio.bench.table import gib, header_lines, milliseconds
+from pal_audio.config import parse_config
 from pal_audio.errors import PalError
 
 MEL_FRAMES_PER_POSITION = 2
@@ -77,6 +79,8 @@ def build(peer: Peer, case: Case, device: torch.device) -> nn.Module:
     torch.manual_seed(0)
     with device:
         model = getattr(transformers, peer.model_class)(config)
+    if text.tie_word_embeddings:  # the classes do not look
+        model.get_output_embeddings().weight = model.get_input_embeddings().weight
     for name, parameter in model.named_parameters():
         parameter.data = parameter.data.to(models.DTYPES[case.setup.precision])
         parameter.requires_grad_("audio_tower" not in name)
@@ -196,7 +200,8 @@ def main(arguments: list[str] | None = None) -> list[Row]:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args(arguments)
     device = find_device(options.device)
-    setup = Setup(llm=options.llm, encoder=options.encoder, precision=options.precision, compile=options.compile)
+    said = {name: getattr(options, name) for name in ("llm", "encoder", "precision", "compile")}
+    setup = parse_config(TypeAdapter(Setup), said, "benchmark")
     sizes = {"batch": options.batch, "audio_tokens": options.audio_tokens, "text_tokens": options.text_tokens}
     plits, lal = (Case(setup=setup, integration=name, **sizes) for name in ("plits", "lal"))
     dtype = torch.float32 if options.precision == "float32" else torch.bfloat16
@@ -216,6 +221,8 @@ def main(arguments: list[str] | None = None) -> list[Row]:
         options.out.mkdir(parents=True, exist_ok=True)
         (options.out / "peers.json").write_text(json.dumps({"header": header, "rows": rows}, indent=1) + "\n")
     _print(header, rows)
+    if failed := failures([rows]):
+        raise SystemExit(f"peers: error: {len(failed)} of {len(rows)} failed, the first is {failed[0]['name']}")
     return rows
 
 
@@ -234,4 +241,7 @@ def _print(header: Row, rows: list[Row]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except PalError as error:
+        sys.exit(f"peers: error: {error}")

@@ -248,6 +248,15 @@ def test_a_mistake_is_one_line(arguments: list[str], message: str, capsys: pytes
     assert message in err
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the kernel can be had here")
+def test_a_setting_that_cannot_be_had_here_is_the_user_s_mistake(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([*TRAIN, "--integrations", "lal", "--steps", "1", "--set", "setup.audio_kernel=triton"]) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "cases failed, the first is" in last
+    assert "audio_kernel 'triton'" in last
+    assert "a fault of pal" not in last
+
+
 def test_a_sweep_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "sweep.yaml"
     file.write_text(

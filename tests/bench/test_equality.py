@@ -10,6 +10,7 @@ import torch
 from benchmarks import equality
 
 from pal_audio.bench.case import Case, Setup
+from pal_audio.errors import PalError
 
 TINY = "--llm tiny-llama --encoder tiny-frames --batch 2 --audio-tokens 24 --text-tokens 12 --new-tokens 3 --device cpu".split()
 
@@ -56,7 +57,30 @@ def test_a_way_that_fails_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     row = {"error": "RuntimeError: no"}
     assert equality.failed(row, 1.0)
     assert equality.failed({"error": None, "same_tokens": False, "logits": 0.0}, 1.0)
-    assert not equality.failed({"error": None, "precision": "bf16", "loss": 0.5, "gradient": 0.5}, 1e-4)
+    rounded = {"error": None, "precision": "bf16", "loss": 0.5, "gradient": 0.5}
+    assert not equality.failed(rounded | {"of_eager": 2.9}, 1e-4)
+    assert equality.failed(rounded | {"of_eager": 3.1}, 1e-4)
+    assert equality.failed(rounded | {"of_eager": float("nan")}, 1e-4)
+
+
+def test_an_unknown_llm_is_named_in_a_line() -> None:
+    with pytest.raises(PalError, match="llm 'nope' is unknown"):
+        equality.main(["--llm", "nope", "--device", "cpu"])
+
+
+def test_a_way_whose_rounding_is_worse_than_eager_s_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    exact = equality.compute
+
+    def off(case: Case, device: torch.device) -> Any:
+        found = exact(case, device)
+        if case.setup.kernel == "eager" or case.setup.precision == "float32":
+            return found
+        return replace(found, gradients={name: 2 * gradient for name, gradient in found.gradients.items()})
+
+    monkeypatch.setattr(equality, "compute", off)
+    with pytest.raises(SystemExit) as ended:
+        equality.main([*TINY, "--integrations", "lal", "--precisions", "bf16"])
+    assert ended.value.code == 1
 
 
 def test_prompts_by_a_decoder_are_compared_and_none_passes_another_way(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from pal_audio.bench import shapes
 from pal_audio.bench.case import Case, Setup
 from pal_audio.errors import PalError
 
@@ -48,9 +49,28 @@ def test_the_llm_and_the_row_are_ours(peers: ModuleType) -> None:
         llm = case.llm
         assert sum(parameter.numel() for parameter in layers) == llm.num_layers * (llm.layer_products + 2 * llm.hidden_size)
         assert not any(parameter.requires_grad for name, parameter in model.named_parameters() if "audio_tower" in name)
+        is_tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+        assert is_tied == shapes.LLMS["tiny-llama"]["tie_word_embeddings"]
         inputs = peers.inputs_of(peer, case, torch.device("cpu"))
         assert inputs["input_ids"].shape == (2, 12 + 25)
         with torch.no_grad():
             assert model(**inputs).logits.shape == (2, 37, 300), "so many audio features fit the placeholders"
         with pytest.raises(PalError, match="do not fill windows"):
             peers.inputs_of(peer, case.model_copy(update={"audio_tokens": 24}), torch.device("cpu"))
+
+
+def test_a_class_that_fails_ends_it_with_a_status(peers: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any) -> Any:
+        raise RuntimeError("no")
+
+    monkeypatch.setattr(peers, "measure_peer", fails)
+    monkeypatch.setattr(
+        peers, "measure_ours", lambda *_: {"step_s": 1.0, "peak_bytes": 1, "weights_bytes": 1, "rest_bytes": 1, "token_s": 1.0}
+    )
+    with pytest.raises(SystemExit, match="3 of 5 failed, the first is qwen2_audio"):
+        peers.main("--llm tiny-llama --encoder tiny-whisper".split())
+
+
+def test_an_unknown_llm_is_named_in_a_line(peers: ModuleType) -> None:
+    with pytest.raises(PalError, match="llm 'nope' is unknown"):
+        peers.main(["--llm", "nope"])

@@ -191,6 +191,7 @@ def test_the_command_puts_integrations_side_by_side(arguments: list[str], capsys
         (["quickstart", "--stage", "9"], "stages 0 to"),
         (["quickstart", "--llm", "llama-3.2-1b"], "the recipe says it"),
         (["--check", "results.json"], "No such file"),
+        (["quickstart", "--seconds", "3", "--audio-tokens", "99"], "--seconds and --audio-tokens exclude each other"),
     ],
 )
 def test_a_mistake_is_one_line(
@@ -202,3 +203,15 @@ def test_a_mistake_is_one_line(
     assert out == ""
     assert err.count("\n") == 1
     assert message in err
+
+
+@pytest.mark.parametrize("option", ["--check", "--fit"])
+def test_results_without_a_training_step_are_no_comparison(
+    option: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    words = "--llm tiny-llama --encoder tiny-frames --batch 1 --text-tokens 12 --audio-tokens 8 --integrations lal --warmup 1"
+    told = ["--repeats", "1", "--new-tokens", "2", "--device", "cpu", "--out", str(tmp_path)]
+    assert cli.main(["bench", "infer", *words.split(), *told]) == 0
+    capsys.readouterr()
+    assert cli.main(["bench", "plan", option, str(tmp_path / "results.json")]) == 2
+    assert "no training row with numbers" in capsys.readouterr().err

@@ -40,6 +40,7 @@ LLMS: dict[str, dict[str, Any]] = {
     "qwen2.5-7b": _qwen(3584, 18_944, 28, 28, 4, 152_064, False),
     "tiny-llama": _llama(32, 64, 2, 4, 2, 8, 300),
     "small-llama": _llama(256, 512, 2, 8, 2, 32, 300),  # of heads that the kernels of a GPU serve
+    "deep-llama": _llama(256, 512, 8, 8, 2, 32, 300),  # the same, of layers enough for one product of four projections
     "tiny-qwen2": _qwen(32, 64, 2, 4, 2, 300, False),
 }
 

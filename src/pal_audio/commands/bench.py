@@ -139,7 +139,7 @@ def infer(
 def plan(
     recipe: Annotated[str | None, typer.Argument(metavar="[RECIPE]", help="A recipe; otherwise say --llm.")] = None,
     stage: Annotated[int, typer.Option(min=0, help="Of the recipe, from 0.")] = 0,
-    seconds: Annotated[float, typer.Option(min=0.01, help="Length of a clip, of a recipe's.")] = 30.0,
+    seconds: Annotated[float | None, typer.Option(min=0.01, help="Length of a clip; 30 where nothing is said.")] = None,
     llm: LlmOption = None,
     encoder: EncoderOption = None,
     audio_tokens: Annotated[int | None, typer.Option(min=1, help="Of a clip; 25 a second without a recipe.")] = None,
@@ -167,6 +167,8 @@ def plan(
         if fit and check:
             raise PalError("--fit and --check exclude each other: fit on some rows, then check on others")
         rows = [row for path in fit or check or [] for row in read_results(path)]
+        if not fitting.usable(rows):
+            raise PalError("no training row with numbers there: the plan is compared with results of `pal bench train`")
         if fit:
             for name, constants in fitting.fit(rows, rows[0]["hardware"]["device"] if rows else "").items():
                 print(f"    {name!r}: {constants!r},")
@@ -178,6 +180,9 @@ def plan(
         else:
             table.print_check(checked, outcome, console)
         return
+    if seconds is not None and audio_tokens is not None:
+        raise PalError("--seconds and --audio-tokens exclude each other: both say how long a clip is")
+    seconds = 30.0 if seconds is None else seconds
     device = shapes.find(card, estimate.CARDS, "card")
     if recipe is not None:
         from pal_audio.commands import recipes
@@ -221,7 +226,10 @@ def _show(header: "Row", rows: "list[list[Row]]", as_json: bool, printer: Any) -
         printer(rows, console)
     failed = failures(rows)
     if failed:
-        raise RuntimeError(f"{len(failed)} cases failed, the first is {failed[0]['title']}: {failed[0]['error']}")
+        is_mistake = all(row["error"].startswith("PalError: ") for row in failed)
+        why = failed[0]["error"].removeprefix("PalError: " if is_mistake else "")
+        told = f"{len(failed)} cases failed, the first is {failed[0]['title']}: {why}"
+        raise PalError(told) if is_mistake else RuntimeError(told)
 
 
 def read_sweep(path: Path | None, setup: dict[str, Any], lists: dict[str, str | None], settings: Sequence[str] | None) -> "Sweep":
