@@ -33,12 +33,16 @@ def made(
     return own.to(dtype), norm.to(dtype)
 
 
+def unprojected(tokens_NM: Tensor, own: nn.Linear) -> Unprojected:
+    return Unprojected(tokens_NM, own, (1, len(tokens_NM)), lambda: own(tokens_NM))
+
+
 def apart(tokens_NM: Tensor, own: nn.Linear, norm: RmsNorm, weight_OD: Tensor, bias_O: Tensor | None = None) -> Tensor:
     return normed_projection(own(tokens_NM), norm, weight_OD, bias_O)
 
 
 def composed(tokens_NM: Tensor, own: nn.Linear, norm: RmsNorm, weight_OD: Tensor, bias_O: Tensor | None = None) -> Tensor:
-    return composed_projection(Unprojected(tokens_NM, own, (1, len(tokens_NM))), norm, weight_OD, bias_O)[0]
+    return composed_projection(unprojected(tokens_NM, own), norm, weight_OD, bias_O)[0]
 
 
 def gradients(way: Callable[..., Tensor], leaves: list[Tensor], *rest: object) -> tuple[Tensor, list[Tensor]]:
@@ -86,6 +90,18 @@ def test_gradients_are_those_of_differences() -> None:
     inputs = (tokens, weight, *own.parameters())
     assert torch.autograd.gradcheck(call, inputs)
     assert torch.autograd.gradgradcheck(call, inputs)
+
+
+def test_gradients_that_have_gradients_are_those_that_have_none() -> None:
+    own, norm = made(dtype=torch.float64)
+    tokens, weight = (0.1 * torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in ((40, M), (OUT, D)))
+    leaves = [tokens, weight, *own.parameters()]
+    plain, again = (
+        torch.autograd.grad(composed(tokens, own, found(norm), weight).square().sum(), leaves, create_graph=with_graph)
+        for with_graph in (False, True)
+    )
+    for one, other in zip(plain, again, strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-9, atol=1e-12)
 
 
 def relative(ours: Tensor, exact: Tensor) -> float:
@@ -182,7 +198,23 @@ def test_compiled_it_has_the_gradients_of_the_eager_one() -> None:
 def test_it_is_fewer_operations_where_tokens_are_many() -> None:
     """The counts of the module's docstring, for Llama-3.2-1B."""
     own = nn.Linear(2048, 2048, device="meta")
-    first = next(num for num in range(1, 20_000) if Unprojected(torch.empty(num, 0), own, (1, num)).composes(1024))
+    first = next(num for num in range(1, 20_000) if unprojected(torch.empty(num, 0), own).composes(1024))
     assert first == 7169
     wide = nn.Linear(4096, 256, device="meta")  # of no width is it less where h is much narrower than the tokens
-    assert not Unprojected(torch.empty(10**6, 0), wide, (1, 10**6)).composes(64)
+    assert not unprojected(torch.empty(10**6, 0), wide).composes(64)
+
+
+@pytest.mark.parametrize(("left", "least", "most"), [(1.0, 1e-3, 6e-3), (0.3, 4e-3, 2e-2), (0.1, 1e-2, 6e-2)])
+def test_in_bfloat16_the_error_grows_with_what_a_bias_takes_away(left: float, least: float, most: float) -> None:
+    torch.manual_seed(3)
+    own, weight = nn.Linear(256, 256), torch.randn(64, 256)
+    tokens = left * torch.randn(256, 256) + torch.randn(256)
+    with torch.no_grad():
+        own.bias.copy_(-own.weight @ tokens.mean(0))
+    own, tokens, weight = own.bfloat16(), tokens.bfloat16(), weight.bfloat16()
+    norm = found(LlamaRMSNorm(256))
+    wide = nn.Linear(256, 256).double()
+    wide.load_state_dict({name: value.double() for name, value in own.state_dict().items()})
+    exact = normed_projection(wide(tokens.double()), norm, weight.double())
+    assert relative(apart(tokens, own, norm, weight), exact) < 6e-3
+    assert least < relative(composed(tokens, own, norm, weight), exact) < most

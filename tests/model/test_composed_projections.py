@@ -5,10 +5,13 @@ from typing import Any
 import pytest
 import torch
 
-from pal_audio.integration import key_values
+from pal_audio.bench import models
+from pal_audio.bench.case import Case, Setup
+from pal_audio.errors import PalError
+from pal_audio.integration import key_values, projectors
 from pal_audio.integration.composed_projection import Unprojected
 from pal_audio.model import compiling
-from tests.tiny import batch, message, noise, tiny_model
+from tests.tiny import TINY_ENCODER, batch, message, noise, tiny_model
 
 from .test_joint_projections import gradients
 
@@ -102,3 +105,75 @@ def test_a_compiled_decoder_has_the_gradients_of_the_eager_one(calls: list[int])
     assert calls
     for name, gradient in expected.items():
         torch.testing.assert_close(found[name], gradient, atol=1e-5, rtol=1e-3, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_a_projector_that_is_not_plain_or_normed_stays_apart(calls: list[int]) -> None:
+    model, processor = tiny_model("olmo2", "lal")
+    inputs = inputs_of(processor)
+    expected = gradients(model, inputs)
+    model.projections = "composed"
+    found = gradients(model, inputs)
+    assert not calls, "its projectors end in a norm"
+    for name, gradient in expected.items():
+        assert torch.equal(found[name], gradient), name
+    model, processor = tiny_model("llama", "lal")
+    model.projections = "composed"
+    handle = model.streams[0].projectors.own["1"].register_forward_hook(lambda *_: None)
+    model(**batch(processor, [message(noise(1.3, 1))]))
+    handle.remove()
+    assert len(calls) == len(model.get_decoder().layers) - 1
+
+
+def test_each_layer_composes_with_the_tokens_that_it_reads(calls: list[int]) -> None:
+    encoder = TINY_ENCODER | {"num_layers": 2, "encoder_layers": "per_llm_layer"}
+    model, processor = tiny_model("llama", "lal", encoder=encoder)
+    inputs = inputs_of(processor)
+    expected = gradients(model, inputs)
+    model.projections = "composed"
+    found = gradients(model, inputs)
+    assert calls
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, atol=2e-6, rtol=2e-4, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_where_it_is_not_less_projections_are_joined_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, processor = tiny_model("llama", "lal")
+    inputs = inputs_of(processor)
+    sizes: list[int] = []
+    one_product = projectors.one_product
+
+    def watched(maps: Any, product: Any, **options: Any) -> Any:
+        sizes.append(len(maps))
+        return one_product(maps, product, **options)
+
+    monkeypatch.setattr(projectors, "one_product", watched)
+    model.projections_at_once = 4
+    model.projections = "auto"
+    model(**inputs)
+    assert sizes == [2, 2]
+    sizes.clear()
+    model.projections = "composed"
+    model(**inputs)
+    assert not sizes
+
+
+def test_another_word_is_refused(calls: list[int]) -> None:
+    model, processor = tiny_model("llama", "lal")
+    model.projections = "joined"
+    with pytest.raises(PalError, match="projections: 'joined' is not one of apart, auto, composed"):
+        model(**batch(processor, [message(noise(1.3, 1))]))
+
+
+def test_the_benchmarks_setting_reaches_the_model(calls: list[int]) -> None:
+    sizes = {"batch": 2, "audio_tokens": 24, "text_tokens": 12}
+    keys = []
+    for word in ("apart", "composed"):
+        setup = Setup(llm="tiny-llama", encoder="tiny-frames", precision="float32", projections=word)  # type: ignore[arg-type]
+        case = Case(setup=setup, integration="lal", **sizes)
+        model = models.build(case, torch.device("cpu"))
+        models.training_mode(case, model)
+        calls.clear()
+        models.loss_function(case, model, models.make_batch(case, model))()
+        assert bool(calls) == (word == "composed")
+        keys.append(case.key)
+    assert keys[0] == "360e8ba37e768081" != keys[1], "rows from before there was the setting are found"

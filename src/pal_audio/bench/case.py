@@ -119,8 +119,11 @@ class Case(StrictConfig):
 
     @property
     def key(self) -> str:
-        """Of all settings; the hardware is added by the store."""
-        return hashlib.sha256(json.dumps(self.model_dump(), sort_keys=True).encode()).hexdigest()[:16]
+        """Of all settings, a younger one only where it is not its default; the hardware is added by the store."""
+        said = self.model_dump()
+        if self.setup.projections == "apart":
+            del said["setup"]["projections"]
+        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
     def llm(self) -> cost.LlmShape:

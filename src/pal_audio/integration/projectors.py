@@ -102,7 +102,7 @@ class LayerProjectors(nn.Module):
 
     def plain_map(self, layer: int) -> nn.Linear | None:
         """The map of layer `layer`, where that is plain and nothing else makes its inputs; see `are_plain`."""
-        if self.shared is not None or self.norms:
+        if self.shared is not None:
             return None
         own = self.own[str(layer)]
         return own if isinstance(own, nn.Linear) and are_plain(own) else None

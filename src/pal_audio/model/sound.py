@@ -9,7 +9,7 @@ Shapes: C clips, W encoder windows, A audio tokens, D width.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -74,8 +74,10 @@ class SoundMixin(nn.Module):
         num_clips = len(per_stream[0][1])
         slots, keys, inputs, widths = [], [], [], []
         keeps_all = torch.is_grad_enabled() and self._keeps_all()
+        if self.projections not in get_args(Projections):
+            raise PalError(f"projections: {self.projections!r} is not one of {', '.join(get_args(Projections))}")
         projections: Projections = self.projections if keeps_all else "apart"
-        whole_at_once = self.projections_at_once if keeps_all and projections == "apart" else 1
+        whole_at_once = self.projections_at_once if keeps_all else 1
         for stream, (tokens, lengths) in zip(self.streams, per_stream, strict=True):
             if not stream.gives_keys:
                 slots.append((tokens[0], lengths))

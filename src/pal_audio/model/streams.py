@@ -125,10 +125,14 @@ class Stream(nn.Module):
         layer: int,
     ) -> Tensor | Unprojected:
         source, plain = self._source(layer, len(flat)), projectors.plain_map(layer) if projections != "apart" else None
+
+        def apart() -> Tensor:
+            inputs_ND: Tensor = projectors(layer, flat[source], common[source])
+            return inputs_ND
+
         if plain is not None:
-            return Unprojected(flat[source], plain, shape, projections == "composed")
-        inputs: Tensor = projectors(layer, flat[source], common[source])
-        return inputs.unflatten(0, shape)
+            return Unprojected(flat[source], plain, shape, apart, projections == "composed")
+        return apart().unflatten(0, shape)
 
 
 def by_encoder(value: Any, names: Sequence[str]) -> dict[str, Any]:
