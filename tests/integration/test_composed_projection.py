@@ -65,15 +65,14 @@ def test_it_is_the_maps_one_after_another(kind: type[nn.Module], bias: bool) -> 
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("frozen", ["own", "weight", "tokens"])
+@pytest.mark.parametrize("frozen", ["own", "map", "bias", "weight", "tokens"])
 def test_what_learns_nothing_changes_no_gradient_of_the_others(frozen: str) -> None:
     own, norm = made(dtype=torch.float64)
     tokens, weight = torch.randn(40, M, dtype=torch.float64), torch.randn(OUT, D, dtype=torch.float64)
-    parts = {"own": list(own.parameters()), "weight": [weight], "tokens": [tokens]}
-    for name, tensors in parts.items():
-        for tensor in tensors:
-            tensor.requires_grad_(name != frozen)
-    leaves = [tensor for name, tensors in parts.items() for tensor in tensors if name != frozen]
+    parts = {"map": own.weight, "bias": own.bias, "weight": weight, "tokens": tokens}
+    for name, tensor in parts.items():
+        tensor.requires_grad_(name != frozen and not (frozen == "own" and name in ("map", "bias")))
+    leaves = [tensor for tensor in parts.values() if tensor.requires_grad]
     ours, theirs = (gradients(way, leaves, tokens, own, found(norm), weight)[1] for way in (composed, apart))
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)

@@ -68,7 +68,7 @@ class SoundMixin(nn.Module):
 
         Raises:
             PalError: an encoder's clips are missing or not as many as another's, or frames are not of the encoder's shape, or of
-                one that is not frozen while gradients are on.
+                one that is not frozen while gradients are on, or `projections` is none of its words.
         """
         per_stream = self._stream_tokens(input_features, audio_num_samples, max_windows, first_frames)
         num_clips = len(per_stream[0][1])
