@@ -8,12 +8,12 @@ import torch
 from pal_audio.bench import models
 from pal_audio.bench.case import Case, Setup
 from pal_audio.errors import PalError
-from pal_audio.integration import key_values, projectors
+from pal_audio.integration import key_values
 from pal_audio.integration.composed_projection import Unprojected
 from pal_audio.model import compiling
 from tests.tiny import TINY_ENCODER, batch, message, noise, tiny_model
 
-from .test_joint_projections import gradients
+from .test_joint_projections import gradients, watch_products
 
 
 @pytest.fixture
@@ -139,14 +139,7 @@ def test_each_layer_composes_with_the_tokens_that_it_reads(calls: list[int]) -> 
 def test_where_it_is_not_less_projections_are_joined_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
     model, processor = tiny_model("llama", "lal")
     inputs = inputs_of(processor)
-    sizes: list[int] = []
-    one_product = projectors.one_product
-
-    def watched(maps: Any, product: Any, **options: Any) -> Any:
-        sizes.append(len(maps))
-        return one_product(maps, product, **options)
-
-    monkeypatch.setattr(projectors, "one_product", watched)
+    sizes = watch_products(monkeypatch)
     model.projections_at_once = 4
     model.projections = "auto"
     model(**inputs)

@@ -18,6 +18,19 @@ def gradients(model: Any, inputs: Any) -> dict[str, torch.Tensor]:
     return {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
 
 
+def watch_products(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Maps of each joined product of projectors, from now on."""
+    sizes: list[int] = []
+    one_product = projectors.one_product
+
+    def watched(maps: Any, product: Any, **options: Any) -> Any:
+        sizes.append(len(maps))
+        return one_product(maps, product, **options)
+
+    monkeypatch.setattr(projectors, "one_product", watched)
+    return sizes
+
+
 @pytest.mark.parametrize("arm", ["lal", "pal"])
 def test_losses_and_gradients_are_those_of_layers_alone(arm: str) -> None:
     model, processor = tiny_model("llama", arm, llm={"num_hidden_layers": 6})
@@ -90,14 +103,7 @@ def test_a_compiled_decoder_of_more_layers_than_one_product_has_equals_its_own(m
     ]
     inputs = batch(processor, answered, return_labels=True)
     expected = gradients(model, inputs)
-    sizes: list[int] = []
-    one_product = projectors.one_product
-
-    def watched(maps: Any, product: Any, **options: Any) -> Any:
-        sizes.append(len(maps))
-        return one_product(maps, product, **options)
-
-    monkeypatch.setattr(projectors, "one_product", watched)
+    sizes = watch_products(monkeypatch)
     compiling.enable(model)
     try:
         found = gradients(model, inputs)
