@@ -170,7 +170,7 @@ def plan(
         if not fitting.usable(rows):
             raise PalError("no training row with numbers there: the plan is compared with results of `pal bench train`")
         if fit:
-            for name, constants in fitting.fit(rows, rows[0]["hardware"]["device"] if rows else "").items():
+            for name, constants in fitting.fit(rows, rows[0]["hardware"]["device"]).items():
                 print(f"    {name!r}: {constants!r},")
             return
         checked = fitting.check(rows)
@@ -227,7 +227,7 @@ def _show(header: "Row", rows: "list[list[Row]]", as_json: bool, printer: Any) -
     failed = failures(rows)
     if failed:
         is_mistake = all(row["error"].startswith("PalError: ") for row in failed)
-        why = failed[0]["error"].removeprefix("PalError: " if is_mistake else "")
+        why = failed[0]["error"].removeprefix("PalError: ")
         told = f"{len(failed)} cases failed, the first is {failed[0]['title']}: {why}"
         raise PalError(told) if is_mistake else RuntimeError(told)
 

@@ -75,7 +75,7 @@ def composed_projection(given: Unprojected, norm: RmsNorm, weight_OD: Tensor, bi
     Returns:
         (C, A, O) in the dtype of the product, which autocast may change.
     """
-    weight_OD = (wide(weight_OD) * norm.scale_D).to(weight_OD.dtype)
+    weight_OD = norm.scaled(weight_OD)
     dtype = product_dtype(weight_OD)
     bias_D = given.map.bias if given.map.bias is not None else given.map.weight.new_zeros(given.map.out_features)
     sides = (given.tokens_NM, given.map.weight, bias_D, weight_OD)

@@ -43,6 +43,10 @@ class RmsNorm:
         """The factors, in float32 at least, as the norm itself computes."""
         return self._scale(wide(self.norm.weight))
 
+    def scaled(self, weight_OD: Tensor) -> Tensor:
+        """A map's weight with the factors in it, in the weight's dtype."""
+        return (wide(weight_OD) * self.scale_D).to(weight_OD.dtype)
+
 
 def is_bare(module: nn.Module) -> bool:
     """Whether calling a module is its class's forward and nothing else: no hooks, no other forward put in its place."""
@@ -130,7 +134,7 @@ def normed_projection(inputs: Tensor, norm: RmsNorm, weight_OD: Tensor, bias_O: 
     Returns:
         (..., O) in the dtype of the product, which autocast may change.
     """
-    weight_OD = (wide(weight_OD) * norm.scale_D).to(weight_OD.dtype)
+    weight_OD = norm.scaled(weight_OD)
     dtype = product_dtype(weight_OD)
     output: Tensor = _NormedProjection.apply(inputs.to(dtype), weight_OD.to(dtype), norm.eps)  # type: ignore[no-untyped-call]
     return output if bias_O is None else output + bias_O.to(output.dtype)
