@@ -204,6 +204,7 @@ def main(arguments: list[str] | None = None) -> list[Result]:
     parser.add_argument("--llm", default="tiny-llama")
     parser.add_argument("--encoder", default="frames")
     parser.add_argument("--integrations", default="plits,lal,pal,flamingo")
+    parser.add_argument("--projector", default="per_layer", help="of lal and pal, as in `pal bench train`")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--audio-tokens", type=int, default=300)
     parser.add_argument("--text-tokens", type=int, default=64)
@@ -222,7 +223,7 @@ def main(arguments: list[str] | None = None) -> list[Result]:
         setup = parse_config(TypeAdapter(Setup), {"llm": options.llm, "encoder": options.encoder}, "benchmark")
         case = Case(
             setup=setup, integration=integration, batch=options.batch, audio_tokens=options.audio_tokens,
-            text_tokens=options.text_tokens,
+            text_tokens=options.text_tokens, projector=options.projector if integration in ("lal", "pal") else "per_layer",
         )  # fmt: skip
         chosen = ways_of(case, options.compiled, device)
         print(f"equality: {integration}", file=sys.stderr)

@@ -7,11 +7,17 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from pal_audio.integration.composed_projection import Unprojected, _ComposedProjection, composed_projection
-from pal_audio.integration.normed_projection import RmsNorm, normed_projection, rms_norm
+from pal_audio.integration.composed_projection import (
+    _ComposedProjections,
+    _weighted_moments,
+    composed_projections,
+    is_fewer_operations,
+)
+from pal_audio.integration.normed_projection import NormedMap, RmsNorm, normed_projection, rms_norm
 
 from .test_normed_projection import NoChange
 
@@ -33,16 +39,12 @@ def made(
     return own.to(dtype), norm.to(dtype)
 
 
-def unprojected(tokens_NM: Tensor, own: nn.Linear) -> Unprojected:
-    return Unprojected(tokens_NM, own, (1, len(tokens_NM)), lambda: own(tokens_NM))
-
-
 def apart(tokens_NM: Tensor, own: nn.Linear, norm: RmsNorm, weight_OD: Tensor, bias_O: Tensor | None = None) -> Tensor:
-    return normed_projection(own(tokens_NM), norm, weight_OD, bias_O)
+    return normed_projection(own(tokens_NM), NormedMap(norm, weight_OD, bias_O))
 
 
 def composed(tokens_NM: Tensor, own: nn.Linear, norm: RmsNorm, weight_OD: Tensor, bias_O: Tensor | None = None) -> Tensor:
-    return composed_projection(unprojected(tokens_NM, own), norm, weight_OD, bias_O)[0]
+    return composed_projections(tokens_NM, [own], [NormedMap(norm, weight_OD, bias_O)])[0]
 
 
 def gradients(way: Callable[..., Tensor], leaves: list[Tensor], *rest: object) -> tuple[Tensor, list[Tensor]]:
@@ -83,8 +85,8 @@ def test_gradients_are_those_of_differences() -> None:
     tokens, weight = (torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in ((3, M), (2, D)))
 
     def call(x: Tensor, w: Tensor, m: Tensor, b: Tensor) -> Tensor:
-        output: Tensor = _ComposedProjection.apply(x, m, b, w, found(norm).eps)  # type: ignore[no-untyped-call]
-        return output
+        (output,) = _ComposedProjections.apply(found(norm).eps, x, m, b, w)  # type: ignore[no-untyped-call]
+        return output  # type: ignore[no-any-return]
 
     inputs = (tokens, weight, *own.parameters())
     assert torch.autograd.gradcheck(call, inputs)
@@ -145,7 +147,7 @@ def test_where_the_map_loses_nearly_all_it_is_as_inexact_as_its_module_says() ->
     with torch.no_grad():
         own.weight.copy_(left @ torch.diag(sizes) @ right)
     weight, norm = torch.randn(16, width), found(LlamaRMSNorm(width, eps=1e-12))
-    exact = normed_projection(tokens.float().double() @ own.weight.double().T, norm, weight.double())
+    exact = normed_projection(tokens.float().double() @ own.weight.double().T, NormedMap(norm, weight.double()))
     error = relative(composed(tokens.float(), own, norm, weight), exact)
     assert torch.isfinite(composed(tokens.bfloat16(), own.bfloat16(), norm, weight.bfloat16())).all()
     assert 1e-4 < error < 2e-2
@@ -174,14 +176,15 @@ def test_what_is_kept_is_no_more_than_apart() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_nothing_inside_is_converted_to_what_it_is(dtype: torch.dtype) -> None:
     """See the test of that name for `normed_projection`."""
-    shapes = ((3, M), (D, M), (D,), (OUT, D))
+    shapes = ((3, M), *2 * ((D, M), (D,), (OUT, D)))
     sides = [torch.randn(*shape, dtype=dtype, requires_grad=True) for shape in shapes]
     with NoChange():
-        output = _ComposedProjection.apply(*sides, 1e-6)
-        context = SimpleNamespace(saved_tensors=output.grad_fn.saved_tensors, needs_input_grad=(True,) * 4 + (False,), eps=1e-6)
-        made = _ComposedProjection.backward(context, torch.ones_like(output))
-    assert output.dtype == dtype
-    assert [side is not None and side.dtype for side in made[:4]] == [dtype] * 4
+        outputs = _ComposedProjections.apply(1e-6, *sides)
+        kept = outputs[0].grad_fn.saved_tensors
+        context = SimpleNamespace(saved_tensors=kept, needs_input_grad=(False, *(True,) * 7), eps=1e-6)
+        made = _ComposedProjections.backward(context, *(torch.ones_like(output) for output in outputs))
+    assert [output.dtype for output in outputs] == [dtype] * 2
+    assert [side is not None and side.dtype for side in made[1:]] == [dtype] * 7
 
 
 def test_compiled_it_has_the_gradients_of_the_eager_one() -> None:
@@ -197,10 +200,67 @@ def test_compiled_it_has_the_gradients_of_the_eager_one() -> None:
 def test_it_is_fewer_operations_where_tokens_are_many() -> None:
     """The counts of the module's docstring, for Llama-3.2-1B."""
     own = nn.Linear(2048, 2048, device="meta")
-    first = next(num for num in range(1, 20_000) if unprojected(torch.empty(num, 0), own).composes(1024))
-    assert first == 7169
+    first = next(num for num in range(1, 20_000) if is_fewer_operations(num, own, 1024))
+    assert first == 5214
     wide = nn.Linear(4096, 256, device="meta")  # of no width is it less where h is much narrower than the tokens
-    assert not unprojected(torch.empty(10**6, 0), wide).composes(64)
+    assert not is_fewer_operations(10**6, wide, 64)
+
+
+def operations(way: Callable[..., Tensor], num_tokens: int, size: int, num_outputs: int) -> float:
+    own, norm = nn.Linear(size, size), found(LlamaRMSNorm(size))
+    tokens, weight = (torch.randn(*shape, requires_grad=True) for shape in ((num_tokens, size), (num_outputs, size)))
+    with FlopCounterMode(display=False) as counter:
+        way(tokens, own, norm, weight).sum().backward()
+    return counter.get_total_flops()
+
+
+def test_operations_are_those_that_are_counted() -> None:
+    size, num_outputs = 64, 32
+    for way, of_token, once in (
+        (apart, 6 * size * size + 6 * size * num_outputs, 0),
+        (composed, 6 * size * num_outputs + 3.25 * size * size, size * (6 * size * num_outputs + 4 * size * size)),
+    ):
+        few, many = (operations(way, number, size, num_outputs) for number in (1000, 3000))
+        assert (many - few) / 2000 == pytest.approx(of_token, rel=0.02), "but for maps of one vector"
+        assert few - 1000 * of_token == pytest.approx(once, rel=0.05, abs=2 * size * (size + num_outputs) + 1000 * size * 2)
+
+
+@pytest.mark.parametrize("size", [8, 12, 10])
+def test_moments_by_blocks_are_the_whole_product(size: int) -> None:
+    tokens, weights = torch.randn(30, size, dtype=torch.float64), [torch.randn(30, 1, dtype=torch.float64) for _ in range(3)]
+    for moments, weight in zip(_weighted_moments(tokens, weights), weights, strict=True):
+        torch.testing.assert_close(moments, (tokens * weight).T @ tokens)
+
+
+@pytest.mark.parametrize("frozen", [None, "tokens", "first"])
+def test_several_layers_at_once_are_each_alone(frozen: str | None) -> None:
+    torch.manual_seed(4)
+    tokens = torch.randn(40, M, dtype=torch.float64).requires_grad_(frozen != "tokens")
+    maps = [nn.Linear(M, D, bias=bias).double() for bias in (True, False, True)]
+    maps[0].requires_grad_(frozen != "first")
+    weights = [torch.randn(number, D, dtype=torch.float64, requires_grad=True) for number in (OUT, OUT, 4)]
+    seconds = [NormedMap(found(LlamaRMSNorm(D, eps=1e-2).double()), weight) for weight in weights]
+    leaves = [leaf for leaf in (tokens, *weights, *(each for own in maps for each in own.parameters())) if leaf.requires_grad]
+    at_once = composed_projections(tokens, maps, seconds)
+    alone = [normed_projection(own(tokens), second) for own, second in zip(maps, seconds, strict=True)]
+    for ours, theirs in zip(at_once, alone, strict=True):
+        torch.testing.assert_close(ours, theirs)
+    losses = [sum((number + 1) * output.square().sum() for number, output in enumerate(way)) for way in (at_once, alone)]
+    made = [torch.autograd.grad(loss, leaves) for loss in losses]  # type: ignore[arg-type]
+    for one, other in zip(*made, strict=True):
+        assert other.abs().max() > 0.1
+        torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-8)
+
+
+def test_a_layer_whose_output_is_not_used_takes_no_part() -> None:
+    tokens = torch.randn(40, M, dtype=torch.float64, requires_grad=True)
+    maps, weight = [nn.Linear(M, D).double() for _ in range(2)], torch.randn(OUT, D, dtype=torch.float64)
+    seconds = [NormedMap(found(LlamaRMSNorm(D).double()), weight)] * 2
+    leaves = [tokens, maps[0].weight]
+    ours = torch.autograd.grad(composed_projections(tokens, maps, seconds)[0].square().sum(), leaves)
+    theirs = torch.autograd.grad(normed_projection(maps[0](tokens), seconds[0]).square().sum(), leaves)
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 @pytest.mark.parametrize(("left", "least", "most"), [(1.0, 1e-3, 6e-3), (0.3, 4e-3, 2e-2), (0.1, 1e-2, 6e-2)])
@@ -214,6 +274,6 @@ def test_in_bfloat16_the_error_grows_with_what_a_bias_takes_away(left: float, le
     norm = found(LlamaRMSNorm(256))
     wide = nn.Linear(256, 256).double()
     wide.load_state_dict({name: value.double() for name, value in own.state_dict().items()})
-    exact = normed_projection(wide(tokens.double()), norm, weight.double())
+    exact = normed_projection(wide(tokens.double()), NormedMap(norm, weight.double()))
     assert relative(apart(tokens, own, norm, weight), exact) < 6e-3
     assert least < relative(composed(tokens, own, norm, weight), exact) < most

@@ -10,7 +10,7 @@ from torch.overrides import TorchFunctionMode
 from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from pal_audio.integration.normed_projection import _NormedProjection, is_bare, normed_projection, rms_norm
+from pal_audio.integration.normed_projection import NormedMap, _NormedProjection, is_bare, normed_projection, rms_norm
 
 D, OUT = 32, 12
 
@@ -28,7 +28,7 @@ def test_it_is_the_norm_and_the_map(kind: type[nn.Module]) -> None:
     weight, bias = torch.randn(OUT, D, requires_grad=True), torch.randn(OUT, requires_grad=True)
     formula = rms_norm(norm)
     assert formula is not None
-    ours, theirs = normed_projection(inputs, formula, weight, bias), nn.functional.linear(norm(inputs), weight, bias)
+    ours, theirs = normed_projection(inputs, NormedMap(formula, weight, bias)), nn.functional.linear(norm(inputs), weight, bias)
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
     cotangent, leaves = torch.randn_like(ours), [inputs, weight, bias, norm.weight]
     pairs = zip(*(torch.autograd.grad(output, leaves, cotangent) for output in (ours, theirs)), strict=True)
@@ -40,10 +40,10 @@ def test_gradients_are_those_of_differences() -> None:
     formula = rms_norm(made(LlamaRMSNorm, torch.float64))
     assert formula is not None
     inputs, weight = (torch.randn(*shape, D, dtype=torch.float64, requires_grad=True) for shape in ((2, 3), (OUT,)))
-    assert torch.autograd.gradcheck(lambda x, w: normed_projection(x, formula, w), (inputs, weight))
-    assert torch.autograd.gradgradcheck(lambda x, w: normed_projection(x, formula, w), (inputs, weight))
+    assert torch.autograd.gradcheck(lambda x, w: normed_projection(x, NormedMap(formula, w)), (inputs, weight))
+    assert torch.autograd.gradgradcheck(lambda x, w: normed_projection(x, NormedMap(formula, w)), (inputs, weight))
     alone = inputs[0, 0].detach().requires_grad_()
-    assert torch.autograd.gradcheck(lambda x, w: normed_projection(x, formula, w), (alone, weight))
+    assert torch.autograd.gradcheck(lambda x, w: normed_projection(x, NormedMap(formula, w)), (alone, weight))
 
 
 @pytest.mark.parametrize("autocast", [False, True])
@@ -55,7 +55,7 @@ def test_in_bfloat16_it_is_as_near_as_the_norm_and_the_map(autocast: bool) -> No
     formula = rms_norm(norm)
     assert formula is not None
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        ours, theirs = normed_projection(inputs, formula, weight), nn.functional.linear(norm(inputs), weight)
+        ours, theirs = normed_projection(inputs, NormedMap(formula, weight)), nn.functional.linear(norm(inputs), weight)
     assert ours.dtype == theirs.dtype == torch.bfloat16
     error, usual = ((found.float() - exact).square().mean().sqrt() for found in (ours, theirs))
     assert error < 1.3 * usual
@@ -71,7 +71,7 @@ def test_the_normed_inputs_are_not_kept() -> None:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        normed_projection(inputs, formula, nn.Parameter(torch.randn(OUT, D)))
+        normed_projection(inputs, NormedMap(formula, nn.Parameter(torch.randn(OUT, D))))
     num_kept = sum(tensor.numel() for tensor in kept if len(tensor) == len(inputs))
     assert num_kept == 100 * (D + 1 + OUT), "the inputs, a number each, and the outputs"
 
@@ -132,7 +132,7 @@ def test_compiled_it_has_the_gradients_of_the_eager_one() -> None:
 
     def gradients(compiled: bool) -> tuple[Tensor, ...]:
         project: Any = torch.compile(normed_projection) if compiled else normed_projection
-        output = project(inputs_ND, norm, weight_OD)
+        output = project(inputs_ND, NormedMap(norm, weight_OD))
         return torch.autograd.grad(output.square().sum(), (inputs_ND, weight_OD))
 
     for eager, compiled in zip(gradients(False), gradients(True), strict=True):

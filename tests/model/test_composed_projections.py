@@ -1,5 +1,6 @@
 """Composed projections in the model: the same gradients, only where a training step keeps them and it is less."""
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -8,8 +9,8 @@ import torch
 from pal_audio.bench import models
 from pal_audio.bench.case import Case, Setup
 from pal_audio.errors import PalError
-from pal_audio.integration import key_values
-from pal_audio.integration.composed_projection import Unprojected
+from pal_audio.integration import projectors
+from pal_audio.integration.projectors import ComposableMaps
 from pal_audio.model import compiling
 from tests.tiny import TINY_ENCODER, batch, message, noise, tiny_model
 
@@ -18,15 +19,15 @@ from .test_joint_projections import gradients, watch_products
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Tokens of each composed product."""
+    """Layers of each composed product."""
     found: list[int] = []
-    composed = key_values.composed_projection
+    for name in ("composed_projections", "shared_projections"):
 
-    def watched(given: Unprojected, *others: Any) -> torch.Tensor:
-        found.append(len(given.tokens_NM))
-        return composed(given, *others)
+        def watched(compose: Any, *given: Any) -> Any:
+            found.append(len(given[-1]))
+            return compose(*given)
 
-    monkeypatch.setattr(key_values, "composed_projection", watched)
+        monkeypatch.setattr(projectors, name, partial(watched, getattr(projectors, name)))
     return found
 
 
@@ -37,20 +38,40 @@ def inputs_of(processor: Any) -> Any:
     return batch(processor, answered, return_labels=True)
 
 
+def check(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], atol: float = 2e-6, rtol: float = 2e-4) -> None:
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, atol=atol, rtol=rtol, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def model_of(family: str, arm: str, projector: str, **llm: Any) -> tuple[Any, Any]:
+    """With maps that all differ: low-rank ones start at zero."""
+    model, processor = tiny_model(family, arm, llm=llm, lal={"projector": projector})
+    torch.manual_seed(0)
+    for parameter in model.streams.parameters():
+        if parameter.ndim == 2:
+            torch.nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
+    return model, processor
+
+
+@pytest.mark.parametrize("projector", ["per_layer", "shared", "low_rank"])
 @pytest.mark.parametrize(
     ("family", "arm"), [("llama", "lal"), ("llama", "pal"), ("qwen2", "lal"), ("qwen3", "lal"), ("gemma3_text", "lal")]
 )
-def test_losses_and_gradients_are_those_of_maps_apart(calls: list[int], family: str, arm: str) -> None:
-    model, processor = tiny_model(family, arm, llm={"num_hidden_layers": 6} if family == "llama" else {})
+def test_losses_and_gradients_are_those_of_maps_apart(calls: list[int], family: str, arm: str, projector: str) -> None:
+    model, processor = model_of(family, arm, projector)
     inputs = inputs_of(processor)
     expected = gradients(model, inputs)
     assert not calls
     model.projections = "composed"
     found = gradients(model, inputs)
-    assert len(calls) == len(model.get_decoder().layers)
-    assert found.keys() == expected.keys()
-    for name, gradient in expected.items():
-        torch.testing.assert_close(found[name], gradient, atol=2e-6, rtol=2e-4, msg=lambda text, name=name: f"{name}: {text}")
+    assert calls == [1] * len(model.get_decoder().layers)
+    check(found, expected)
+    calls.clear()
+    model.projections_at_once = 4
+    found = gradients(model, inputs)
+    assert calls == [2, 2]
+    check(found, expected)
 
 
 def test_where_projections_are_not_kept_or_not_plain_maps_are_apart(calls: list[int]) -> None:
@@ -67,23 +88,30 @@ def test_where_projections_are_not_kept_or_not_plain_maps_are_apart(calls: list[
     model(**inputs)
     assert len(calls) == len(model.get_decoder().layers) - 1
     handle.remove()
-    for projector in ("shared", "low_rank"):
-        calls.clear()
-        model, processor = tiny_model("llama", "lal", lal={"projector": projector})
-        model.projections = "composed"
-        model(**batch(processor, [message(noise(1.3, 1))]))
-        assert not calls
+
+
+@pytest.mark.parametrize("part", ["own.1", "own.1.down", "own.1.up"])
+def test_a_low_rank_map_with_a_hook_stays_apart(calls: list[int], part: str) -> None:
+    model, processor = model_of("llama", "lal", "low_rank")
+    inputs = inputs_of(processor)
+    expected = gradients(model, inputs)
+    model.projections = "composed"
+    handle = model.streams[0].projectors.get_submodule(part).register_forward_hook(lambda *_: None)
+    found = gradients(model, inputs)
+    handle.remove()
+    assert sum(calls) == (3 if part == "own.1.up" else 0), "those below are made together, or not at all"
+    check(found, expected)
 
 
 def test_few_tokens_are_projected_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[bool] = []
-    composes = Unprojected.composes
+    composes = ComposableMaps.composes
 
-    def watched(self: Unprojected, num_outputs: int) -> bool:
-        seen.append(composes(self, num_outputs))
+    def watched(self: ComposableMaps, layer: int, num_outputs: int) -> bool:
+        seen.append(composes(self, layer, num_outputs))
         return seen[-1]
 
-    monkeypatch.setattr(Unprojected, "composes", watched)
+    monkeypatch.setattr(ComposableMaps, "composes", watched)
     model, processor = tiny_model("llama", "lal")
     model.projections = "auto"
     model(**batch(processor, [message(noise(0.2, 1))]))
@@ -92,8 +120,30 @@ def test_few_tokens_are_projected_apart(monkeypatch: pytest.MonkeyPatch) -> None
     assert seen == [False] * num + [True] * num
 
 
-def test_a_compiled_decoder_has_the_gradients_of_the_eager_one(calls: list[int]) -> None:
-    model, processor = tiny_model("llama", "lal", llm={"num_hidden_layers": 6})
+@pytest.mark.parametrize(("rank", "expected"), [(8, 4), (9, 0)])
+def test_a_low_rank_is_composed_by_itself_where_it_is_low(calls: list[int], rank: int, expected: int) -> None:
+    model, processor = tiny_model("llama", "lal", lal={"projector": "low_rank", "rank": rank})
+    assert model.config.text_config.hidden_size == 32
+    model.projections = "auto"
+    model(**inputs_of(processor))
+    assert sum(calls) == expected
+
+
+def test_parts_whose_norms_add_another_number_are_made_apart(calls: list[int]) -> None:
+    model, processor = model_of("llama", "lal", "shared")
+    inputs = inputs_of(processor)
+    norm = model.get_decoder().layers[3].input_layernorm
+    norm.variance_epsilon = model._rules[3]._rms_norm.eps = 0.5
+    expected = gradients(model, inputs)
+    model.projections, model.projections_at_once = "composed", 4
+    found = gradients(model, inputs)
+    assert calls == [2, 1, 1]
+    check(found, expected)
+
+
+@pytest.mark.parametrize("projector", ["per_layer", "shared", "low_rank"])
+def test_a_compiled_decoder_has_the_gradients_of_the_eager_one(calls: list[int], projector: str) -> None:
+    model, processor = model_of("llama", "lal", projector, num_hidden_layers=8)
     inputs = inputs_of(processor)
     expected = gradients(model, inputs)
     model.projections = "composed"
@@ -102,9 +152,8 @@ def test_a_compiled_decoder_has_the_gradients_of_the_eager_one(calls: list[int])
         found = gradients(model, inputs)
     finally:
         compiling.disable(model)
-    assert calls
-    for name, gradient in expected.items():
-        torch.testing.assert_close(found[name], gradient, atol=1e-5, rtol=1e-3, msg=lambda text, name=name: f"{name}: {text}")
+    assert calls == [4, 2, 2], "several at once, each once as the graph is made"
+    check(found, expected, atol=1e-5, rtol=1e-3)
 
 
 def test_a_projector_that_is_not_plain_or_normed_stays_apart(calls: list[int]) -> None:
@@ -132,8 +181,7 @@ def test_each_layer_composes_with_the_tokens_that_it_reads(calls: list[int]) -> 
     model.projections = "composed"
     found = gradients(model, inputs)
     assert calls
-    for name, gradient in expected.items():
-        torch.testing.assert_close(found[name], gradient, atol=2e-6, rtol=2e-4, msg=lambda text, name=name: f"{name}: {text}")
+    check(found, expected)
 
 
 def test_where_it_is_not_less_projections_are_joined_as_before(monkeypatch: pytest.MonkeyPatch) -> None:

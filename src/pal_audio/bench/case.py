@@ -14,10 +14,10 @@ from pal_audio.bench import shapes
 from pal_audio.config import StrictConfig, parse_config
 from pal_audio.errors import PalError
 from pal_audio.integration import cost
-from pal_audio.integration.composed_projection import Projections
 from pal_audio.integration.config import LalConfig, parse_layers
 from pal_audio.integration.recompute import RecomputeSetting
 from pal_audio.integration.training_attention import DEFAULT_KERNEL, AudioKernel
+from pal_audio.integration.unprojected import Projections
 
 SYSTEM_TOKENS = 24
 FEWEST_TOKENS = 4
@@ -40,7 +40,7 @@ class Setup(StrictConfig):
         checkpointing: layers are computed again in the backward pass.
         recompute_audio: the attention of LAL layers is, from audio tokens on: fully, or but for matrix products (`light`).
         audio_kernel: how LAL layers attend in training: "auto", "sdpa", or "triton" and nothing else.
-        projections: of LAL layers in training: see `integration.composed_projection`. Operations are counted as the model defines
+        projections: of LAL layers in training: see `integration.unprojected`. Operations are counted as the model defines
             them, whichever it is.
         packed: the batch goes through the LLM as one row.
         logits: "supervised" asks the LLM for logits where something is supervised, the loss is computed here;

@@ -5,133 +5,188 @@
     D rms(h)^2 = x . (u + W'b) + |b|^2           of u = W'h = W'W x + W'b, without h
 
 A token's gradient needs u again and no product: what the norm takes away lies along h, and W' of that is u. So h, whose
-gradients are products with W, is never made. Operations of a token, forward and backward, and of the weights:
+gradients are products with W, is never made. Of its share in the gradient of W, the moments of tokens weighted by a number
+each, half is a mirror of the other: of 4 x 4 blocks 10 are computed. Operations of a token, forward and backward, and of the
+weights:
 
     apart      6 M D + 6 D O
-    composed   6 M O + 4 M M,  and D times that once a step
+    composed   6 M O + 3.25 M M,  and D (6 M O + 4 M M) once a step
 
-For Llama-3.2-1B (M = D = 2,048, O = 1,024) that is 29.4 of 37.7 million a token, and less in all from 7,200 tokens on; where not
-all of it learns, the counts are others. Kept for the gradients is u in place of h, as large, and V W. Source: our choice.
+For Llama-3.2-1B (M = D = 2,048, O = 1,024) that is 26.2 of 37.7 million a token, and less in all from 5,200 tokens on; where not
+all of it learns, the counts are others. Kept for the gradients is u in place of h, as large, and V W. Layers of one call share
+one gradient of the tokens: a product for all, and no sum of several. Source: our choice.
 
 Where W loses most of a token, or b cancels W x, rms(h) is a small difference of larger numbers, and its error grows with the
 square of what is lost. In bfloat16 it is 0.3% with or without, 0.8% where a third is left, 2.5% of a tenth, and of a thirtieth
 nothing is sure; of a thousandth float32 keeps two digits (the tests hold it). Of a gradient that the norm takes nearly all of,
 what is left was seen with twice the error of maps apart, in bfloat16.
 
-Shapes: N tokens, M their width, D the LLM's width, O outputs.
+Shapes: N tokens, M their width, D the LLM's width, O outputs, L layers.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Sequence
+from itertools import chain
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from pal_audio.integration.normed_projection import RmsNorm, as_dtype, product_dtype, wide
+from pal_audio.integration.normed_projection import NormedMap, as_dtype, product_dtype, wide
 
-Projections = Literal["apart", "auto", "composed"]
-"""Of plain maps: one after another; composed where that is fewer operations, if all of it learns; composed."""
-
-
-@dataclass(frozen=True)
-class Unprojected:
-    """Audio tokens before the map that makes a layer's inputs of them, and how to make them.
-
-    Attributes:
-        tokens_NM: of all clips, one behind another.
-        map: plain, see `are_plain`.
-        shape: (C, A): clips, and tokens of each.
-        apart: gives the inputs (N, D).
-        always: compose also where that is no fewer operations.
-    """
-
-    tokens_NM: Tensor
-    map: nn.Linear
-    shape: tuple[int, int]
-    apart: Callable[[], Tensor]
-    always: bool = False
-
-    def projected(self) -> Tensor:
-        """The layer's inputs (C, A, D)."""
-        return self.apart().unflatten(0, self.shape)
-
-    def composes(self, num_outputs: int) -> bool:
-        """Whether so many outputs come by a composed map: a training step has fewer operations then, or it is to be `always`."""
-        width, token_size = self.map.weight.shape
-        apart = 6 * width * (token_size + num_outputs)
-        composed = 6 * token_size * num_outputs + 4 * token_size * token_size
-        return self.always or self.tokens_NM.shape[0] * (apart - composed) > width * composed
+_BLOCKS = 4  # of the moments' columns
+_Item = TypeVar("_Item")
 
 
-def composed_projection(given: Unprojected, norm: RmsNorm, weight_OD: Tensor, bias_O: Tensor | None = None) -> Tensor:
-    """`linear(norm(map(tokens)), weight, bias)`.
+def is_fewer_operations(num_tokens: int, map: nn.Linear, num_outputs: int) -> bool:
+    """Whether a training step in which all learns has fewer operations by the composed map.
 
     Args:
-        given: tokens and their map.
-        norm: between the maps.
-        weight_OD, bias_O: of the second one.
+        num_tokens: N.
+        map: from tokens to the layer's inputs.
+        num_outputs: O.
+    """
+    width, token_size = map.weight.shape
+    apart = 6 * token_size * width + 6 * width * num_outputs
+    composed = 6 * token_size * num_outputs + 2 * token_size**2 + 2 * _moments_share(token_size) * token_size**2
+    once = width * (6 * token_size * num_outputs + 4 * token_size**2)
+    return num_tokens * (apart - composed) > once
+
+
+def composed_projections(tokens_NM: Tensor, maps: Sequence[nn.Linear], seconds: Sequence[NormedMap]) -> tuple[Tensor, ...]:
+    """`linear(norm(map(tokens)), weight, bias)` of several layers.
+
+    Args:
+        tokens_NM: of all clips, one behind another.
+        maps: of each layer, plain (see `are_plain`).
+        seconds: of each layer, what follows; all of one epsilon.
 
     Returns:
-        (C, A, O) in the dtype of the product, which autocast may change.
+        (N, O) of each layer, in the dtype of the product, which autocast may change.
     """
-    weight_OD = norm.scaled(weight_OD)
-    dtype = product_dtype(weight_OD)
-    bias_D = given.map.bias if given.map.bias is not None else given.map.weight.new_zeros(given.map.out_features)
-    sides = (given.tokens_NM, given.map.weight, bias_D, weight_OD)
-    output: Tensor = _ComposedProjection.apply(*(side.to(dtype) for side in sides), norm.eps)  # type: ignore[no-untyped-call]
-    output = output if bias_O is None else output + bias_O.to(output.dtype)
-    return output.unflatten(0, given.shape)
+    weights = [second.scaled_OD for second in seconds]
+    dtype = product_dtype(weights[0])
+    biases = [map.weight.new_zeros(map.out_features) if map.bias is None else map.bias for map in maps]
+    sides = [side.to(dtype) for layer in zip((map.weight for map in maps), biases, weights, strict=True) for side in layer]
+    outputs = _ComposedProjections.apply(seconds[0].norm.eps, tokens_NM.to(dtype), *sides)  # type: ignore[no-untyped-call]
+    return tuple(second.with_bias(output) for second, output in zip(seconds, outputs, strict=True))
 
 
-class _ComposedProjection(torch.autograd.Function):
-    """The product. Nothing in it is converted to what it is; see `normed_projection`."""
+class _ComposedProjections(torch.autograd.Function):
+    """The products of map_DM, bias_D and weight_OD of each layer. Nothing in it is converted to what it is; see
+    `normed_projection`."""
 
     @staticmethod
-    def forward(ctx: Any, tokens_NM: Tensor, map_DM: Tensor, bias_D: Tensor, weight_OD: Tensor, eps: float) -> Tensor:
-        composed_OM = weight_OD @ map_DM
-        back_NM, inverse, output = _computed(tokens_NM, map_DM, bias_D, weight_OD, composed_OM, eps)
-        ctx.save_for_backward(tokens_NM, map_DM, bias_D, weight_OD, composed_OM, back_NM, inverse, output)
+    def forward(ctx: Any, eps: float, tokens_NM: Tensor, *sides: Tensor) -> tuple[Tensor, ...]:
+        computed = [_computed(tokens_NM, layer, eps) for layer in in_rows(sides, 3)]
+        ctx.save_for_backward(tokens_NM, *sides, *chain.from_iterable(computed))
         ctx.eps = eps
-        return output
+        return tuple(output for *_, output in computed)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        tokens_NM, map_DM, bias_D, weight_OD, composed_OM, back_NM, inverse, output = ctx.saved_tensors
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        num_sides = 3 * len(gradients)
+        tokens_NM, *kept = ctx.saved_tensors
+        layers, computed = in_rows(kept[:num_sides], 3), in_rows(kept[num_sides:], 4)
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # gradients of gradients: these depend on the inputs
-            composed_OM = weight_OD @ map_DM
-            back_NM, inverse, output = _computed(tokens_NM, map_DM, bias_D, weight_OD, composed_OM, ctx.eps)
-        dtype, gradient = tokens_NM.dtype, wide(gradient)
-        scaled_NO = as_dtype(gradient * inverse, dtype)
-        along = (gradient * output).sum(-1, keepdim=True) * inverse.square() / map_DM.shape[0]  # of h, in units of itself
-        of_tokens = of_map = of_bias = of_weight = None
-        if ctx.needs_input_grad[0]:
-            of_tokens = as_dtype(wide(scaled_NO @ composed_OM) - back_NM * along, dtype)
-        of_map_needed, of_bias_needed, of_weight_needed = ctx.needs_input_grad[1:4]
-        if of_map_needed or of_weight_needed:
-            of_composed_OM = scaled_NO.T @ tokens_NM
-        if of_bias_needed or of_weight_needed:
-            of_offset_O = scaled_NO.sum(0)
-        if of_map_needed or of_bias_needed:
-            along_NM = tokens_NM * along
-            along_M, along_1 = as_dtype(along_NM.sum(0), dtype), as_dtype(along.sum(0), dtype)
-        if of_map_needed:
-            moments_MM = as_dtype(along_NM, dtype).T @ tokens_NM
-            of_map = weight_OD.T @ of_composed_OM - map_DM @ moments_MM - torch.outer(bias_D, along_M)
-        if of_bias_needed:
-            of_bias = weight_OD.T @ of_offset_O - (map_DM @ along_M + bias_D * along_1)
-        if of_weight_needed:
-            of_weight = of_composed_OM @ map_DM.T + torch.outer(of_offset_O, bias_D)
-        return of_tokens, of_map, of_bias, of_weight, None
+            computed = [_computed(tokens_NM, layer, ctx.eps) for layer in layers]
+        dtype, width = tokens_NM.dtype, layers[0][0].shape[0]
+        _, tokens_learn, *sides_learn = ctx.needs_input_grad
+        maps_learn, biases_learn, weights_learn = (any(sides_learn[side::3]) for side in range(3))
+        scaled, along = scaled_and_along(gradients, [(inverse, output) for _, _, inverse, output in computed], width, dtype)
+        scaled_NS = joined(scaled, 1)
+        of_tokens = None
+        if tokens_learn:
+            taken = sum(back_NM * along_N1 for (_, back_NM, _, _), along_N1 in zip(computed, along, strict=True))
+            of_tokens = as_dtype(wide(scaled_NS @ joined([composed_OM for composed_OM, *_ in computed], 0)) - taken, dtype)
+        if maps_learn or weights_learn:
+            of_composed = (scaled_NS.T @ tokens_NM).split([each.shape[1] for each in scaled])
+        if biases_learn or weights_learn:
+            of_offset = [each.sum(0) for each in scaled]
+        if maps_learn or biases_learn:
+            along_M = [as_dtype((tokens_NM * each).sum(0), dtype) for each in along]
+            along_1 = [as_dtype(each.sum(0), dtype) for each in along]
+        if maps_learn:
+            moments = _weighted_moments(tokens_NM, along)
+        of_sides: list[Tensor | None] = []
+        for number, ((map_DM, bias_D, weight_OD), learn) in enumerate(zip(layers, in_rows(sides_learn, 3), strict=True)):
+            of_map = of_bias = of_weight = None
+            if learn[0]:
+                of_map = weight_OD.T @ of_composed[number] - map_DM @ moments[number] - torch.outer(bias_D, along_M[number])
+            if learn[1]:
+                of_bias = weight_OD.T @ of_offset[number] - (map_DM @ along_M[number] + bias_D * along_1[number])
+            if learn[2]:
+                of_weight = of_composed[number] @ map_DM.T + torch.outer(of_offset[number], bias_D)
+            of_sides += [of_map, of_bias, of_weight]
+        return None, of_tokens, *of_sides
 
 
-def _computed(
-    tokens_NM: Tensor, map_DM: Tensor, bias_D: Tensor, weight_OD: Tensor, composed_OM: Tensor, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """u (N, M), 1 / rms (N, 1) and the output (N, O)."""
-    offset_M = map_DM.T @ bias_D
+def _computed(tokens_NM: Tensor, layer: Sequence[Tensor], eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """V W (O, M), u (N, M), 1 / rms (N, 1) and the output (N, O)."""
+    map_DM, bias_D, weight_OD = layer
+    composed_OM, offset_M = weight_OD @ map_DM, map_DM.T @ bias_D
     back_NM = torch.addmm(offset_M, tokens_NM, map_DM.T @ map_DM)
     squares = (wide(tokens_NM) * (wide(back_NM) + offset_M)).sum(-1, keepdim=True) + wide(bias_D).square().sum()
-    inverse = torch.rsqrt(squares.clamp_min(0) / map_DM.shape[0] + eps)  # rounding can make a square less than nothing
+    inverse = inverse_rms(squares, map_DM.shape[0], eps)
     output = torch.addmm(weight_OD @ bias_D, tokens_NM, composed_OM.T)
-    return back_NM, inverse, as_dtype(wide(output) * inverse, tokens_NM.dtype)
+    return composed_OM, back_NM, inverse, as_dtype(wide(output) * inverse, tokens_NM.dtype)
+
+
+def inverse_rms(squares: Tensor, width: int, eps: float) -> Tensor:
+    """1 / rms of sums of squares that were not computed as such: rounding can make one less than nothing."""
+    return torch.rsqrt(squares.clamp_min(0) / width + eps)
+
+
+def scaled_and_along(
+    gradients: Sequence[Tensor], computed: Sequence[tuple[Tensor, Tensor]], width: int, dtype: torch.dtype
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Of each layer, the gradient of V h (N, O) in `dtype`, and what the norm takes out of that of h, in units of h (N, 1).
+
+    Args:
+        gradients: of the outputs (N, O).
+        computed: 1 / rms (N, 1) and the output (N, O) of each layer.
+        width: D.
+        dtype: of the products.
+    """
+    scaled, along = [], []
+    for given, (inverse, output) in zip(gradients, computed, strict=True):
+        gradient = wide(given)
+        scaled.append(as_dtype(gradient * inverse, dtype))
+        along.append((gradient * output).sum(-1, keepdim=True) * inverse.square() / width)
+    return scaled, along
+
+
+def _weighted_moments(tokens_NM: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
+    """x' diag(weight) x (M, M) of each weight (N, 1), by the blocks on and above the diagonal."""
+    size = tokens_NM.shape[1]
+    blocks = _num_blocks(size)
+    width = size // blocks
+    # All layers' columns of a block lie side by side: few large products.
+    weighted = as_dtype(tokens_NM.unflatten(1, (blocks, 1, width)) * torch.stack(list(weights), 1)[:, None], tokens_NM.dtype)
+    rows = []
+    for block in range(blocks):
+        row_LcC = (weighted[:, block].flatten(1).T @ tokens_NM[:, block * width :]).unflatten(0, (len(weights), width))
+        rows.append(nn.functional.pad(row_LcC, (block * width, 0)))
+    upper_LMM = torch.cat(rows, 1)
+    number = torch.arange(size, device=tokens_NM.device) // width
+    beyond = (number[:, None] < number).to(upper_LMM.dtype)
+    return list((upper_LMM + (upper_LMM * beyond).transpose(1, 2)).unbind())
+
+
+def _num_blocks(size: int) -> int:
+    return _BLOCKS if size % _BLOCKS == 0 else 1
+
+
+def _moments_share(size: int) -> float:
+    """Of the products of all blocks."""
+    blocks = _num_blocks(size)
+    return (blocks + 1) / 2 / blocks
+
+
+def joined(parts: Sequence[Tensor], dim: int) -> Tensor:
+    """`torch.cat`, without a copy of one part."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim)
+
+
+def in_rows(items: Sequence[_Item], length: int) -> list[Sequence[_Item]]:
+    """Items one behind another, in rows of `length`."""
+    return [items[first : first + length] for first in range(0, len(items), length)]

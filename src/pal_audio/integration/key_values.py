@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from pal_audio.errors import PalError
-from pal_audio.integration.composed_projection import Unprojected, composed_projection
-from pal_audio.integration.normed_projection import Product, are_plain, is_bare, normed_projection, one_product, rms_norm
+from pal_audio.integration.normed_projection import NormedMap, are_plain, is_bare, normed_projection, one_product, rms_norm
+from pal_audio.integration.unprojected import Unprojected
 
 # A family's own names of what LAL calls in a decoder layer; the first that a layer has counts.
 _LAYER_LISTS = ("layers", "h")
@@ -114,18 +114,35 @@ class LayerKeyValues:
         values = values.unflatten(-1, (heads, self.head_dim))
         return keys.transpose(1, 2), values.transpose(1, 2)
 
-    def _key_value_projection(self, inputs: Tensor | Unprojected) -> tuple[Tensor, Tensor]:
-        """Norm and maps: both maps and the norm as one product where they allow it, and the map before them in it too."""
+    def normed_map(self) -> NormedMap | None:
+        """Norm, and key and value maps side by side as one map; None where calling them is something else."""
         attention: Any = self.attention
-        is_one_product = hasattr(attention, "k_proj") and are_plain(attention.k_proj, attention.v_proj)
-        if is_one_product and self._rms_norm is not None and is_bare(self._rms_norm.norm):
-            if isinstance(inputs, Unprojected) and inputs.composes(attention.k_proj.out_features + attention.v_proj.out_features):
-                return self._both(partial(composed_projection, inputs, self._rms_norm))
-            return self._both(partial(normed_projection, _made(inputs), self._rms_norm))
-        inputs_BAD = _made(inputs).to(compute_dtype(self.layer))
+        if self._rms_norm is None or not is_bare(self._rms_norm.norm) or not self._has_plain_maps():
+            return None
+        maps = attention.k_proj, attention.v_proj
+        bias_O = None if maps[0].bias is None else torch.cat([each.bias for each in maps])
+        return NormedMap(self._rms_norm, torch.cat([each.weight for each in maps]), bias_O)
+
+    def _has_plain_maps(self) -> bool:
+        attention: Any = self.attention
+        return hasattr(attention, "k_proj") and are_plain(attention.k_proj, attention.v_proj)
+
+    def _key_value_projection(self, inputs: Tensor | Unprojected) -> tuple[Tensor, Tensor]:
+        """Norm and maps: as one product where they allow it, the map before them in it too, and else one after another."""
+        attention: Any = self.attention
+        if isinstance(inputs, Unprojected):
+            outputs = inputs.outputs()
+            if outputs is not None:
+                return self._split(outputs)
+            inputs = inputs.inputs()
+        normed = self.normed_map()
+        if normed is not None:
+            return self._split(normed_projection(inputs, normed))
+        inputs_BAD = inputs.to(compute_dtype(self.layer))
         hidden = inputs_BAD if self.input_norm is None else self.input_norm(inputs_BAD)
-        if is_one_product:
-            return self._both(partial(nn.functional.linear, hidden))
+        if self._has_plain_maps():  # reading long audio twice costs more than joining two small matrices
+            keys, values = one_product([attention.k_proj, attention.v_proj], partial(nn.functional.linear, hidden))
+            return keys, values
         if hasattr(attention, "k_proj"):
             return attention.k_proj(hidden), attention.v_proj(hidden)
         if hasattr(attention, _FUSED_BY_HEAD):
@@ -137,10 +154,9 @@ class LayerKeyValues:
         keys, values = fused(hidden)[..., num_queries:].chunk(2, dim=-1)
         return keys, values
 
-    def _both(self, product: Product) -> tuple[Tensor, Tensor]:
-        """Keys and values by one product: reading long audio twice costs more than joining two small matrices."""
+    def _split(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
         attention: Any = self.attention
-        keys, values = one_product([attention.k_proj, attention.v_proj], product)
+        keys, values = outputs.split([attention.k_proj.out_features, attention.v_proj.out_features], dim=-1)
         return keys, values
 
     def rotary_tables(self, like: Tensor, positions_BA: Tensor) -> tuple[Tensor, Tensor] | None:
@@ -171,10 +187,6 @@ class LayerKeyValues:
             return keys_BKAd
         apply: Any = sys.modules[type(self.attention).__module__].apply_rotary_pos_emb
         return apply(keys_BKAd[:, :1], keys_BKAd, *tables)[1]  # it rotates queries too: one head is the least of them
-
-
-def _made(inputs: Tensor | Unprojected) -> Tensor:
-    return inputs.projected() if isinstance(inputs, Unprojected) else inputs
 
 
 def _first(module: nn.Module, names: Iterable[str]) -> nn.Module | None:

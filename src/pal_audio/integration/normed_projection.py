@@ -10,6 +10,7 @@ Shapes: N tokens, D width, O outputs.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -46,6 +47,29 @@ class RmsNorm:
     def scaled(self, weight_OD: Tensor) -> Tensor:
         """A map's weight with the factors in it, in the weight's dtype."""
         return (wide(weight_OD) * self.scale_D).to(weight_OD.dtype)
+
+
+@dataclass(frozen=True)
+class NormedMap:
+    """A norm and a plain map of what it gives.
+
+    Attributes:
+        norm: what it computes.
+        weight_OD, bias_O: of the map.
+    """
+
+    norm: RmsNorm
+    weight_OD: Tensor
+    bias_O: Tensor | None = None
+
+    @property
+    def scaled_OD(self) -> Tensor:
+        """The map's weight with the norm's factors in it."""
+        return self.norm.scaled(self.weight_OD)
+
+    def with_bias(self, output: Tensor) -> Tensor:
+        """Outputs (..., O) with the map's bias, in their dtype."""
+        return output if self.bias_O is None else output + self.bias_O.to(output.dtype)
 
 
 def is_bare(module: nn.Module) -> bool:
@@ -123,21 +147,20 @@ def _eps(norm: Any) -> Any:
     return next((getattr(norm, name) for name in _EPS_NAMES if hasattr(norm, name)), None)
 
 
-def normed_projection(inputs: Tensor, norm: RmsNorm, weight_OD: Tensor, bias_O: Tensor | None = None) -> Tensor:
+def normed_projection(inputs: Tensor, second: NormedMap) -> Tensor:
     """`linear(norm(inputs), weight, bias)`.
 
     Args:
         inputs: (..., D).
-        norm: of the inputs.
-        weight_OD, bias_O: of the map.
+        second: norm and map.
 
     Returns:
         (..., O) in the dtype of the product, which autocast may change.
     """
-    weight_OD = norm.scaled(weight_OD)
+    weight_OD = second.scaled_OD
     dtype = product_dtype(weight_OD)
-    output: Tensor = _NormedProjection.apply(inputs.to(dtype), weight_OD.to(dtype), norm.eps)  # type: ignore[no-untyped-call]
-    return output if bias_O is None else output + bias_O.to(output.dtype)
+    output: Tensor = _NormedProjection.apply(inputs.to(dtype), weight_OD.to(dtype), second.norm.eps)  # type: ignore[no-untyped-call]
+    return second.with_bias(output)
 
 
 class _NormedProjection(torch.autograd.Function):

@@ -11,8 +11,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from pal_audio.integration.composed_projection import composed_projections, is_fewer_operations
 from pal_audio.integration.config import LalConfig
-from pal_audio.integration.normed_projection import are_plain, is_bare, one_product
+from pal_audio.integration.normed_projection import NormedMap, are_plain, is_bare, one_product
+from pal_audio.integration.shared_projection import shared_projections
+
+_TIMES_AS_WIDE = 4  # composed by itself where the LLM is so many times as wide: else its further operations cost what it saves
 
 
 @dataclass(frozen=True)
@@ -64,8 +68,7 @@ class LayerProjectors(nn.Module):
         Args:
             tokens: of the clips.
             layers: that will ask for it.
-            whole_at_once: whole maps in one product; outputs and gradients of so many are held at once. Of the last layers it is
-                half as many: their gradients are made when most of a step is still kept.
+            whole_at_once: whole maps in one product; see `in_parts`.
         """
         shared = None if self.shared is None else self.shared(tokens)
         names = [layer for layer in layers if str(layer) in self.own]
@@ -74,14 +77,9 @@ class LayerProjectors(nn.Module):
         if len(downs) == len(maps) and are_plain(*downs):
             down = one_product(downs, partial(nn.functional.linear, tokens))
             return Common(shared, down=dict(zip(names, down, strict=True)))
-        if whole_at_once == 1 or not are_plain(*maps):
+        if not are_plain(*maps):
             return Common(shared)
-        half = whole_at_once // 2
-        early = names[: max(0, len(names) - 2 * half)]
-        parts = [early[first : first + whole_at_once] for first in range(0, len(early), whole_at_once)]
-        late = names[len(early) :]
-        parts += [late[first : first + half] for first in range(0, len(late), half)]
-        return Common(shared, parts=[part for part in parts if len(part) > 1])
+        return Common(shared, parts=[part for part in in_parts(names, whole_at_once) if len(part) > 1])
 
     def forward(self, layer: int, tokens: Tensor, common: Common | None = None) -> Tensor:
         """Inputs (..., hidden_size) of layer `layer`.
@@ -100,13 +98,6 @@ class LayerProjectors(nn.Module):
         assert projected is not None
         return self.norms[name](projected) if name in self.norms else projected
 
-    def plain_map(self, layer: int) -> nn.Linear | None:
-        """The map of layer `layer`, where that is plain and nothing else makes its inputs; see `are_plain`."""
-        if self.shared is not None:
-            return None
-        own = self.own[str(layer)]
-        return own if isinstance(own, nn.Linear) and are_plain(own) else None
-
     def _whole(self, layer: int, tokens: Tensor, common: Common) -> Tensor:
         part = next((part for part in common.parts if layer in part), None)
         if part is None:
@@ -116,6 +107,57 @@ class LayerProjectors(nn.Module):
             maps: list[Any] = [self.own[str(each)] for each in part]
             common.made.update(zip(part, one_product(maps, partial(nn.functional.linear, tokens), join_again=True), strict=True))
         return common.made.pop(layer)
+
+
+def in_parts(layers: Sequence[int], at_once: int) -> list[Sequence[int]]:
+    """Layers whose maps are made at once; outputs and gradients of so many are held then.
+
+    Of the last layers it is half as many: their gradients are made when most of a step is still kept.
+    """
+    half = max(1, at_once // 2)
+    early = layers[: max(0, len(layers) - 2 * half)] if at_once > 1 else layers
+    late = layers[len(early) :]
+    parts = [early[first : first + at_once] for first in range(0, len(early), at_once)]
+    return parts + [late[first : first + half] for first in range(0, len(late), half)]
+
+
+@dataclass(frozen=True)
+class ComposableMaps:
+    """P_l of one sequence of tokens, for layers that compose it with their key and value maps; see `unprojected`.
+
+    Attributes:
+        projectors: P_l.
+        tokens_NM: of all clips, one behind another.
+        common: of these tokens.
+        always: compose plain maps also where that costs no less.
+    """
+
+    projectors: LayerProjectors
+    tokens_NM: Tensor
+    common: Common
+    always: bool
+
+    def composes(self, layer: int, num_outputs: int) -> bool:
+        """Whether a layer's map is plain, and composed costs less: operations, or with a map that is shared, what is written."""
+        own, name = self.projectors.own, str(layer)
+        if name in self.projectors.norms:
+            return False
+        if self.projectors.shared is None:
+            whole: Any = own[name]
+            return are_plain(whole) and (self.always or is_fewer_operations(len(self.tokens_NM), whole, num_outputs))
+        if name not in own:
+            return True
+        low_rank: Any = own[name]
+        is_low = _TIMES_AS_WIDE * low_rank.up.in_features <= low_rank.up.out_features
+        return layer in self.common.down and are_plain(low_rank.up) and (self.always or is_low)
+
+    def compose(self, layers: Sequence[int], seconds: Sequence[NormedMap]) -> Sequence[Tensor]:
+        """Keys and values (N, O) of the layers."""
+        maps: list[Any] = [self.projectors.own[str(layer)] for layer in layers if str(layer) in self.projectors.own]
+        if self.common.shared is None:
+            return composed_projections(self.tokens_NM, maps, seconds)
+        lows = [self.common.down[layer] for layer in layers if layer in self.common.down]
+        return shared_projections(self.common.shared, lows, [each.up.weight for each in maps], seconds)
 
 
 class _LowRank(nn.Module):

@@ -19,7 +19,6 @@ from pal_audio import encoders
 from pal_audio.errors import PalError
 from pal_audio.integration.attached import AttachedAudio, attach
 from pal_audio.integration.attention import check_consumed, has_sdpa, install
-from pal_audio.integration.composed_projection import Projections
 from pal_audio.integration.config import LalConfig
 from pal_audio.integration.fingerprint import Fingerprint
 from pal_audio.integration.flamingo import check_entered, hang
@@ -34,6 +33,7 @@ from pal_audio.integration.key_values import (
 from pal_audio.integration.memory import AudioMemory, LiveAudio
 from pal_audio.integration.proof import prove
 from pal_audio.integration.training_attention import DEFAULT_KERNEL, AudioKernel, StepKernel, find_kernel
+from pal_audio.integration.unprojected import Projections
 from pal_audio.model import layer_checkpointing
 from pal_audio.model.adapters import add_adapter, merge_adapter
 from pal_audio.model.configuration import PalConfig
@@ -76,7 +76,7 @@ class PalForConditionalGeneration(SoundMixin, PreTrainedModel, PalGenerationMixi
         self._hooked = self._has_lal
         self.recompute_audio = "none"  # see `integration.recompute`
         self.projections_at_once = 1  # LAL layers that project audio by one product in a training step; see `model.compiling`
-        self.projections: Projections = "apart"  # in a training step, by LAL layers; see `integration.composed_projection`
+        self.projections: Projections = "apart"  # in a training step, by LAL layers; see `integration.unprojected`
         self.audio_kernel: AudioKernel = DEFAULT_KERNEL  # of training steps; see `integration.training_attention`
         # The constructors of wrappers set "sdpa" on every sub-configuration, also where the LLM cannot have it.
         self._install_attention(kernel if has_sdpa(self.language_model) else "eager")

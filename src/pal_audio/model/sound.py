@@ -17,12 +17,12 @@ from torch import Tensor, nn
 
 from pal_audio.encoders.base import Frames
 from pal_audio.errors import PalError
-from pal_audio.integration.composed_projection import Projections
 from pal_audio.integration.fingerprint import Fingerprint
 from pal_audio.integration.flamingo import BlockKey, FlamingoBlock
 from pal_audio.integration.key_values import LayerKeyValues, max_positions
 from pal_audio.integration.memory import AudioMemory, ClipTokens, LiveAudio
 from pal_audio.integration.recompute import Recompute
+from pal_audio.integration.unprojected import Projections
 from pal_audio.model.configuration import AudioConfig, PalConfig
 from pal_audio.model.streaming import append_audio
 from pal_audio.model.streams import by_encoder, check_same_clips, frames_of, join_slots
@@ -77,14 +77,14 @@ class SoundMixin(nn.Module):
         if self.projections not in get_args(Projections):
             raise PalError(f"projections: {self.projections!r} is not one of {', '.join(get_args(Projections))}")
         projections: Projections = self.projections if keeps_all else "apart"
-        whole_at_once = self.projections_at_once if keeps_all else 1
+        at_once = self.projections_at_once if keeps_all else 1
         for stream, (tokens, lengths) in zip(self.streams, per_stream, strict=True):
             if not stream.gives_keys:
                 slots.append((tokens[0], lengths))
             else:
                 keys.append(lengths)
                 widths.append(tokens[0].shape[1])
-                inputs.append(stream.layer_inputs(tokens, whole_at_once, projections))
+                inputs.append(stream.layer_inputs(tokens, self._rules, at_once, projections))
         none = torch.zeros(num_clips, dtype=torch.int64)
         slots_CAD, num_slots_C = join_slots(slots) if slots else (None, none)
         num_keys_SC = torch.stack(keys) if keys else none.new_zeros(0, num_clips)

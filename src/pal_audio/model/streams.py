@@ -15,11 +15,11 @@ from pal_audio.connectors import ConnectorConfig, JointConnector, JointConnector
 from pal_audio.connectors.base import drop_channels
 from pal_audio.encoders.base import AudioEncoder, Frames
 from pal_audio.errors import PalError
-from pal_audio.integration.composed_projection import Projections, Unprojected
 from pal_audio.integration.config import FlamingoConfig, LalConfig, parse_layers
 from pal_audio.integration.flamingo import FlamingoBlock
-from pal_audio.integration.key_values import compute_dtype
-from pal_audio.integration.projectors import Common, LayerProjectors
+from pal_audio.integration.key_values import LayerKeyValues, compute_dtype
+from pal_audio.integration.projectors import Common, ComposableMaps, LayerProjectors, in_parts
+from pal_audio.integration.unprojected import Composing, Projections, Unprojected
 from pal_audio.model.configuration import AudioConfig, StreamConfig, check_every_encoder
 
 
@@ -92,24 +92,34 @@ class Stream(nn.Module):
         return drop_channels(frames_CTD, self.config.connector.dropout, self.training)
 
     def layer_inputs(
-        self, tokens: list[Tensor], whole_at_once: int = 1, projections: Projections = "apart"
+        self,
+        tokens: list[Tensor],
+        rules: Mapping[int, LayerKeyValues],
+        at_once: int = 1,
+        projections: Projections = "apart",
     ) -> Callable[[int], Tensor | Unprojected]:
         """The function layer -> (C, A, D) inputs of that LAL layer, P_l of the tokens it reads, or of that block: the tokens.
 
         With one token sequence per encoder layer, LLM layer l of n reads the one at the same relative depth (our choice).
-        `whole_at_once` is that of `LayerProjectors.common`; `projections`: but for "apart" a plain P_l is left to the layer.
+
+        Args:
+            tokens: (C, A, M) of each encoder layer.
+            rules: of LAL layers.
+            at_once: layers whose maps are made at once; see `in_parts`.
+            projections: but for "apart" P_l is left to the layer.
         """
         if self.projectors is None:
             return lambda layer: tokens[-1]
         # As rows of a matrix, so that the gradients of layers are products added to those before, not held until the last one.
-        flat = [each.flatten(0, 1) for each in tokens]
-        common = [
-            self.projectors.common(
-                each, [layer for layer in self.layers if self._source(layer, len(flat)) == number], whole_at_once
-            )
-            for number, each in enumerate(flat)
-        ]
-        return partial(self._project, self.projectors, flat, common, (tokens[0].shape[0], tokens[0].shape[1]), projections)
+        sources, shape = [], (tokens[0].shape[0], tokens[0].shape[1])
+        for number, each in enumerate(tokens):
+            flat, layers = each.flatten(0, 1), [layer for layer in self.layers if self._source(layer, len(tokens)) == number]
+            common, composing = self.projectors.common(flat, layers, at_once), None
+            if projections != "apart":
+                maps = ComposableMaps(self.projectors, flat, common, projections == "composed")
+                composing = Composing(maps, in_parts(layers, at_once), rules)
+            sources.append((flat, common, composing))
+        return partial(self._project, self.projectors, sources, shape)
 
     def _source(self, layer: int, num_sources: int) -> int:
         depth = layer / max(1, self.num_llm_layers - 1)
@@ -118,21 +128,17 @@ class Stream(nn.Module):
     def _project(
         self,
         projectors: LayerProjectors,
-        flat: list[Tensor],
-        common: list[Common],
+        sources: list[tuple[Tensor, Common, Composing | None]],
         shape: tuple[int, int],
-        projections: Projections,
         layer: int,
     ) -> Tensor | Unprojected:
-        source, plain = self._source(layer, len(flat)), projectors.plain_map(layer) if projections != "apart" else None
+        tokens_NM, common, composing = sources[self._source(layer, len(sources))]
 
         def apart() -> Tensor:
-            inputs_ND: Tensor = projectors(layer, flat[source], common[source])
+            inputs_ND: Tensor = projectors(layer, tokens_NM, common)
             return inputs_ND
 
-        if plain is not None:
-            return Unprojected(flat[source], plain, shape, apart, projections == "composed")
-        return apart().unflatten(0, shape)
+        return apart().unflatten(0, shape) if composing is None else Unprojected(layer, shape, composing, apart)
 
 
 def by_encoder(value: Any, names: Sequence[str]) -> dict[str, Any]:
