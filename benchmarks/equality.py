@@ -24,7 +24,7 @@ import torch
 from pydantic import TypeAdapter
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
+from torch import Tensor, nn
 
 from pal_audio.bench import infer, measure, models, train
 from pal_audio.bench.case import Case, Setup
@@ -50,6 +50,7 @@ COMPILED: dict[str, dict[str, Any]] = {
     "compiled": {"kernel": "sdpa", "packed": True, "compile": "model"},
     "compiled, graphs": {"kernel": "sdpa", "packed": True, "compile": "model", "compile_mode": "reduce-overhead"},
     "compiled, light": {"kernel": "sdpa", "packed": True, "compile": "model", "recompute_audio": "light"},
+    "compiled, apart": {"kernel": "sdpa", "packed": True, "compile": "model", "projections": "apart"},
     "compiled, composed": {"kernel": "sdpa", "packed": True, "compile": "model", "projections": "composed"},
 }
 Result = dict[str, Any]
@@ -71,6 +72,7 @@ class Computed:
 def compute(case: Case, device: torch.device) -> Computed:
     """Loss and gradients of a case; of the third step where graphs are replayed, which two steps record."""
     model = models.build(case, device)
+    fill_low_rank(model)
     models.training_mode(case, model)
     loss_of = train.compiled_loss(case, model, models.make_batch(case, model))
     for _ in range(3 if case.setup.replays_graphs else 1):
@@ -80,6 +82,14 @@ def compute(case: Case, device: torch.device) -> Computed:
         loss.backward()
     gradients = {name: parameter.grad.float().cpu() for name, parameter in model.named_parameters() if parameter.grad is not None}
     return Computed(value, gradients)
+
+
+def fill_low_rank(model: nn.Module) -> None:
+    """Low-rank maps start at zero, where most of what they compute is zero too."""
+    generator = torch.Generator().manual_seed(3)
+    for name, weight in model.named_parameters():
+        if name.endswith(".up.weight"):
+            weight.data.copy_(torch.randn(weight.shape, generator=generator) * weight.shape[1] ** -0.5)
 
 
 def ways_of(case: Case, compiled: bool, device: torch.device) -> dict[str, dict[str, Any]]:
@@ -211,6 +221,7 @@ def main(arguments: list[str] | None = None) -> list[Result]:
     parser.add_argument("--new-tokens", type=int, default=16)
     parser.add_argument("--precisions", default="float32,bf16")
     parser.add_argument("--compiled", action="store_true", help="compiled ways too")
+    parser.add_argument("--ways", default="", help="those alone whose name has this in it, and no generation")
     parser.add_argument("--tolerance", type=float, default=1e-4)
     parser.add_argument("--device")
     parser.add_argument("--out", type=Path)
@@ -223,15 +234,14 @@ def main(arguments: list[str] | None = None) -> list[Result]:
         setup = parse_config(TypeAdapter(Setup), {"llm": options.llm, "encoder": options.encoder}, "benchmark")
         case = Case(
             setup=setup, integration=integration, batch=options.batch, audio_tokens=options.audio_tokens,
-            text_tokens=options.text_tokens, projector=options.projector if integration in ("lal", "pal") else "per_layer",
+            text_tokens=options.text_tokens, projector=options.projector,
         )  # fmt: skip
-        chosen = ways_of(case, options.compiled, device)
+        chosen = {name: way for name, way in ways_of(case, options.compiled, device).items() if options.ways in name}
         print(f"equality: {integration}", file=sys.stderr)
-        found = chain(
-            training_rows(case, chosen, device, options.precisions.split(",")),
-            generation_rows(case, device, options.new_tokens, options.compiled),
-        )
-        for row in found:
+        if not chosen:
+            raise PalError(f"--ways {options.ways}: no way of {integration} has that in its name")
+        generated = () if options.ways else generation_rows(case, device, options.new_tokens, options.compiled)
+        for row in chain(training_rows(case, chosen, device, options.precisions.split(",")), generated):
             rows.append(row)
             if options.out is not None:  # after each, so that what stops a later one loses nothing
                 options.out.mkdir(parents=True, exist_ok=True)

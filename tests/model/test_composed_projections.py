@@ -113,7 +113,7 @@ def test_few_tokens_are_projected_apart(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr(ComposableMaps, "composes", watched)
     model, processor = tiny_model("llama", "lal")
-    model.projections = "auto"
+    model.projections_at_once = 4
     model(**batch(processor, [message(noise(0.2, 1))]))
     model(**batch(processor, [message(noise(3.0, seed)) for seed in range(24)]))
     num = len(model.get_decoder().layers)
@@ -124,7 +124,7 @@ def test_few_tokens_are_projected_apart(monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_low_rank_is_composed_by_itself_where_it_is_low(calls: list[int], rank: int, expected: int) -> None:
     model, processor = tiny_model("llama", "lal", lal={"projector": "low_rank", "rank": rank})
     assert model.config.text_config.hidden_size == 32
-    model.projections = "auto"
+    model.projections_at_once = 4
     model(**inputs_of(processor))
     assert sum(calls) == expected
 
@@ -189,7 +189,7 @@ def test_where_it_is_not_less_projections_are_joined_as_before(monkeypatch: pyte
     inputs = inputs_of(processor)
     sizes = watch_products(monkeypatch)
     model.projections_at_once = 4
-    model.projections = "auto"
+    model.projections_at_once = 4
     model(**inputs)
     assert sizes == [2, 2]
     sizes.clear()

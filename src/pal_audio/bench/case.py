@@ -17,7 +17,7 @@ from pal_audio.integration import cost
 from pal_audio.integration.config import LalConfig, parse_layers
 from pal_audio.integration.recompute import RecomputeSetting
 from pal_audio.integration.training_attention import DEFAULT_KERNEL, AudioKernel
-from pal_audio.integration.unprojected import Projections
+from pal_audio.integration.unprojected import DEFAULT_PROJECTIONS, Projections
 
 SYSTEM_TOKENS = 24
 FEWEST_TOKENS = 4
@@ -59,11 +59,18 @@ class Setup(StrictConfig):
     checkpointing: bool = False
     recompute_audio: RecomputeSetting = "none"
     audio_kernel: AudioKernel = DEFAULT_KERNEL
-    projections: Projections = "apart"
+    projections: Projections = DEFAULT_PROJECTIONS
     packed: bool = True
     logits: Literal["supervised", "model"] = "supervised"
     frozen_llm: bool = False
     positions: Literal["span", "zero"] = "span"
+
+    @model_validator(mode="after")
+    def _canonical(self) -> "Setup":
+        """`auto` composes where the model's parts are compiled alone."""
+        if self.compile != "model" and self.projections == "auto":
+            self.__dict__["projections"] = "apart"
+        return self
 
     @property
     def replays_graphs(self) -> bool:

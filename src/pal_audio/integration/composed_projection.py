@@ -101,9 +101,9 @@ class _ComposedProjections(torch.autograd.Function):
         if maps_learn or weights_learn:
             of_composed = (scaled_NS.T @ tokens_NM).split([each.shape[1] for each in scaled])
         if biases_learn or weights_learn:
-            of_offset = [each.sum(0) for each in scaled]
+            of_offset = scaled_NS.sum(0).split([each.shape[1] for each in scaled])
         if maps_learn or biases_learn:
-            along_M = [as_dtype((tokens_NM * each).sum(0), dtype) for each in along]
+            along_M = as_dtype(joined(along, 1), dtype).T @ tokens_NM
             along_1 = [as_dtype(each.sum(0), dtype) for each in along]
         if maps_learn:
             moments = _weighted_moments(tokens_NM, along)

@@ -17,6 +17,7 @@ Rounding is as in `composed_projection` where U_l z_l cancels most of s.
 Shapes: N tokens, D the LLM's width, R rank, O outputs, L layers.
 """
 
+import math
 from collections.abc import Sequence
 from itertools import chain
 from typing import Any
@@ -26,6 +27,8 @@ from torch import Tensor
 
 from pal_audio.integration.composed_projection import in_rows, inverse_rms, joined, scaled_and_along
 from pal_audio.integration.normed_projection import NormedMap, as_dtype, product_dtype, wide
+
+_PIECES = 32  # at most, of the tokens
 
 
 def shared_projections(
@@ -73,13 +76,17 @@ class _SharedProjections(torch.autograd.Function):
         dtype = shared_ND.dtype
         scaled, along = scaled_and_along(gradients, [(each[1], each[0]) for each in computed], shared_ND.shape[1], dtype)
         has_low = len(layers[0]) > 1
-        taken = [as_dtype(-each * layer[1], dtype) for each, layer in zip(along, layers, strict=True)] if has_low else []
-        given_NS, of_shared = joined([*scaled, *taken], 1), None
+        parts = scaled  # what comes back by the layer's map, and by its up map
+        if has_low:
+            parts = [part for given in zip(scaled, map(_taken, along, layers), strict=True) for part in given]
+        given_NS, of_shared = joined(parts, 1), None
         if shared_learns:
-            maps_SD = joined([layer[0] for layer in layers] + [layer[2].T for layer in layers if has_low], 0)
-            of_shared = as_dtype(wide(given_NS @ maps_SD) - sum(along) * shared_ND, dtype)
+            maps = [each for layer in layers for each in ((layer[0], layer[2].T) if has_low else layer)]
+            of_shared = as_dtype(wide(given_NS @ joined(maps, 0)) - sum(along) * shared_ND, dtype)
+        sizes = [part.shape[1] for part in parts]
         if any(sides_learn[0 :: len(layers[0])]) or (has_low and any(sides_learn[2::3])):
-            by_shared = (given_NS.T @ shared_ND).split([each.shape[1] for each in (*scaled, *taken)])
+            by_shared = (given_NS.T @ shared_ND).split(sizes)
+            by_layer = given_NS.split([sum(row) for row in in_rows(sizes, len(sizes) // num_layers)], 1)
         of_sides: list[Tensor | None] = []
         for number, (layer, learn) in enumerate(zip(layers, in_rows(sides_learn, len(layers[0])), strict=True)):
             if not has_low:
@@ -88,13 +95,13 @@ class _SharedProjections(torch.autograd.Function):
             weight_OD, low_NR, up_DR = layer
             of_weight = of_low = of_up = None
             if learn[0] or learn[2]:
-                low_OR = scaled[number].T @ low_NR
+                low_RO, low_RR = _product_over_tokens(low_NR, by_layer[number]).split(sizes[2 * number : 2 * number + 2], 1)
             if learn[0]:
-                of_weight = torch.addmm(by_shared[number], low_OR, up_DR.T)
+                of_weight = by_shared[2 * number] + low_RO.T @ up_DR.T
             if learn[1]:
                 of_low = as_dtype(wide(scaled[number] @ computed[number][3]) - along[number] * computed[number][2], dtype)
             if learn[2]:
-                of_up = weight_OD.T @ low_OR + by_shared[num_layers + number].T + up_DR @ (low_NR.T @ taken[number])
+                of_up = weight_OD.T @ low_RO.T + by_shared[2 * number + 1].T + up_DR @ low_RR
             of_sides += [of_weight, of_low, of_up]
         return None, None, of_shared, *of_sides
 
@@ -110,9 +117,22 @@ def _computed(shared_ND: Tensor, layers: Sequence[Sequence[Tensor]], eps: float)
     asked = (shared_ND @ joined(ups, 1)).split([up_DR.shape[1] for up_DR in ups], dim=1)
     computed: list[Sequence[Tensor]] = []
     for (weight_OD, low_NR, up_DR), asked_NR in zip(layers, asked, strict=True):
-        back_NR, composed_OR = torch.addmm(asked_NR, low_NR, up_DR.T @ up_DR), weight_OD @ up_DR
+        back_NR = as_dtype(wide(low_NR @ (up_DR.T @ up_DR)) + asked_NR, dtype)
+        composed_OR = weight_OD @ up_DR
         more = (wide(low_NR) * (wide(asked_NR) + back_NR)).sum(-1, keepdim=True)
         inverse = inverse_rms(squares + more, width, eps)
-        output = torch.addmm(low_NR @ composed_OR.T, shared_ND, weight_OD.T)
-        computed.append((as_dtype(wide(output) * inverse, dtype), inverse, back_NR, composed_OR))
+        output = wide(shared_ND @ weight_OD.T) + low_NR @ composed_OR.T
+        computed.append((as_dtype(output * inverse, dtype), inverse, back_NR, composed_OR))
     return computed
+
+
+def _taken(along_N1: Tensor, layer: Sequence[Tensor]) -> Tensor:
+    """What the norm takes out of the gradient of h_l, by z_l."""
+    return as_dtype(-along_N1 * layer[1], layer[1].dtype)
+
+
+def _product_over_tokens(left_NR: Tensor, right_NS: Tensor) -> Tensor:
+    """left' right (R, S), by pieces of the tokens: so small an output would leave most of a GPU idle."""
+    pieces = math.gcd(len(left_NR), _PIECES)
+    left, right = (side.unflatten(0, (pieces, -1)) for side in (left_NR, right_NS))
+    return as_dtype((left.transpose(1, 2) @ right).sum(0), left_NR.dtype)

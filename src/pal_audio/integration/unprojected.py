@@ -14,7 +14,8 @@ from torch import Tensor
 from pal_audio.integration.normed_projection import NormedMap
 
 Projections = Literal["apart", "auto", "composed"]
-"""Of plain maps: one after another; composed where that costs less, if all of it learns; composed."""
+"""Of plain maps: one after another; composed in a compiled step where that costs less, if all of it learns; composed."""
+DEFAULT_PROJECTIONS: Projections = "auto"
 
 
 class Maps(Protocol):

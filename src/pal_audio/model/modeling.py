@@ -33,7 +33,7 @@ from pal_audio.integration.key_values import (
 from pal_audio.integration.memory import AudioMemory, LiveAudio
 from pal_audio.integration.proof import prove
 from pal_audio.integration.training_attention import DEFAULT_KERNEL, AudioKernel, StepKernel, find_kernel
-from pal_audio.integration.unprojected import Projections
+from pal_audio.integration.unprojected import DEFAULT_PROJECTIONS
 from pal_audio.model import layer_checkpointing
 from pal_audio.model.adapters import add_adapter, merge_adapter
 from pal_audio.model.configuration import PalConfig
@@ -76,7 +76,7 @@ class PalForConditionalGeneration(SoundMixin, PreTrainedModel, PalGenerationMixi
         self._hooked = self._has_lal
         self.recompute_audio = "none"  # see `integration.recompute`
         self.projections_at_once = 1  # LAL layers that project audio by one product in a training step; see `model.compiling`
-        self.projections: Projections = "apart"  # in a training step, by LAL layers; see `integration.unprojected`
+        self.projections = DEFAULT_PROJECTIONS  # in a training step, by LAL layers; see `integration.unprojected`
         self.audio_kernel: AudioKernel = DEFAULT_KERNEL  # of training steps; see `integration.training_attention`
         # The constructors of wrappers set "sdpa" on every sub-configuration, also where the LLM cannot have it.
         self._install_attention(kernel if has_sdpa(self.language_model) else "eager")

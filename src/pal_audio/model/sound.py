@@ -76,8 +76,10 @@ class SoundMixin(nn.Module):
         keeps_all = torch.is_grad_enabled() and self._keeps_all()
         if self.projections not in get_args(Projections):
             raise PalError(f"projections: {self.projections!r} is not one of {', '.join(get_args(Projections))}")
-        projections: Projections = self.projections if keeps_all else "apart"
         at_once = self.projections_at_once if keeps_all else 1
+        # A step that is not compiled launches each small operation by itself: composed maps have more of these.
+        composes = keeps_all and (self.projections == "composed" or at_once > 1)
+        projections = self.projections if composes else "apart"
         for stream, (tokens, lengths) in zip(self.streams, per_stream, strict=True):
             if not stream.gives_keys:
                 slots.append((tokens[0], lengths))

@@ -15,6 +15,7 @@ from pal_audio.data.sources import ManifestsConfig, ShardsConfig, TextSourceConf
 from pal_audio.errors import PalError
 from pal_audio.integration.recompute import RecomputeSetting
 from pal_audio.integration.training_attention import DEFAULT_KERNEL, AudioKernel
+from pal_audio.integration.unprojected import DEFAULT_PROJECTIONS, Projections
 from pal_audio.model.adapters import AdapterConfig
 from pal_audio.model.building import ModelSpec
 from pal_audio.training.batches import BatchOrder, Budget
@@ -61,6 +62,7 @@ _KEYS_OF = {
     "checkpointing": ("answer", "text"),
     "recompute_audio": ("answer",),
     "audio_kernel": ("answer",),
+    "projections": ("answer",),
     "compile": ("answer", "text"),
 }
 """Keys that not every objective has, and those that have them."""
@@ -90,6 +92,7 @@ class Stage(StrictConfig):
         checkpointing: keep each LLM layer's input only and compute the layer again for its gradients; likewise.
         recompute_audio: likewise for audio's keys and values only: `full`, or `light`, which computes no matrix product again.
         audio_kernel: how LAL layers attend; see `integration.training_attention`.
+        projections: how LAL layers make keys and values of audio; see `integration.unprojected`.
         compile: `torch.compile` of the LLM's layers; likewise, to rounding.
         accumulate: parts that a batch is computed in, one after another; the step is the same, the memory less.
         warmup_steps: linear warm-up.
@@ -123,6 +126,7 @@ class Stage(StrictConfig):
     checkpointing: bool = False
     recompute_audio: RecomputeSetting = "none"
     audio_kernel: AudioKernel = DEFAULT_KERNEL
+    projections: Projections = DEFAULT_PROJECTIONS
     compile: bool = False
     warmup_steps: int = Field(0, ge=0)
     schedule: Literal["cosine", "linear", "constant"] = "cosine"

@@ -12,6 +12,7 @@ from pal_audio.data.manifest import Example
 from pal_audio.data.texts import Document
 from pal_audio.errors import PalError
 from pal_audio.integration.training_attention import DEFAULT_KERNEL
+from pal_audio.integration.unprojected import DEFAULT_PROJECTIONS
 from pal_audio.model import PalForConditionalGeneration
 from pal_audio.training.batches import Size
 from pal_audio.training.device import to_device
@@ -37,10 +38,12 @@ class AnswerObjective(LlmObjective[Example]):
     def begin(self) -> None:
         self.model.recompute_audio = self.stage.recompute_audio
         self.model.audio_kernel = self.stage.audio_kernel
+        self.model.projections = self.stage.projections
         super().begin()
 
     def end(self) -> None:
         self.model.recompute_audio, self.model.audio_kernel = "none", DEFAULT_KERNEL
+        self.model.projections = DEFAULT_PROJECTIONS
         super().end()
 
     def prepare(self, train: Sequence[Example], test: Sequence[Example]) -> Sequence[Example]:
