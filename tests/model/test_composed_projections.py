@@ -189,13 +189,23 @@ def test_where_it_is_not_less_projections_are_joined_as_before(monkeypatch: pyte
     inputs = inputs_of(processor)
     sizes = watch_products(monkeypatch)
     model.projections_at_once = 4
-    model.projections_at_once = 4
     model(**inputs)
     assert sizes == [2, 2]
     sizes.clear()
     model.projections = "composed"
     model(**inputs)
     assert not sizes
+
+
+def test_a_step_that_is_not_compiled_composes_nothing_by_itself(calls: list[int]) -> None:
+    model, processor = model_of("llama", "lal", "shared")
+    inputs = inputs_of(processor)
+    assert model.projections == "auto"
+    model(**inputs)
+    assert not calls
+    model.projections_at_once = 4
+    model(**inputs)
+    assert calls
 
 
 def test_another_word_is_refused(calls: list[int]) -> None:
@@ -218,3 +228,8 @@ def test_the_benchmarks_setting_reaches_the_model(calls: list[int]) -> None:
         assert bool(calls) == (word == "composed")
         keys.append(case.key)
     assert keys[0] == "360e8ba37e768081" != keys[1], "rows from before there was the setting are found"
+    plain, compiled = (
+        Setup(llm="tiny-llama", encoder="tiny-frames", precision="float32", compile=way) for way in ("none", "model")
+    )  # type: ignore[arg-type]
+    assert Case(setup=plain, integration="lal", **sizes).key == keys[0], "nothing is composed in a step that is not compiled"
+    assert compiled.projections == "auto"

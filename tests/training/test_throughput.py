@@ -9,7 +9,8 @@ import torch
 
 from pal_audio.data.collation import Collator
 from pal_audio.data.prepare import prepare
-from pal_audio.model import build_model
+from pal_audio.errors import PalError
+from pal_audio.model import PalForConditionalGeneration, build_model
 from pal_audio.training.loop import StageRun
 from pal_audio.training.objectives import answer
 from pal_audio.training.plan import plan_stages
@@ -45,6 +46,7 @@ def plain(recipe: Path, tmp_path: Path) -> tuple[list[float], dict[str, torch.Te
         ["stages.0.recompute_audio=true"],
         ["stages.0.recompute_audio=light"],
         ["stages.0.audio_kernel=sdpa"],
+        ["stages.0.projections=composed"],
         ["stages.0.recompute_audio=true", "stages.0.checkpointing=true"],
         ["stages.0.recompute_audio=light", "stages.0.checkpointing=true"],
         ["stages.0.packing=true", "stages.0.accumulate=3"],
@@ -102,6 +104,22 @@ def test_a_compiled_stage_keeps_the_numbers(
     losses, _ = losses_and_weights(recipe, tmp_path / "other", "stages.0.compile=true")
     assert calls
     assert losses == pytest.approx(plain[0], rel=1e-5)
+
+
+@pytest.mark.parametrize("word", ["auto", "apart", "composed"])
+def test_a_stage_says_how_projections_are_made(word: str, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    encode = PalForConditionalGeneration.encode
+
+    def watched(self: PalForConditionalGeneration, *inputs: Any, **options: Any) -> Any:
+        seen.append((self.training, self.projections))
+        return encode(self, *inputs, **options)
+
+    monkeypatch.setattr(PalForConditionalGeneration, "encode", watched)
+    losses_and_weights(recipe, tmp_path / "run", f"stages.0.projections={word}")
+    assert {projections for training, projections in seen if training} == {word}
+    with pytest.raises(PalError, match="projections"):
+        load_recipe(recipe, ["stages.0.projections=joined"])
 
 
 def test_batches_by_budget_train(recipe: Path, tmp_path: Path) -> None:
