@@ -85,7 +85,7 @@ def test_gradients_are_those_of_differences() -> None:
     tokens, weight = (torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in ((3, M), (2, D)))
 
     def call(x: Tensor, w: Tensor, m: Tensor, b: Tensor) -> Tensor:
-        (output,) = _ComposedProjections.apply(found(norm).eps, x, m, b, w)  # type: ignore[no-untyped-call]
+        (output,) = _ComposedProjections.apply(x, m[None], b[None], w[None], found(norm).eps)  # type: ignore[no-untyped-call]
         return output  # type: ignore[no-any-return]
 
     inputs = (tokens, weight, *own.parameters())
@@ -176,15 +176,14 @@ def test_what_is_kept_is_no_more_than_apart() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_nothing_inside_is_converted_to_what_it_is(dtype: torch.dtype) -> None:
     """See the test of that name for `normed_projection`."""
-    shapes = ((3, M), *2 * ((D, M), (D,), (OUT, D)))
-    sides = [torch.randn(*shape, dtype=dtype, requires_grad=True) for shape in shapes]
+    sides = [torch.randn(*shape, dtype=dtype, requires_grad=True) for shape in ((3, M), (2, D, M), (2, D), (2, OUT, D))]
     with NoChange():
-        outputs = _ComposedProjections.apply(1e-6, *sides)
+        outputs = _ComposedProjections.apply(*sides, 1e-6)
         kept = outputs[0].grad_fn.saved_tensors
-        context = SimpleNamespace(saved_tensors=kept, needs_input_grad=(False, *(True,) * 7), eps=1e-6)
+        context = SimpleNamespace(saved_tensors=kept, needs_input_grad=(*(True,) * 4, False), eps=1e-6)
         made = _ComposedProjections.backward(context, *(torch.ones_like(output) for output in outputs))
     assert [output.dtype for output in outputs] == [dtype] * 2
-    assert [side is not None and side.dtype for side in made[1:]] == [dtype] * 7
+    assert [side is not None and side.dtype for side in made[:4]] == [dtype] * 4
 
 
 def test_compiled_it_has_the_gradients_of_the_eager_one() -> None:
@@ -194,7 +193,7 @@ def test_compiled_it_has_the_gradients_of_the_eager_one() -> None:
     eager, compiled = (gradients(way, leaves, tokens, own, found(norm), weight)[1] for way in (composed, torch.compile(composed)))
     for one, other in zip(eager, compiled, strict=True):
         assert one.abs().max() > 0.1
-        torch.testing.assert_close(other, one)
+        assert relative(other, one) < 1e-6
 
 
 def test_it_is_fewer_operations_where_tokens_are_many() -> None:
@@ -216,20 +215,21 @@ def operations(way: Callable[..., Tensor], num_tokens: int, size: int, num_outpu
 
 def test_operations_are_those_that_are_counted() -> None:
     size, num_outputs = 64, 32
+    vectors = 4 * size * size + 4 * num_outputs * size  # maps of one vector, which the docstring leaves out
     for way, of_token, once in (
         (apart, 6 * size * size + 6 * size * num_outputs, 0),
-        (composed, 6 * size * num_outputs + 3.25 * size * size, size * (6 * size * num_outputs + 4 * size * size)),
+        (composed, (6 * num_outputs + 3.25 * size + 2) * size, size * (6 * size * num_outputs + 4 * size * size) + vectors),
     ):
         few, many = (operations(way, number, size, num_outputs) for number in (1000, 3000))
-        assert (many - few) / 2000 == pytest.approx(of_token, rel=0.02), "but for maps of one vector"
-        assert few - 1000 * of_token == pytest.approx(once, rel=0.05, abs=2 * size * (size + num_outputs) + 1000 * size * 2)
+        assert (many - few) / 2000 == of_token
+        assert few - 1000 * of_token == once
 
 
 @pytest.mark.parametrize("size", [8, 12, 10])
 def test_moments_by_blocks_are_the_whole_product(size: int) -> None:
-    tokens, weights = torch.randn(30, size, dtype=torch.float64), [torch.randn(30, 1, dtype=torch.float64) for _ in range(3)]
-    for moments, weight in zip(_weighted_moments(tokens, weights), weights, strict=True):
-        torch.testing.assert_close(moments, (tokens * weight).T @ tokens)
+    tokens, weights = (torch.randn(30, number, dtype=torch.float64) for number in (size, 3))
+    for moments, weight in zip(_weighted_moments(tokens, weights), weights.T, strict=True):
+        torch.testing.assert_close(moments, (tokens * weight[:, None]).T @ tokens)
 
 
 @pytest.mark.parametrize("frozen", [None, "tokens", "first"])
@@ -238,7 +238,7 @@ def test_several_layers_at_once_are_each_alone(frozen: str | None) -> None:
     tokens = torch.randn(40, M, dtype=torch.float64).requires_grad_(frozen != "tokens")
     maps = [nn.Linear(M, D, bias=bias).double() for bias in (True, False, True)]
     maps[0].requires_grad_(frozen != "first")
-    weights = [torch.randn(number, D, dtype=torch.float64, requires_grad=True) for number in (OUT, OUT, 4)]
+    weights = [torch.randn(OUT, D, dtype=torch.float64, requires_grad=True) for _ in range(3)]
     seconds = [NormedMap(found(LlamaRMSNorm(D, eps=1e-2).double()), weight) for weight in weights]
     leaves = [leaf for leaf in (tokens, *weights, *(each for own in maps for each in own.parameters())) if leaf.requires_grad]
     at_once = composed_projections(tokens, maps, seconds)

@@ -25,13 +25,13 @@ Shapes: N tokens, M their width, D the LLM's width, O outputs, L layers.
 """
 
 from collections.abc import Sequence
-from itertools import chain
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from pal_audio.integration.normed_projection import NormedMap, as_dtype, product_dtype, wide
+from pal_audio.integration.recompute import recomputed
 
 _BLOCKS = 4  # of the moments' columns
 _Item = TypeVar("_Item")
@@ -58,77 +58,90 @@ def composed_projections(tokens_NM: Tensor, maps: Sequence[nn.Linear], seconds: 
     Args:
         tokens_NM: of all clips, one behind another.
         maps: of each layer, plain (see `are_plain`).
-        seconds: of each layer, what follows; all of one epsilon.
+        seconds: of each layer, what follows; all of one epsilon and as many outputs.
 
     Returns:
         (N, O) of each layer, in the dtype of the product, which autocast may change.
     """
-    weights = [second.scaled_OD for second in seconds]
-    dtype = product_dtype(weights[0])
-    biases = [map.weight.new_zeros(map.out_features) if map.bias is None else map.bias for map in maps]
-    sides = [side.to(dtype) for layer in zip((map.weight for map in maps), biases, weights, strict=True) for side in layer]
-    outputs = _ComposedProjections.apply(seconds[0].norm.eps, tokens_NM.to(dtype), *sides)  # type: ignore[no-untyped-call]
+    weights_LOD = torch.stack([second.scaled_OD for second in seconds])
+    dtype = product_dtype(weights_LOD)
+    if len(maps) == 1:
+        maps_LDM = as_dtype(maps[0].weight, dtype)[None]
+    else:  # a compiled step does not keep the stack for gradients
+        maps_LDM = recomputed("full", _stacked, dtype, *(map.weight for map in maps))
+    biases_LD = torch.stack([map.weight.new_zeros(map.out_features) if map.bias is None else map.bias for map in maps])
+    sides = tokens_NM.to(dtype), maps_LDM, biases_LD.to(dtype), weights_LOD.to(dtype)
+    outputs = _ComposedProjections.apply(*sides, seconds[0].norm.eps)  # type: ignore[no-untyped-call]
     return tuple(second.with_bias(output) for second, output in zip(seconds, outputs, strict=True))
 
 
+def _stacked(dtype: torch.dtype, *weights: Tensor) -> Tensor:
+    return torch.stack([as_dtype(weight, dtype) for weight in weights])
+
+
 class _ComposedProjections(torch.autograd.Function):
-    """The products of map_DM, bias_D and weight_OD of each layer. Nothing in it is converted to what it is; see
-    `normed_projection`."""
+    """The products. Nothing in it is converted to what it is; see `normed_projection`."""
 
     @staticmethod
-    def forward(ctx: Any, eps: float, tokens_NM: Tensor, *sides: Tensor) -> tuple[Tensor, ...]:
-        computed = [_computed(tokens_NM, layer, eps) for layer in in_rows(sides, 3)]
-        ctx.save_for_backward(tokens_NM, *sides, *chain.from_iterable(computed))
+    def forward(
+        ctx: Any, tokens_NM: Tensor, maps_LDM: Tensor, biases_LD: Tensor, weights_LOD: Tensor, eps: float
+    ) -> tuple[Tensor, ...]:
+        computed = _computed(tokens_NM, maps_LDM, biases_LD, weights_LOD, eps)
+        ctx.save_for_backward(tokens_NM, maps_LDM, biases_LD, weights_LOD, *computed)
         ctx.eps = eps
-        return tuple(output for *_, output in computed)
+        return computed[-1].unbind(1)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        num_sides = 3 * len(gradients)
-        tokens_NM, *kept = ctx.saved_tensors
-        layers, computed = in_rows(kept[:num_sides], 3), in_rows(kept[num_sides:], 4)
+        tokens_NM, maps_LDM, biases_LD, weights_LOD, *computed = ctx.saved_tensors
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # gradients of gradients: these depend on the inputs
-            computed = [_computed(tokens_NM, layer, ctx.eps) for layer in layers]
-        dtype, width = tokens_NM.dtype, layers[0][0].shape[0]
-        _, tokens_learn, *sides_learn = ctx.needs_input_grad
-        maps_learn, biases_learn, weights_learn = (any(sides_learn[side::3]) for side in range(3))
-        scaled, along = scaled_and_along(gradients, [(inverse, output) for _, _, inverse, output in computed], width, dtype)
-        scaled_NS = joined(scaled, 1)
-        of_tokens = None
+            computed = _computed(tokens_NM, maps_LDM, biases_LD, weights_LOD, ctx.eps)
+        composed_LOM, offset_LM, back_NLM, inverse_NL, output_NLO = computed
+        tokens_learn, maps_learn, biases_learn, weights_learn, _ = ctx.needs_input_grad
+        dtype, width = tokens_NM.dtype, maps_LDM.shape[1]
+        kept = zip(inverse_NL.split(1, 1), output_NLO.unbind(1), strict=True)
+        scaled, along = scaled_and_along(gradients, list(kept), width, dtype)
+        scaled_NS, along_NL = joined(scaled, 1), joined(along, 1)
+        of_tokens = of_maps = of_biases = of_weights = None
         if tokens_learn:
-            taken = sum(back_NM * along_N1 for (_, back_NM, _, _), along_N1 in zip(computed, along, strict=True))
-            of_tokens = as_dtype(wide(scaled_NS @ joined([composed_OM for composed_OM, *_ in computed], 0)) - taken, dtype)
+            taken_NM = ((wide(back_NLM) + offset_LM) * along_NL[:, :, None]).sum(1)
+            of_tokens = as_dtype(wide(scaled_NS @ composed_LOM.flatten(0, 1)) - taken_NM, dtype)
         if maps_learn or weights_learn:
-            of_composed = (scaled_NS.T @ tokens_NM).split([each.shape[1] for each in scaled])
+            of_composed_LOM = (scaled_NS.T @ tokens_NM).view_as(composed_LOM)
         if biases_learn or weights_learn:
-            of_offset = scaled_NS.sum(0).split([each.shape[1] for each in scaled])
+            of_offset_LO = scaled_NS.sum(0).unflatten(0, composed_LOM.shape[:2])
         if maps_learn or biases_learn:
-            along_M = as_dtype(joined(along, 1), dtype).T @ tokens_NM
-            along_1 = [as_dtype(each.sum(0), dtype) for each in along]
+            along_LM = as_dtype(along_NL, dtype).T @ tokens_NM
         if maps_learn:
-            moments = _weighted_moments(tokens_NM, along)
-        of_sides: list[Tensor | None] = []
-        for number, ((map_DM, bias_D, weight_OD), learn) in enumerate(zip(layers, in_rows(sides_learn, 3), strict=True)):
-            of_map = of_bias = of_weight = None
-            if learn[0]:
-                of_map = weight_OD.T @ of_composed[number] - map_DM @ moments[number] - torch.outer(bias_D, along_M[number])
-            if learn[1]:
-                of_bias = weight_OD.T @ of_offset[number] - (map_DM @ along_M[number] + bias_D * along_1[number])
-            if learn[2]:
-                of_weight = of_composed[number] @ map_DM.T + torch.outer(of_offset[number], bias_D)
-            of_sides += [of_map, of_bias, of_weight]
-        return None, of_tokens, *of_sides
+            moments_LMM = _weighted_moments(tokens_NM, along_NL)
+            of_maps = weights_LOD.transpose(1, 2) @ of_composed_LOM - maps_LDM @ moments_LMM
+            of_maps = of_maps - biases_LD[:, :, None] * along_LM[:, None]
+        if biases_learn:
+            along_L1 = as_dtype(along_NL.sum(0), dtype)[:, None]
+            of_biases = _applied(weights_LOD.transpose(1, 2), of_offset_LO) - _applied(maps_LDM, along_LM) - biases_LD * along_L1
+        if weights_learn:
+            of_weights = of_composed_LOM @ maps_LDM.transpose(1, 2) + of_offset_LO[:, :, None] * biases_LD[:, None]
+        return of_tokens, of_maps, of_biases, of_weights, None
 
 
-def _computed(tokens_NM: Tensor, layer: Sequence[Tensor], eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """V W (O, M), u (N, M), 1 / rms (N, 1) and the output (N, O)."""
-    map_DM, bias_D, weight_OD = layer
-    composed_OM, offset_M = weight_OD @ map_DM, map_DM.T @ bias_D
-    back_NM = torch.addmm(offset_M, tokens_NM, map_DM.T @ map_DM)
-    squares = (wide(tokens_NM) * (wide(back_NM) + offset_M)).sum(-1, keepdim=True) + wide(bias_D).square().sum()
-    inverse = inverse_rms(squares, map_DM.shape[0], eps)
-    output = torch.addmm(weight_OD @ bias_D, tokens_NM, composed_OM.T)
-    return composed_OM, back_NM, inverse, as_dtype(wide(output) * inverse, tokens_NM.dtype)
+def _computed(
+    tokens_NM: Tensor, maps_LDM: Tensor, biases_LD: Tensor, weights_LOD: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """V W (L, O, M), W'b (L, M), W'W x (N, L, M), 1 / rms (N, L) and the outputs (N, L, O)."""
+    num_layers, width = maps_LDM.shape[:2]
+    back_LMD = maps_LDM.transpose(1, 2)
+    composed_LOM, offset_LM = weights_LOD @ maps_LDM, _applied(back_LMD, biases_LD)
+    back_NLM = (tokens_NM @ (back_LMD @ maps_LDM).flatten(0, 1).T).unflatten(1, (num_layers, -1))
+    squares_NL = (wide(tokens_NM)[:, None] * (back_NLM + 2 * wide(offset_LM))).sum(-1) + wide(biases_LD).square().sum(-1)
+    inverse_NL = inverse_rms(squares_NL, width, eps)
+    outputs_NLO = (tokens_NM @ composed_LOM.flatten(0, 1).T).unflatten(1, (num_layers, -1))
+    outputs_NLO = (wide(outputs_NLO) + _applied(weights_LOD, biases_LD)) * inverse_NL[:, :, None]
+    return composed_LOM, offset_LM, back_NLM, inverse_NL, as_dtype(outputs_NLO, tokens_NM.dtype)
+
+
+def _applied(matrices: Tensor, vectors: Tensor) -> Tensor:
+    """Each matrix (L, R, C) times its vector (L, C)."""
+    return (matrices @ vectors[:, :, None]).squeeze(-1)
 
 
 def inverse_rms(squares: Tensor, width: int, eps: float) -> Tensor:
@@ -155,21 +168,20 @@ def scaled_and_along(
     return scaled, along
 
 
-def _weighted_moments(tokens_NM: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
-    """x' diag(weight) x (M, M) of each weight (N, 1), by the blocks on and above the diagonal."""
-    size = tokens_NM.shape[1]
+def _weighted_moments(tokens_NM: Tensor, weights_NL: Tensor) -> Tensor:
+    """x' diag(weight) x (L, M, M) of each weight, by the blocks on and above the diagonal."""
+    size, num_layers = tokens_NM.shape[1], weights_NL.shape[1]
     blocks = _num_blocks(size)
     width = size // blocks
     # All layers' columns of a block lie side by side: few large products.
-    weighted = as_dtype(tokens_NM.unflatten(1, (blocks, 1, width)) * torch.stack(list(weights), 1)[:, None], tokens_NM.dtype)
+    weighted_NBLW = as_dtype(tokens_NM.unflatten(1, (blocks, 1, width)) * weights_NL[:, None, :, None], tokens_NM.dtype)
     rows = []
     for block in range(blocks):
-        row_LcC = (weighted[:, block].flatten(1).T @ tokens_NM[:, block * width :]).unflatten(0, (len(weights), width))
-        rows.append(nn.functional.pad(row_LcC, (block * width, 0)))
+        row_LWM = (weighted_NBLW[:, block].flatten(1).T @ tokens_NM[:, block * width :]).unflatten(0, (num_layers, width))
+        rows.append(nn.functional.pad(row_LWM, (block * width, 0)))
     upper_LMM = torch.cat(rows, 1)
     number = torch.arange(size, device=tokens_NM.device) // width
-    beyond = (number[:, None] < number).to(upper_LMM.dtype)
-    return list((upper_LMM + (upper_LMM * beyond).transpose(1, 2)).unbind())
+    return torch.where(number[:, None] < number, upper_LMM, 0).transpose(1, 2) + upper_LMM
 
 
 def _num_blocks(size: int) -> int:

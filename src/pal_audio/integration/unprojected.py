@@ -56,10 +56,15 @@ class Composing:
             second = self._rules[layer].normed_map()
             if second is not None and self._maps.composes(layer, len(second.weight_OD)):
                 seconds[layer] = second
-        for eps in dict.fromkeys(second.norm.eps for second in seconds.values()):
-            layers = [layer for layer, second in seconds.items() if second.norm.eps == eps]
+        for kind in dict.fromkeys(map(_kind, seconds.values())):
+            layers = [layer for layer, second in seconds.items() if _kind(second) == kind]
             outputs = self._maps.compose(layers, [seconds[layer] for layer in layers])
             self._made.update(zip(layers, outputs, strict=True))
+
+
+def _kind(second: NormedMap) -> tuple[float, int]:
+    """What layers that are made at once have in common."""
+    return second.norm.eps, len(second.weight_OD)
 
 
 @dataclass(frozen=True)
