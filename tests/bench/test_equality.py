@@ -83,6 +83,44 @@ def test_a_way_whose_rounding_is_worse_than_eager_s_is_told(monkeypatch: pytest.
     assert ended.value.code == 1
 
 
+def test_a_small_tensor_that_is_noise_hides_no_other_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    exact = equality.compute
+
+    def off(case: Case, device: torch.device) -> Any:
+        found = exact(case, device)
+        if case.setup.precision == "float32":
+            return found
+        others = 2 if case.setup.projections == "composed" else 1
+        least = min(found.gradients, key=lambda name: float(found.gradients[name].norm()))
+        times = {name: 100 if name == least else others for name in found.gradients}
+        return replace(found, gradients={name: times[name] * value for name, value in found.gradients.items()})
+
+    monkeypatch.setattr(equality, "compute", off)
+    with pytest.raises(SystemExit):
+        equality.main([*TINY, "--integrations", "lal", "--precisions", "bf16", "--ways", "composed"])
+
+
+def test_a_number_that_is_none_is_not_equal() -> None:
+    nan = torch.tensor([1.0, float("nan")])
+    assert equality.difference(nan, torch.ones(2)) == equality.difference(torch.ones(2), nan) == float("inf")
+
+
+def test_ways_by_name_and_low_rank_maps_that_are_not_zero(capsys: pytest.CaptureFixture[str]) -> None:
+    options = [*TINY, "--integrations", "lal", "--projector", "low_rank:4", "--precisions", "float32"]
+    rows = equality.main([*options, "--ways", "recompute"])
+    assert [row["way"] for row in rows] == ["recompute_audio light", "recompute_audio full"]
+    assert len(rows[0]["worst"]) == equality.NUM_WORST < rows[0]["num_gradients"]
+    assert rows[0]["gradient"] == max(rows[0]["worst"].values())
+    with pytest.raises(PalError, match="--ways nothing: no way of lal has that in its name"):
+        equality.main([*options, "--ways", "nothing"])
+    setup = Setup(llm="tiny-llama", encoder="tiny-frames")
+    case = Case(setup=setup, integration="lal", batch=2, audio_tokens=24, projector="low_rank:4")
+    found = equality.compute(case, torch.device("cpu")).gradients
+    downs = [name for name in found if name.endswith(".down.weight")]
+    assert downs
+    assert all(found[name].abs().max() > 0 for name in downs)
+
+
 def test_prompts_by_a_decoder_are_compared_and_none_passes_another_way(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(equality, "WAYS", ("plain", "captured"))  # compiling takes half a minute
     options = {"setup": Setup(llm="tiny-llama", encoder="tiny-frames"), "integration": "lal", "batch": 2}
