@@ -25,7 +25,7 @@ Shapes: N tokens, M their width, D the LLM's width, O outputs, L layers.
 """
 
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,18 +34,17 @@ from pal_audio.integration.normed_projection import NormedMap, as_dtype, product
 from pal_audio.integration.recompute import recomputed
 
 _BLOCKS = 4  # of the moments' columns
-_Item = TypeVar("_Item")
 
 
-def is_fewer_operations(num_tokens: int, map: nn.Linear, num_outputs: int) -> bool:
+def is_fewer_operations(num_tokens: int, own: nn.Linear, num_outputs: int) -> bool:
     """Whether a training step in which all learns has fewer operations by the composed map.
 
     Args:
         num_tokens: N.
-        map: from tokens to the layer's inputs.
+        own: the map from tokens to the layer's inputs.
         num_outputs: O.
     """
-    width, token_size = map.weight.shape
+    width, token_size = own.weight.shape
     apart = 6 * token_size * width + 6 * width * num_outputs
     composed = 6 * token_size * num_outputs + 2 * token_size**2 + 2 * _moments_share(token_size) * token_size**2
     once = width * (6 * token_size * num_outputs + 4 * token_size**2)
@@ -68,8 +67,8 @@ def composed_projections(tokens_NM: Tensor, maps: Sequence[nn.Linear], seconds: 
     if len(maps) == 1:
         maps_LDM = as_dtype(maps[0].weight, dtype)[None]
     else:  # a compiled step does not keep the stack for gradients
-        maps_LDM = recomputed("full", _stacked, dtype, *(map.weight for map in maps))
-    biases_LD = torch.stack([map.weight.new_zeros(map.out_features) if map.bias is None else map.bias for map in maps])
+        maps_LDM = recomputed("full", _stacked, dtype, *(own.weight for own in maps))
+    biases_LD = torch.stack([own.weight.new_zeros(own.out_features) if own.bias is None else own.bias for own in maps])
     sides = tokens_NM.to(dtype), maps_LDM, biases_LD.to(dtype), weights_LOD.to(dtype)
     outputs = _ComposedProjections.apply(*sides, seconds[0].norm.eps)  # type: ignore[no-untyped-call]
     return tuple(second.with_bias(output) for second, output in zip(seconds, outputs, strict=True))
@@ -197,8 +196,3 @@ def _moments_share(size: int) -> float:
 def joined(parts: Sequence[Tensor], dim: int) -> Tensor:
     """`torch.cat`, without a copy of one part."""
     return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim)
-
-
-def in_rows(items: Sequence[_Item], length: int) -> list[Sequence[_Item]]:
-    """Items one behind another, in rows of `length`."""
-    return [items[first : first + length] for first in range(0, len(items), length)]

@@ -115,7 +115,7 @@ def in_parts(layers: Sequence[int], at_once: int) -> list[Sequence[int]]:
     Of the last layers it is half as many: their gradients are made when most of a step is still kept.
     """
     half = max(1, at_once // 2)
-    early = layers[: max(0, len(layers) - 2 * half)] if at_once > 1 else layers
+    early = layers[: max(0, len(layers) - 2 * half)]
     late = layers[len(early) :]
     parts = [early[first : first + at_once] for first in range(0, len(early), at_once)]
     return parts + [late[first : first + half] for first in range(0, len(late), half)]

@@ -20,15 +20,16 @@ Shapes: N tokens, D the LLM's width, R rank, O outputs, L layers.
 import math
 from collections.abc import Sequence
 from itertools import chain
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from pal_audio.integration.composed_projection import in_rows, inverse_rms, joined, scaled_and_along
+from pal_audio.integration.composed_projection import inverse_rms, joined, scaled_and_along
 from pal_audio.integration.normed_projection import NormedMap, as_dtype, product_dtype, wide
 
 _PIECES = 32  # at most, of the tokens
+_Item = TypeVar("_Item")
 
 
 def shared_projections(
@@ -59,7 +60,7 @@ class _SharedProjections(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, eps: float, num_layers: int, shared_ND: Tensor, *sides: Tensor) -> tuple[Tensor, ...]:
-        computed = _computed(shared_ND, in_rows(sides, len(sides) // num_layers), eps)
+        computed = _computed(shared_ND, _in_rows(sides, len(sides) // num_layers), eps)
         ctx.save_for_backward(shared_ND, *sides, *chain.from_iterable(computed))
         ctx.eps = eps
         return tuple(output for output, *_ in computed)
@@ -69,8 +70,8 @@ class _SharedProjections(torch.autograd.Function):
         _, _, shared_learns, *sides_learn = ctx.needs_input_grad
         num_layers, num_sides = len(gradients), len(sides_learn)
         shared_ND, *kept = ctx.saved_tensors
-        layers = in_rows(kept[:num_sides], num_sides // num_layers)
-        computed = in_rows(kept[num_sides:], (len(kept) - num_sides) // num_layers)
+        layers = _in_rows(kept[:num_sides], num_sides // num_layers)
+        computed = _in_rows(kept[num_sides:], (len(kept) - num_sides) // num_layers)
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # gradients of gradients: these depend on the inputs
             computed = _computed(shared_ND, layers, ctx.eps)
         dtype = shared_ND.dtype
@@ -86,9 +87,9 @@ class _SharedProjections(torch.autograd.Function):
         sizes = [part.shape[1] for part in parts]
         if any(sides_learn[0 :: len(layers[0])]) or (has_low and any(sides_learn[2::3])):
             by_shared = (given_NS.T @ shared_ND).split(sizes)
-            by_layer = given_NS.split([sum(row) for row in in_rows(sizes, len(sizes) // num_layers)], 1)
+            by_layer = given_NS.split([sum(row) for row in _in_rows(sizes, len(sizes) // num_layers)], 1)
         of_sides: list[Tensor | None] = []
-        for number, (layer, learn) in enumerate(zip(layers, in_rows(sides_learn, len(layers[0])), strict=True)):
+        for number, (layer, learn) in enumerate(zip(layers, _in_rows(sides_learn, len(layers[0])), strict=True)):
             if not has_low:
                 of_sides.append(by_shared[number] if learn[0] else None)
                 continue
@@ -136,3 +137,8 @@ def _product_over_tokens(left_NR: Tensor, right_NS: Tensor) -> Tensor:
     pieces = math.gcd(len(left_NR), _PIECES)
     left, right = (side.unflatten(0, (pieces, -1)) for side in (left_NR, right_NS))
     return as_dtype((left.transpose(1, 2) @ right).sum(0), left_NR.dtype)
+
+
+def _in_rows(items: Sequence[_Item], length: int) -> list[Sequence[_Item]]:
+    """Items one behind another, in rows of `length`."""
+    return [items[first : first + length] for first in range(0, len(items), length)]
