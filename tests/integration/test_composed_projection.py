@@ -225,7 +225,7 @@ def test_operations_are_those_that_are_counted() -> None:
         assert few - 1000 * of_token == once
 
 
-@pytest.mark.parametrize("size", [8, 12, 10])
+@pytest.mark.parametrize("size", [8, 12, 10, 9])
 def test_moments_by_blocks_are_the_whole_product(size: int) -> None:
     tokens, weights = (torch.randn(30, number, dtype=torch.float64) for number in (size, 3))
     for moments, weight in zip(_weighted_moments(tokens, weights), weights.T, strict=True):
@@ -270,6 +270,18 @@ def test_a_stack_of_maps_is_not_kept_by_a_compiled_step() -> None:
     assert (3, D, M) not in kept
     assert torch.Size((D, M)) in kept
     assert torch.Size((3 * OUT, M)) in kept, "composed maps are"
+
+
+def test_tokens_and_map_may_be_wider_than_the_llm() -> None:
+    own, norm = made()
+    narrow = found(LlamaRMSNorm(D, eps=1e-2).bfloat16())
+    narrow.norm.weight.data.copy_(norm.weight.data)  # type: ignore[arg-type]
+    tokens, weight = torch.randn(40, M, requires_grad=True), torch.randn(OUT, D)
+    output = composed(tokens, own, narrow, weight.bfloat16())
+    assert output.dtype == torch.bfloat16
+    assert relative(output, apart(tokens, own, found(norm), weight)) < 1e-2
+    output.float().sum().backward()
+    assert all(leaf.grad is not None and leaf.grad.dtype == torch.float32 for leaf in (tokens, *own.parameters()))
 
 
 def test_a_layer_whose_output_is_not_used_takes_no_part() -> None:

@@ -69,11 +69,12 @@ def test_it_is_the_maps_one_after_another(num_layers: int, rank: int, kind: type
         torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-8)
 
 
-@pytest.mark.parametrize("frozen", ["shared", "lows", "ups", "weights", "ups and weights"])
+@pytest.mark.parametrize("frozen", ["shared", "lows", "ups", "weights", "ups and weights", "first"])
 @pytest.mark.parametrize("rank", [0, R])
 def test_what_learns_nothing_changes_no_gradient_of_the_others(frozen: str, rank: int) -> None:
     inputs = made(2, rank)
     parts = {"shared": [inputs[0]], "lows": inputs[1], "ups": inputs[2], "weights": [each.weight_OD for each in inputs[3]]}
+    parts["first"] = [*inputs[1][:1], *inputs[2][:1], inputs[3][0].weight_OD, inputs[3][0].norm.norm.weight]
     for name in frozen.split(" and "):
         for leaf in parts[name]:
             leaf.requires_grad_(False)
@@ -128,6 +129,18 @@ def test_it_is_as_exact_as_the_maps_one_after_another(dtype: torch.dtype, autoca
         errors.append([relative(one, other) for one, other in zip(found, exact, strict=True)])
     for ours, theirs in zip(*errors, strict=True):
         assert ours < 1.5 * theirs + 1e-7
+
+
+@pytest.mark.parametrize("rank", [0, R])
+def test_tokens_and_maps_may_be_wider_than_the_llm(rank: int) -> None:
+    shared, lows, ups, seconds = made(2, rank, torch.float32)
+    _, _, _, narrow = made(2, rank, torch.bfloat16)
+    outputs = shared_projections(shared, lows, ups, narrow)
+    assert [output.dtype for output in outputs] == [torch.bfloat16] * 2
+    for output, exact in zip(outputs, apart(shared, lows, ups, seconds), strict=True):
+        assert relative(output, exact) < 1e-2
+    sum(output.float().sum() for output in outputs).backward()  # type: ignore[union-attr]
+    assert all(leaf.grad is not None and leaf.grad.dtype == torch.float32 for leaf in (shared, *lows, *ups))
 
 
 @pytest.mark.parametrize("rank", [0, R])

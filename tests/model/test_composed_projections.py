@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
 from pal_audio.bench import models
 from pal_audio.bench.case import Case, Setup
@@ -197,6 +198,34 @@ def test_where_it_is_not_less_projections_are_joined_as_before(monkeypatch: pyte
     assert not sizes
 
 
+@pytest.mark.parametrize("projector", ["per_layer", "shared", "low_rank"])
+def test_batches_of_other_sizes_are_compiled_as_rarely_as_apart(projector: str) -> None:
+    numbers = []
+    for word in ("apart", "composed"):
+        torch._dynamo.reset()
+        model, processor = model_of("llama", "lal", projector)
+        model.projections = word
+        compiling.enable(model)
+        model.get_decoder().compile(backend="aot_eager")
+        counters.clear()
+        for seconds in ((1.3, 0.6), (1.7, 0.6), (2.5, 0.9), (0.7, 0.7)):
+            model(**batch(processor, [message(noise(each, 1)) for each in seconds])).logits.sum().backward()
+        numbers.append(counters["stats"]["unique_graphs"])
+    torch._dynamo.reset()
+    assert numbers[1] <= numbers[0] + 1, "tokens by pieces, where they can be cut into them"
+
+
+def test_projectors_with_a_hook_on_all_of_them_stay_apart(calls: list[int]) -> None:
+    model, processor = model_of("llama", "lal", "shared")
+    model.projections = "composed"
+    handle = model.streams[0].projectors.register_forward_hook(lambda *_: None)
+    model(**inputs_of(processor))
+    assert not calls
+    handle.remove()
+    model(**inputs_of(processor))
+    assert calls
+
+
 def test_a_step_that_is_not_compiled_composes_nothing_by_itself(calls: list[int]) -> None:
     model, processor = model_of("llama", "lal", "shared")
     inputs = inputs_of(processor)
@@ -233,3 +262,5 @@ def test_the_benchmarks_setting_reaches_the_model(calls: list[int]) -> None:
     )  # type: ignore[arg-type]
     assert Case(setup=plain, integration="lal", **sizes).key == keys[0], "nothing is composed in a step that is not compiled"
     assert compiled.projections == "auto"
+    for keeps_less in ({"checkpointing": True}, {"recompute_audio": "light"}):
+        assert Setup(**compiled.model_dump() | keeps_less).projections == "apart"

@@ -67,8 +67,9 @@ class Setup(StrictConfig):
 
     @model_validator(mode="after")
     def _canonical(self) -> "Setup":
-        """`auto` composes where the model's parts are compiled alone."""
-        if self.compile != "model" and self.projections == "auto":
+        """`auto` composes only in steps whose parts are compiled and that keep what LAL layers compute."""
+        keeps_less = self.checkpointing or self.recompute_audio != "none"
+        if self.projections == "auto" and (self.compile != "model" or keeps_less):
             self.__dict__["projections"] = "apart"
         return self
 

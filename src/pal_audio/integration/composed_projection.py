@@ -4,7 +4,7 @@
            = (V W x + V b) / rms(h)              V W is made once a step
     D rms(h)^2 = x . (u + W'b) + |b|^2           of u = W'h = W'W x + W'b, without h
 
-A token's gradient needs u again and no product: what the norm takes away lies along h, and W' of that is u. So h, whose
+What the norm takes out of a token's gradient needs u again and no product: it lies along h, and W' of that is u. So h, whose
 gradients are products with W, is never made. Of its share in the gradient of W, the moments of tokens weighted by a number
 each, half is a mirror of the other: of 4 x 4 blocks 10 are computed. Operations of a token, forward and backward, and of the
 weights:
@@ -13,8 +13,8 @@ weights:
     composed   6 M O + 3.25 M M,  and D (6 M O + 4 M M) once a step
 
 For Llama-3.2-1B (M = D = 2,048, O = 1,024) that is 26.2 of 37.7 million a token, and less in all from 5,200 tokens on; where not
-all of it learns, the counts are others. Kept for the gradients is u in place of h, as large, and V W. Layers of one call share
-one gradient of the tokens: a product for all, and no sum of several. Source: our choice.
+all of it learns, the counts are others. Kept for the gradients is u in place of h, M wide and not D, and V W. Layers of one call
+share one gradient of the tokens: a product for all, and no sum of several. Source: our choice.
 
 Where W loses most of a token, or b cancels W x, rms(h) is a small difference of larger numbers, and its error grows with the
 square of what is lost. In bfloat16 it is 0.3% with or without, 0.8% where a third is left, 2.5% of a tenth, and of a thirtieth

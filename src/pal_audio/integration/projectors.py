@@ -140,7 +140,7 @@ class ComposableMaps:
     def composes(self, layer: int, num_outputs: int) -> bool:
         """Whether a layer's map is plain, and composed costs less: operations, or with a map that is shared, what is written."""
         own, name = self.projectors.own, str(layer)
-        if name in self.projectors.norms:
+        if not is_bare(self.projectors):
             return False
         if self.projectors.shared is None:
             whole: Any = own[name]
