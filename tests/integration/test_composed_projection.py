@@ -96,11 +96,14 @@ def test_gradients_are_those_of_differences() -> None:
 def test_gradients_that_have_gradients_are_those_that_have_none() -> None:
     own, norm = made(dtype=torch.float64)
     tokens, weight = (0.1 * torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in ((40, M), (OUT, D)))
-    leaves = [tokens, weight, *own.parameters()]
-    plain, again = (
-        torch.autograd.grad(composed(tokens, own, found(norm), weight).square().sum(), leaves, create_graph=with_graph)
-        for with_graph in (False, True)
+    check_gradients_with_a_graph(
+        lambda: composed(tokens, own, found(norm), weight).square().sum(), [tokens, weight, *own.parameters()]
     )
+
+
+def check_gradients_with_a_graph(loss: Callable[[], Tensor], leaves: list[Tensor]) -> None:
+    """That they are those without one."""
+    plain, again = (torch.autograd.grad(loss(), leaves, create_graph=with_graph) for with_graph in (False, True))
     for one, other in zip(plain, again, strict=True):
         torch.testing.assert_close(other, one, rtol=1e-9, atol=1e-12)
 
@@ -155,22 +158,25 @@ def test_where_the_map_loses_nearly_all_it_is_as_inexact_as_its_module_says() ->
 
 def test_what_is_kept_is_no_more_than_apart() -> None:
     own, norm = made()
-    tokens, weight = torch.randn(100, M, requires_grad=True), nn.Parameter(torch.randn(OUT, D))
+    inputs = torch.randn(100, M, requires_grad=True), own, found(norm), nn.Parameter(torch.randn(OUT, D))
+    # tokens, what their gradient needs, a number each, and the outputs
+    assert kept_of_each(100, lambda: composed(*inputs)) == M + M + 1 + OUT
+    assert kept_of_each(100, lambda: apart(*inputs)) == M + D + 1 + OUT
 
-    def kept(way: Callable[..., Tensor]) -> int:
-        numbers: dict[int, int] = {}
 
-        def pack(tensor: Tensor) -> Tensor:
-            if len(tensor) == 100:
-                numbers[tensor.data_ptr()] = tensor.numel()
-            return tensor
+def kept_of_each(num_tokens: int, compute: Callable[[], object]) -> float:
+    """Numbers that are kept of each token for gradients."""
+    numbers: dict[int, int] = {}
 
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            way(tokens, own, found(norm), weight)
-        return sum(numbers.values())
+    def pack(tensor: Tensor) -> Tensor:
+        if len(tensor) == num_tokens:
+            numbers[tensor.data_ptr()] = tensor.numel()
+        return tensor
 
-    assert kept(composed) == 100 * (M + M + 1 + OUT), "tokens, what their gradient needs, a number each, and the outputs"
-    assert kept(apart) == 100 * (M + D + 1 + OUT)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        outputs = compute()
+    assert outputs is not None
+    return sum(numbers.values()) / num_tokens
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

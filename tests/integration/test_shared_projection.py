@@ -12,6 +12,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from pal_audio.integration.normed_projection import NormedMap, normed_projection, rms_norm
 from pal_audio.integration.shared_projection import _SharedProjections, shared_projections
 
+from .test_composed_projection import check_gradients_with_a_graph, kept_of_each, relative
 from .test_normed_projection import NoChange
 
 D, R, OUT = 32, 5, 12
@@ -102,20 +103,9 @@ def test_gradients_are_those_of_differences(rank: int) -> None:
 @pytest.mark.parametrize("rank", [0, R])
 def test_gradients_that_have_gradients_are_those_that_have_none(rank: int) -> None:
     inputs = made(2, rank)
-    plain, again = (
-        torch.autograd.grad(
-            sum(output.square().sum() for output in shared_projections(*inputs)),  # type: ignore[arg-type]
-            leaves_of(inputs),
-            create_graph=with_graph,
-        )
-        for with_graph in (False, True)
+    check_gradients_with_a_graph(
+        lambda: torch.cat([output.square().flatten() for output in shared_projections(*inputs)]).sum(), leaves_of(inputs)
     )
-    for one, other in zip(plain, again, strict=True):
-        torch.testing.assert_close(other, one, rtol=1e-9, atol=1e-12)
-
-
-def relative(ours: Tensor, exact: Tensor) -> float:
-    return float((ours.detach().double() - exact.detach()).norm() / exact.detach().norm())
 
 
 @pytest.mark.parametrize(("dtype", "autocast"), [(torch.float32, False), (torch.bfloat16, False), (torch.float32, True)])
@@ -146,23 +136,10 @@ def test_tokens_and_maps_may_be_wider_than_the_llm(rank: int) -> None:
 @pytest.mark.parametrize("rank", [0, R])
 def test_what_is_kept_is_what_is_shared_and_as_wide_as_the_rank(rank: int) -> None:
     inputs = made(3, rank, torch.float32, size=100)
-
-    def kept(way: Way) -> int:
-        numbers: dict[int, int] = {}
-
-        def pack(tensor: Tensor) -> Tensor:
-            if len(tensor) == 100:
-                numbers[tensor.data_ptr()] = tensor.numel()
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            outputs = way(*inputs)
-        assert len(outputs) == 3
-        return sum(numbers.values())
-
     outputs = sum(OUT + number for number in range(3))
-    assert kept(shared_projections) == 100 * (outputs + D + 3 * 2 * rank + (3 if rank else 1)), "a number each, 1 / rms, too"
-    assert kept(apart) == 100 * (outputs + (3 * (D + rank) if rank else D) + 3)
+    composed = kept_of_each(100, lambda: shared_projections(*inputs))
+    assert composed == outputs + D + 3 * 2 * rank + (3 if rank else 1), "a number each, 1 / rms, too"
+    assert kept_of_each(100, lambda: apart(*inputs)) == outputs + (3 * (D + rank) if rank else D) + 3
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

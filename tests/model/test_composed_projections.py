@@ -16,6 +16,7 @@ from pal_audio.model import compiling
 from tests.tiny import TINY_ENCODER, batch, message, noise, tiny_model
 
 from .test_joint_projections import gradients, watch_products
+from .test_streams import two_encoders
 
 
 @pytest.fixture
@@ -182,6 +183,16 @@ def test_each_layer_composes_with_the_tokens_that_it_reads(calls: list[int]) -> 
     model.projections = "composed"
     found = gradients(model, inputs)
     assert calls
+    check(found, expected)
+
+
+def test_streams_compose_each_for_itself(calls: list[int]) -> None:
+    model, processor = two_encoders()
+    inputs = inputs_of(processor)
+    expected = gradients(model, inputs)
+    model.projections, model.projections_at_once = "composed", 2
+    found = gradients(model, inputs)
+    assert calls == [1] * 5, "three layers of one stream and two of the other, the last of each by themselves"
     check(found, expected)
 
 
