@@ -69,14 +69,15 @@ class _SharedProjections(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         _, _, shared_learns, *sides_learn = ctx.needs_input_grad
         num_layers, num_sides = len(gradients), len(sides_learn)
+        of_each = num_sides // num_layers  # weight, or weight, low and up
         shared_ND, *kept = ctx.saved_tensors
-        layers = _in_rows(kept[:num_sides], num_sides // num_layers)
+        layers = _in_rows(kept[:num_sides], of_each)
         computed = _in_rows(kept[num_sides:], (len(kept) - num_sides) // num_layers)
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # gradients of gradients: these depend on the inputs
             computed = _computed(shared_ND, layers, ctx.eps)
         dtype = shared_ND.dtype
         scaled, along = scaled_and_along(gradients, [(each[1], each[0]) for each in computed], shared_ND.shape[1], dtype)
-        has_low = len(layers[0]) > 1
+        has_low = of_each > 1
         parts = scaled  # what comes back by the layer's map, and by its up map
         if has_low:
             parts = [part for given in zip(scaled, map(_taken, along, layers), strict=True) for part in given]
@@ -85,11 +86,12 @@ class _SharedProjections(torch.autograd.Function):
             maps = [each for layer in layers for each in ((layer[0], layer[2].T) if has_low else layer)]
             of_shared = as_dtype(wide(given_NS @ joined(maps, 0)) - sum(along) * shared_ND, dtype)
         sizes = [part.shape[1] for part in parts]
-        if any(sides_learn[0 :: len(layers[0])]) or (has_low and any(sides_learn[2::3])):
+        if any(learns for side, learns in enumerate(sides_learn) if side % of_each != 1):
             by_shared = (given_NS.T @ shared_ND).split(sizes)
-            by_layer = given_NS.split([sum(row) for row in _in_rows(sizes, len(sizes) // num_layers)], 1)
+        if has_low:
+            by_layer = given_NS.split([sum(row) for row in _in_rows(sizes, 2)], 1)
         of_sides: list[Tensor | None] = []
-        for number, (layer, learn) in enumerate(zip(layers, _in_rows(sides_learn, len(layers[0])), strict=True)):
+        for number, (layer, learn) in enumerate(zip(layers, _in_rows(sides_learn, of_each), strict=True)):
             if not has_low:
                 of_sides.append(by_shared[number] if learn[0] else None)
                 continue

@@ -4,8 +4,9 @@ Lengths and places of clips stay outside: they are numbers on the CPU, of which 
 each value.
 
 LAL layers then project audio for `PROJECTIONS_AT_ONCE` of them, half as many of the last ones, by one product, made when the
-first of them asks and within the same graph: their gradients are written where its backward reads them. In a graph of a layer
-alone, such as another's activation checkpointing recomputes, the others' could not be found.
+first of them asks and within the same graph: their gradients are written where its backward reads them. Where that costs less
+the product makes keys and values at once (`integration.unprojected`). In a graph of a layer alone, such as another's activation
+checkpointing recomputes, the others' could not be found.
 """
 
 from collections.abc import Iterator
