@@ -8,6 +8,7 @@
 Shapes: B rows, L text tokens, D width.
 """
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -42,6 +43,7 @@ from pal_audio.model.packed_run import packing_of, run_packed
 from pal_audio.model.placing import audio_of, context_of, is_audio, positions_of
 from pal_audio.model.sound import Features, Lengths, SoundMixin
 from pal_audio.model.streams import Stream
+from pal_audio.model.tied_embedding import find_tied
 from pal_audio.model.trained import hub_options, read_trained
 from pal_audio.transfer import send
 
@@ -291,8 +293,10 @@ class PalForConditionalGeneration(SoundMixin, PreTrainedModel, PalGenerationMixi
         packing = packing_of(self.language_model, input_ids, attention_mask, past_key_values) if packed else None
         supervised = None if packing is None or labels is None else packing.supervised(labels)
         input_ids, attention_mask, labels = (_moved(item, self.marker.device) for item in (input_ids, attention_mask, labels))
+        tied = find_tied(self.language_model) if inputs_embeds is None and labels is not None else None
         if inputs_embeds is None:
-            inputs_embeds = self.get_input_embeddings()(input_ids.masked_fill(is_audio(self.config, input_ids), 0))
+            text_ids = input_ids.masked_fill(is_audio(self.config, input_ids), 0)
+            inputs_embeds = self.get_input_embeddings()(text_ids) if tied is None else tied.embed(text_ids)
         if context is not None:
             if attention_mask is None:  # a position jump without a mask is read as packing
                 past = past_key_values.get_seq_length() if past_key_values is not None else 0
@@ -302,14 +306,15 @@ class PalForConditionalGeneration(SoundMixin, PreTrainedModel, PalGenerationMixi
             context.begin(position_ids, self._step_kernel(context))
             if context.expected or context.blocks:
                 kwargs["pal_audio"] = context
-        if packing is not None:
-            self.hook_attention()
-            outputs = run_packed(self.language_model, packing, inputs_embeds, position_ids, supervised, **kwargs)
-        else:
-            outputs = self.language_model(
-                inputs_embeds=inputs_embeds, attention_mask=attention_mask, position_ids=position_ids,
-                past_key_values=past_key_values, labels=labels, use_cache=use_cache, logits_to_keep=logits_to_keep, **kwargs,
-            )  # fmt: skip
+        with nullcontext() if tied is None else tied.as_head():
+            if packing is not None:
+                self.hook_attention()
+                outputs = run_packed(self.language_model, packing, inputs_embeds, position_ids, supervised, **kwargs)
+            else:
+                outputs = self.language_model(
+                    inputs_embeds=inputs_embeds, attention_mask=attention_mask, position_ids=position_ids, labels=labels,
+                    past_key_values=past_key_values, use_cache=use_cache, logits_to_keep=logits_to_keep, **kwargs,
+                )  # fmt: skip
         if context is not None:
             check_consumed(context)
             check_entered(context)

@@ -1,0 +1,198 @@
+"""The gradient of a tied embedding is that of torch, made without a second tensor of the weight's size."""
+
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from pal_audio.model import modeling
+from pal_audio.model.tied_embedding import find_tied
+from tests.model.test_packing import CONVERSATIONS, training_batch
+from tests.tiny import tiny_model
+
+TIED = {"tie_word_embeddings": True}
+WEIGHT = "language_model.model.embed_tokens.weight"
+
+
+class Made(TorchDispatchMode):
+    """Names of operations that made a tensor of a shape, other than a view."""
+
+    def __init__(self, shape: torch.Size) -> None:
+        super().__init__()
+        self.shape, self.names = shape, list[str]()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        given = {tensor.untyped_storage()._cdata for tensor in tree_leaves((args, kwargs)) if isinstance(tensor, Tensor)}
+        for tensor in tree_leaves(output):
+            is_large = isinstance(tensor, Tensor) and tensor.numel() == self.shape.numel()
+            if is_large and tensor.untyped_storage()._cdata not in given:
+                self.names.append(str(func))
+        return output
+
+
+def tied_model(arm: str = "pal", family: str = "llama") -> tuple[Any, Any]:
+    model, processor = tiny_model(family, arm, llm=TIED)
+    model.train()
+    assert find_tied(model.language_model) is not None
+    return model, processor
+
+
+def gradients(model: Any, inputs: Any, **options: Any) -> dict[str, Tensor]:
+    model.zero_grad()
+    model(**inputs, use_cache=False, **options).loss.backward()
+    return {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+
+def by_torch(model: Any, inputs: Any, **options: Any) -> dict[str, Tensor]:
+    with mock.patch.object(modeling, "find_tied", return_value=None):
+        return gradients(model, inputs, **options)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(
+    ("family", "arm"), [("llama", "plits"), ("llama", "pal"), ("llama", "flamingo"), ("granite", "lal"), ("gpt2", "lal")]
+)
+def test_gradients_are_torchs(family: str, arm: str, packed: bool) -> None:
+    model, processor = tied_model(arm, family)
+    inputs = training_batch(processor, CONVERSATIONS)
+    with mock.patch.object(modeling, "find_tied", wraps=find_tied) as asked:
+        found = gradients(model, inputs, packed=packed)
+    assert asked.call_count == 1
+    expected = by_torch(model, inputs, packed=packed)
+    assert found.keys() == expected.keys()
+    torch.testing.assert_close(found, expected)
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight, "as before"
+
+
+def test_no_second_tensor_of_the_weights_size_is_made() -> None:
+    model, processor = tied_model()
+    inputs = training_batch(processor, CONVERSATIONS)
+    weight = model.get_input_embeddings().weight
+
+    def made(compute: Any) -> list[str]:
+        model.zero_grad()
+        loss = model(**inputs, use_cache=False).loss
+        with Made(weight.shape) as seen:
+            loss.backward()
+        return seen.names
+
+    assert made(None) == ["aten.mm.default"]
+    with mock.patch.object(modeling, "find_tied", return_value=None):
+        assert len(made(None)) >= 3
+
+
+def test_bfloat16_sums_equal_ids_in_float32() -> None:
+    """In bfloat16 a sum of ones stops at 256."""
+    weight = nn.Parameter(torch.zeros(8, 4, dtype=torch.bfloat16))
+    head, embedding = nn.Linear(4, 8, bias=False), nn.Embedding(8, 4)
+    head.weight = embedding.weight = weight
+    llm = mock.Mock(get_output_embeddings=lambda: head, get_input_embeddings=lambda: embedding, modules=lambda: iter([head]))
+    tied = find_tied(llm)
+    assert tied is not None
+    tied.embed(torch.full((1, 1000), 3)).sum().backward()
+    assert weight.grad is not None
+    assert weight.grad[3].tolist() == [1000.0] * 4  # 1000 is a number of bfloat16
+    assert weight.grad.float().sum() == 4000
+
+
+def test_steps_add_up_and_a_graph_serves_twice() -> None:
+    model, processor = tied_model()
+    inputs = training_batch(processor, CONVERSATIONS)
+    once = by_torch(model, inputs)[WEIGHT]
+    model.zero_grad()
+    loss = model(**inputs, use_cache=False).loss
+    loss.backward(retain_graph=True)
+    loss.backward()
+    model(**inputs, use_cache=False).loss.backward()
+    torch.testing.assert_close(model.get_input_embeddings().weight.grad, 3 * once)
+
+
+def test_asked_for_by_name_and_twice_differentiated() -> None:
+    model, processor = tied_model("lal")
+    inputs = training_batch(processor, CONVERSATIONS)
+    weight = model.get_input_embeddings().weight
+    found = []
+    for ways in (find_tied, lambda _: None):
+        with mock.patch.object(modeling, "find_tied", ways), sdpa_kernel(SDPBackend.MATH):
+            loss = model(**inputs, use_cache=False).loss
+        (first,) = torch.autograd.grad(loss, weight, create_graph=True)
+        (second,) = torch.autograd.grad(first.square().sum(), weight)
+        found.append((first.detach(), second))
+    torch.testing.assert_close(*found)
+
+
+def test_either_share_alone() -> None:
+    """The lookup's, whose padding learns nothing, and the output layer's."""
+    head, embedding = nn.Linear(4, 8, bias=False), nn.Embedding(8, 4, padding_idx=0)
+    head.weight = embedding.weight
+    llm = mock.Mock(get_output_embeddings=lambda: head, get_input_embeddings=lambda: embedding, modules=lambda: iter([head]))
+    ids = torch.tensor([[0, 3, 3]])
+    tied = find_tied(llm)
+    assert tied is not None
+    tied.embed(ids).sum().backward()
+    assert embedding.weight.grad is not None
+    assert embedding.weight.grad.sum(1).tolist() == [0, 0, 0, 8, 0, 0, 0, 0]
+    embedding.weight.grad = None
+    tied = find_tied(llm)
+    assert tied is not None
+    with tied.as_head():
+        head(tied.embed(ids).detach()).sum().backward()
+    torch.testing.assert_close(embedding.weight.grad, embedding(ids).detach().sum(1).expand(8, 4))
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        "untied",
+        "frozen",
+        "hook",
+        "subclass",
+        "other head",
+        "max_norm",
+        "sparse",
+        "by frequency",
+        "no_grad",
+        "own_forward",
+        "compiling",
+    ],
+)
+def test_what_is_not_plain_goes_by_torch(case: str) -> None:
+    model, _ = tiny_model("llama", "lal", llm={} if case == "untied" else TIED)
+    llm = model.language_model
+    embedding = llm.get_input_embeddings()
+    if case == "frozen":
+        embedding.weight.requires_grad_(False)
+    elif case == "hook":
+        embedding.register_forward_hook(lambda *_: None)
+    elif case == "subclass":
+        embedding.__class__ = type("Scaled", (nn.Embedding,), {})
+    elif case == "other head":
+        llm.get_output_embeddings().__class__ = type("Capped", (nn.Linear,), {})
+    elif case == "max_norm":
+        embedding.max_norm = 1.0
+    elif case == "sparse":
+        embedding.sparse = True
+    elif case == "by frequency":
+        embedding.scale_grad_by_freq = True
+    elif case == "own_forward":
+        embedding.forward = embedding.forward
+    compiling = mock.patch.object(torch.compiler, "is_compiling", return_value=case == "compiling")
+    with torch.set_grad_enabled(case != "no_grad"), compiling:
+        assert find_tied(llm) is None
+
+
+def test_the_weight_is_back_after_an_error() -> None:
+    model, processor = tied_model()
+    inputs = training_batch(processor, CONVERSATIONS)
+    head = model.get_output_embeddings()
+    failing = mock.patch.object(type(model.language_model), "forward", side_effect=RuntimeError("out of memory"))
+    with failing, pytest.raises(RuntimeError, match="out of memory"):
+        model(**inputs, use_cache=False)
+    assert head.weight is model.get_input_embeddings().weight
+    assert [name for name, _ in head.named_parameters()] == ["weight"]
