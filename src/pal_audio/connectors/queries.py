@@ -86,9 +86,27 @@ def feed_forward(size: int) -> nn.Sequential:
     return nn.Sequential(nn.LayerNorm(size), nn.Linear(size, 4 * size), nn.GELU(), nn.Linear(4 * size, size))
 
 
-def frame_projection(frame_size: int, size: int) -> nn.Sequential:
-    """Frames to the width of the queries."""
-    return nn.Sequential(nn.LayerNorm(frame_size), nn.Linear(frame_size, size), nn.LayerNorm(size))
+class FrameProjection(nn.Sequential):
+    """Frames to the width of the queries, with their time: all in one part, as connectors are compiled by parts."""
+
+    def __init__(self, frame_size: int, size: int) -> None:
+        super().__init__(nn.LayerNorm(frame_size), nn.Linear(frame_size, size), nn.LayerNorm(size))
+
+    def forward(self, frames_CTD: Tensor, times_T: Tensor | None = None, gain: Tensor | None = None) -> Tensor:
+        """Projected frames.
+
+        Args:
+            frames_CTD: (C, T, frame size).
+            times_T: float32, seconds; with `gain`.
+            gain: trained factor of the time code, a number; None: no time code.
+
+        Returns:
+            (C, T, D).
+        """
+        memory_CTD: Tensor = super().forward(frames_CTD)
+        if gain is not None and times_T is not None:
+            memory_CTD = memory_CTD + gain * time_code(times_T, memory_CTD.shape[-1]).to(memory_CTD.dtype)
+        return memory_CTD
 
 
 def timed_memory(
@@ -99,7 +117,7 @@ def timed_memory(
     Args:
         frames_CTD: what stands past a clip's length is not read.
         lengths_C: int64 on the CPU.
-        projection: see `frame_projection`.
+        projection: a `FrameProjection`.
         gain: trained factor of the time code, a number; None: no time code.
         frame_rate_hz: frames a second.
 
@@ -107,8 +125,7 @@ def timed_memory(
         memory_CTD and mask_CT, True within a clip's length; None where all clips are as long as the longest.
     """
     frames_CTD, mask_CT = clear_padding(frames_CTD, lengths_C)
-    memory_CTD: Tensor = projection(frames_CTD)
-    if gain is not None:
-        times_T = (torch.arange(frames_CTD.shape[1], device=frames_CTD.device, dtype=torch.float32) + 0.5) / frame_rate_hz
-        memory_CTD = memory_CTD + gain * time_code(times_T, memory_CTD.shape[-1]).to(memory_CTD.dtype)
-    return memory_CTD, mask_CT
+    if gain is None:
+        return projection(frames_CTD), mask_CT
+    times_T = (torch.arange(frames_CTD.shape[1], device=frames_CTD.device, dtype=torch.float32) + 0.5) / frame_rate_hz
+    return projection(frames_CTD, times_T, gain), mask_CT
