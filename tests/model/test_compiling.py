@@ -74,3 +74,38 @@ def test_enabled_twice_it_is_undone_at_once() -> None:
     compiling.enable(model)
     compiling.disable(model)
     assert model.language_model.loss_function is plain
+
+
+@pytest.mark.parametrize(
+    ("mode", "of_parts"),
+    [(None, None), ("default", "default"), ("reduce-overhead", None), ("max-autotune", "max-autotune-no-cudagraphs")],
+)
+def test_graphs_are_of_the_layers_alone(mode: str | None, of_parts: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A graph copies what it reads from outside, and connectors and loss read what is as large as clips and logits."""
+    modes: dict[str, list[str | None]] = {"layers": [], "parts": []}
+    model, _ = tiny_model("llama", "pal", summary={"type": "qformer"})
+    decoder = model.get_decoder()
+
+    def watched(function: Any, mode: str | None = None, **_: Any) -> Any:
+        modes["layers" if getattr(function, "__self__", None) is decoder else "parts"].append(mode)
+        return function
+
+    monkeypatch.setattr(torch, "compile", watched)
+    compiling.enable(model, mode)
+    compiling.disable(model)
+    assert modes["layers"] == [mode]
+    assert len(modes["parts"]) > 5
+    assert set(modes["parts"]) == {of_parts}
+
+
+def test_frames_get_their_time_in_the_part_that_projects_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Added outside, the sum over all frames ran eagerly, forward and backward, and was copied into the next part's graph."""
+    compiled = count_compiled(monkeypatch)
+    model, _ = tiny_model("llama", "plits", connector={"type": "qformer"})
+    (stream,) = model.streams
+    compiling.enable(model)
+    try:
+        stream.connector(torch.randn(2, 9, stream.connector.frame_size), torch.tensor([9, 4]))
+    finally:
+        compiling.disable(model)
+    assert compiled["time_code.default"] == 1

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 PROJECTIONS_AT_ONCE = 4
+_WITHOUT_GRAPHS = {"reduce-overhead": None, "max-autotune": "max-autotune-no-cudagraphs"}
 
 
 def enable(model: Any, mode: str | None = None) -> None:
@@ -26,7 +27,8 @@ def enable(model: Any, mode: str | None = None) -> None:
 
     Args:
         model: a `PalForConditionalGeneration`, or what has an LLM alone.
-        mode: of `torch.compile`.
+        mode: of `torch.compile`. CUDA graphs, where it asks for them, are of the LLM's layers alone: a graph copies what it
+            reads from outside, and what connectors and loss read is as large as clips and logits.
     """
     disable(model)
     decoder = model.get_decoder()
@@ -34,10 +36,11 @@ def enable(model: Any, mode: str | None = None) -> None:
     rotary = getattr(decoder, "rotary_emb", None)
     if rotary is not None:  # outside, so that tables are made once and not anew, sine by sine, in the kernels of every layer
         rotary.forward = torch.compiler.disable(rotary.forward)
+    other = _WITHOUT_GRAPHS.get(mode, mode) if mode is not None else None
     for part in _connector_parts(model):
-        _compile(part, mode)
+        _compile(part, other)
     llm = model.language_model
-    llm.loss_function = _Loss(llm.loss_function, mode)
+    llm.loss_function = _Loss(llm.loss_function, other)
     if hasattr(model, "projections_at_once"):
         model.projections_at_once = PROJECTIONS_AT_ONCE
 
