@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from pal_audio.errors import PalError
@@ -29,6 +29,7 @@ from pal_audio.integration.memory import AudioMemory, LiveAudio
 from pal_audio.integration.packing import text_windows
 from pal_audio.integration.training_attention import HAS_TRITON, check_triton
 from pal_audio.model.graphs import captured, place_of
+from pal_audio.model.joined_weights import JoinedMaps, joinable, one_product, places
 from pal_audio.model.placing import context_of, sound_of
 from pal_audio.model.prefill import WAYS, Prefill
 from pal_audio.model.sound import Features, Lengths
@@ -58,6 +59,10 @@ class Decoder:
             products and SDPA. None: on a GPU, for heads of their kind.
         prefill: how a prompt passes: "plain", the model's forward; "captured", one function that is a CUDA graph from the second
             question about a memory on; "compiled", by torch.compile too, for each number of rows and length of prompt and clips.
+        join: make one product of the LLM's linear maps that read the same input, in a step: query, key and value, gate and up.
+            The weights of these maps become views of joined ones, for good: names and values stay, nothing is held twice. CUDA
+            graphs of others that were captured before read weights that are gone; decoders notice. None: where the step is
+            compiled on a GPU. A sharded model's maps stay apart.
 
     Attributes:
         why_plain_prefill: what let the last prompt pass otherwise than `prefill` says; None: nothing.
@@ -72,6 +77,7 @@ class Decoder:
         compile: bool | None = None,
         kernel: bool | None = None,
         prefill: str = "plain",
+        join: bool | None = None,
     ) -> None:
         if prefill not in WAYS:
             raise PalError(f"prefill: {prefill!r} is not one of {', '.join(WAYS)}")
@@ -88,6 +94,10 @@ class Decoder:
             from pal_audio.integration import decode_kernel, prompt_kernel  # Triton comes with torch's CUDA builds alone
 
             self.attention, self.prompt_attention = decode_kernel.one_query_attention, prompt_kernel.prompt_attention
+        self.join = self.compile and model.marker.is_cuda if join is None else join
+        self._joinable: list[tuple[nn.Linear, ...]] = []
+        self._joined: list[JoinedMaps] = []
+        self._places: tuple[int, ...] | None = None
         self._shape: tuple[Any, ...] | None = None
         self._bound: tuple[Any, ...] | None = None
         self._small: list[Tensor] = []
@@ -186,7 +196,7 @@ class Decoder:
         """
         device = self.model.marker.device
         length = -(-length // SLOTS_AT_ONCE) * SLOTS_AT_ONCE
-        shape = rows, length, tuple(ends), pad, device
+        shape = rows, length, tuple(ends), pad, device, self._weight_places()
         if shape == self._shape:
             return
         config = self.model.language_model.config.get_text_config()
@@ -207,6 +217,17 @@ class Decoder:
             self.attention,
         )
         self._shape, self._bound, self._compiled, self._prompts = shape, None, None, None
+
+    def _weight_places(self) -> tuple[int, ...]:
+        """Where the weights of joinable maps lie; those that are not joined yet, or were moved since, are joined."""
+        model = self.model
+        if places(self._joinable) != self._places:
+            self._joinable = [] if isinstance(model, FSDPModule) else joinable(model.language_model, model)
+            if self.join:
+                model._fingerprint.forget()  # its views would keep what is left behind
+                self._joined = [JoinedMaps(maps) for maps in self._joinable]
+            self._places = places(self._joinable)
+        return self._places
 
     def _plain_prefill(
         self, input_ids: Tensor, attention_mask: Tensor, attached: AttachedAudio | None
@@ -268,12 +289,12 @@ class Decoder:
         compiled = self._compiled
         spare = self.ids_BT.shape[1] - 2  # behind the prompt, as at least two tokens follow it
         self.column_1.fill_(spare)
-        with torch._dynamo.config.patch(recompile_limit=MAX_SHAPES):
+        with torch._dynamo.config.patch(recompile_limit=MAX_SHAPES), one_product(self._joined):
             if self.compile and self.token_B1.is_cuda:
                 self.run = captured(compiled, self.token_B1.device, lambda: self.column_1.fill_(spare))
             else:
                 compiled()
-                self.run = compiled
+                self.run = one_product(self._joined)(compiled) if self._joined else compiled
         self._check()
 
     def _check(self) -> None:
@@ -302,6 +323,8 @@ class Decoder:
         self.position_B1.add_(1)
         self.ids_BT.index_copy_(1, self.column_1, chosen)
         self.token_B1.copy_(chosen)
+        for maps in self._joined:
+            maps.forget()
 
     def choose(self, logits_BV: Tensor) -> Tensor:
         """The likeliest token (B, 1) that is not an audio one."""
