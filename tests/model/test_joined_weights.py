@@ -95,6 +95,8 @@ def test_a_traced_step_has_three_products_a_layer_less(graphs: list[Any], family
         assert not any(maps._kept for maps in decoder._joined)
     apart, joined = map(num_products, graphs)  # each compiled once, whatever the number of decoders
     assert joined == apart - 3 * 4
+    left = [len(graph.output_node().args[0]) for graph in graphs]
+    assert left[0] == left[1], "nothing of a step outlives it"
     assert not any("forward" in vars(module) for module in model.modules())
 
 
@@ -143,9 +145,8 @@ def test_forwards_are_restored_after_an_error() -> None:
 def test_maps_of_encoders_stay_apart() -> None:
     model, _ = tiny_model("llama", "lal")
     model.streams[0].elsewhere = Elsewhere("")
-    groups = joinable(model.language_model, model)
-    assert len(groups) == 8
     assert len(joinable(model, model)) == 9
+    assert len(joined_decoder(model)._joined) == 8
 
 
 def test_default_joins_what_is_compiled_on_a_gpu() -> None:
@@ -253,15 +254,16 @@ def test_a_decoder_notices_that_weights_were_moved() -> None:
     """By another decoder, whose joining leaves storages that a graph of this one would read, or by a cast."""
     model, processor = tiny_model("llama", "lal")
     inputs = asked(processor)
-    apart, prepared = Decoder(model, join=False), []
-    prepare = apart._prepare
-    apart._prepare = lambda: (prepared.append(1), prepare())  # type: ignore[method-assign,assign]
+    apart = Decoder(model, join=False)
     sound = inputs.pop("input_features"), inputs.pop("audio_num_samples")
     inputs["audio_memory"] = model.encode_audio(*sound)
     once = greedy(model, **inputs, max_new_tokens=4, decoder=apart)
+    cache = apart.cache
+    assert torch.equal(greedy(model, **inputs, max_new_tokens=4, decoder=apart), once)
+    assert apart.cache is cache
     decoder = joined_decoder(model)
     assert torch.equal(greedy(model, **inputs, max_new_tokens=4, decoder=apart), once)
-    assert len(prepared) == 2
+    assert apart.cache is not cache, "what was captured is made anew"
     model.double().float()
     with torch.no_grad():
         attention_of(model).v_proj.weight.mul_(-3)
@@ -269,6 +271,7 @@ def test_a_decoder_notices_that_weights_were_moved() -> None:
         greedy(model, **asked(processor), max_new_tokens=8, decoder=decoder),
         model.generate(**asked(processor), max_new_tokens=8, do_sample=False),
     )
+    assert len(decoder._joined) == 8
     for maps in decoder._joined:
         assert maps.weight.data_ptr() == maps.maps[0].weight.data_ptr()
 
@@ -467,6 +470,15 @@ def test_a_group_with_something_unusual_is_left_alone(what: str) -> None:
     expected = model.generate(**inputs, max_new_tokens=6, do_sample=False)
     assert torch.equal(greedy(model, **inputs, max_new_tokens=6, decoder=Decoder(model, join=True)), expected)
     assert at == [parameter.data_ptr() for parameter in layer.parameters()]
+
+
+def test_a_weight_tied_after_joining_stays_tied() -> None:
+    model, _ = tiny_model("llama", "lal")
+    joined_decoder(model)
+    other = model.language_model.model.layers[1].self_attn.o_proj
+    other.weight.data = attention_of(model).q_proj.weight.data
+    assert len(joined_decoder(model)._joined) == 8
+    assert other.weight.data_ptr() == attention_of(model).q_proj.weight.data_ptr()
 
 
 def test_adapters_of_a_model_leave_their_groups_alone() -> None:

@@ -74,8 +74,8 @@ class _Other:
 def joinable(part: nn.Module, model: nn.Module) -> list[tuple[nn.Linear, ...]]:
     """Groups of maps inside a part that one product can take the place of.
 
-    Adapters, quantised and sharded weights, hooks and another `forward` keep a group out, and so does any other parameter that
-    lies in the same storage, as a tied one does.
+    Adapters, quantised and sharded weights, hooks and another `forward` keep a group out; where weights would have to be moved,
+    so does any other parameter that lies in the same storage, as a tied one does.
 
     Args:
         part: whose maps are looked at.
@@ -112,7 +112,6 @@ def _can_join(maps: list[Any], sharing: Counter[Any]) -> bool:
     return all(
         all(type(part) is nn.Parameter and type(part.data) is Tensor for part in parts)
         and (_are_rows(parts) or all(sharing[_storage(part)] == 1 for part in parts))
-        and sum(sharing[key] for key in {_storage(part) for part in parts}) == len(parts)
         for parts in kinds
     )
 
