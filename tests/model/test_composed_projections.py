@@ -145,7 +145,7 @@ def test_parts_whose_norms_add_another_number_are_made_apart(calls: list[int]) -
 
 @pytest.mark.parametrize("projector", ["per_layer", "shared", "low_rank"])
 def test_a_compiled_decoder_has_the_gradients_of_the_eager_one(calls: list[int], projector: str) -> None:
-    model, processor = model_of("llama", "lal", projector, num_hidden_layers=8)
+    model, processor = model_of("llama", "lal", projector)
     inputs = inputs_of(processor)
     expected = gradients(model, inputs)
     model.projections = "composed"
@@ -154,7 +154,7 @@ def test_a_compiled_decoder_has_the_gradients_of_the_eager_one(calls: list[int],
         found = gradients(model, inputs)
     finally:
         compiling.disable(model)
-    assert calls == [4, 2, 2], "several at once, each once as the graph is made"
+    assert calls == [2, 2], "several at once, each once as the graph is made"
     check(found, expected, atol=1e-5, rtol=1e-3)
 
 
@@ -210,14 +210,14 @@ def test_where_it_is_not_less_projections_are_joined_as_before(monkeypatch: pyte
 
 
 @pytest.mark.parametrize("projector", ["per_layer", "shared", "low_rank"])
-def test_batches_of_other_sizes_are_compiled_as_rarely_as_apart(projector: str) -> None:
-    numbers = []
+def test_batches_of_other_sizes_are_compiled_as_rarely_as_apart(projector: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers, compiled = [], torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, **_: compiled(function, backend="aot_eager"))
     for word in ("apart", "composed"):
         torch._dynamo.reset()
-        model, processor = model_of("llama", "lal", projector)
+        model, processor = model_of("llama", "lal", projector, num_hidden_layers=2)
         model.projections = word
         compiling.enable(model)
-        model.get_decoder().compile(backend="aot_eager")
         counters.clear()
         for seconds in ((1.3, 0.6), (1.7, 0.6), (2.5, 0.9), (0.7, 0.7)):
             model(**batch(processor, [message(noise(each, 1)) for each in seconds])).logits.sum().backward()
