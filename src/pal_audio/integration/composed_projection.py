@@ -30,7 +30,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pal_audio.integration.normed_projection import NormedMap, as_dtype, product_dtype, wide
+from pal_audio.integration.normed_projection import NormedMap, as_dtype, product_dtype, settled, wide
 from pal_audio.integration.recompute import recomputed
 
 _BLOCKS = 4  # of the moments' columns
@@ -104,7 +104,7 @@ class _ComposedProjections(torch.autograd.Function):
         of_tokens = of_maps = of_biases = of_weights = None
         if tokens_learn:
             taken_NM = ((wide(back_NLM) + offset_LM) * along_NL[:, :, None]).sum(1)
-            of_tokens = as_dtype(wide(scaled_NS @ composed_LOM.flatten(0, 1)) - taken_NM, dtype)
+            of_tokens = settled(as_dtype(wide(scaled_NS @ composed_LOM.flatten(0, 1)) - taken_NM, dtype))
         if maps_learn or weights_learn:
             of_composed_LOM = (scaled_NS.T @ tokens_NM).view_as(composed_LOM)
         if biases_learn or weights_learn:

@@ -205,3 +205,23 @@ def wide(tensor: Tensor) -> Tensor:
 
 def as_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor if tensor.dtype == dtype else tensor.to(dtype)
+
+
+def settled(tensor: Tensor) -> Tensor:
+    """The tensor; in a compiled step it is computed here, and what it is made of can be let go.
+
+    Else a sum over many layers is made at its end, where all that is summed is still held.
+    """
+    if torch.compiler.is_compiling():
+        torch.ops.pal_audio.settle(tensor)
+    return tensor
+
+
+@torch.library.custom_op("pal_audio::settle", mutates_args=("tensor",))
+def _settle(tensor: Tensor) -> None:
+    """Does nothing, and is said to write the tensor: torch.compile has to have it by then."""
+
+
+@_settle.register_fake
+def _(tensor: Tensor) -> None:
+    return None

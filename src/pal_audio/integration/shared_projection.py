@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from pal_audio.integration.composed_projection import inverse_rms, joined, scaled_and_along
-from pal_audio.integration.normed_projection import NormedMap, as_dtype, product_dtype, wide
+from pal_audio.integration.normed_projection import NormedMap, as_dtype, product_dtype, settled, wide
 
 _PIECES = 32  # of the tokens
 _Item = TypeVar("_Item")
@@ -84,7 +84,7 @@ class _SharedProjections(torch.autograd.Function):
         given_NS, of_shared = joined(parts, 1), None
         if shared_learns:
             maps = [each for layer in layers for each in ((layer[0], layer[2].T) if has_low else layer)]
-            of_shared = as_dtype(wide(given_NS @ joined(maps, 0)) - sum(along) * shared_ND, dtype)
+            of_shared = settled(as_dtype(wide(given_NS @ joined(maps, 0)) - sum(along) * shared_ND, dtype))
         sizes = [part.shape[1] for part in parts]
         if any(learns for side, learns in enumerate(sides_learn) if side % of_each != 1):
             by_shared = (given_NS.T @ shared_ND).split(sizes)
