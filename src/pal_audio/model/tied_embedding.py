@@ -111,8 +111,12 @@ class _Lookup(torch.autograd.Function):
 
 
 def _summed(ids_N: Tensor, rows_ND: Tensor) -> tuple[Tensor, Tensor]:
-    """Sorted ids (N,) and rows (N, D) in float32: an id's sum at the first place of the id, zeros at its others."""
+    """Sorted ids (N,) and rows (N, D): an id's sum at the first place of the id, zeros at its others.
+
+    By torch's kernel for embeddings, which sums in float32 on a GPU, and many rows of one id (all slots have one) at once.
+    """
     sorted_N = ids_N.sort().values
     places_N = torch.searchsorted(sorted_N, ids_N)
-    sums_ND = rows_ND.new_zeros(rows_ND.shape, dtype=torch.float32)
-    return sorted_N, sums_ND.index_put((places_N,), rows_ND.float(), accumulate=True)
+    rows_ND = rows_ND if rows_ND.is_cuda else rows_ND.float()
+    sums_ND: Tensor = torch.ops.aten.embedding_dense_backward(rows_ND, places_N, len(ids_N), -1, False)
+    return sorted_N, sums_ND
