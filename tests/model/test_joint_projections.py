@@ -1,11 +1,9 @@
 """Projections of several LAL layers as one product: only where a training step keeps them, and nothing but that changes."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
-from torch._dynamo.utils import counters
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
 
 from pal_audio.integration import projectors
@@ -115,32 +113,3 @@ def test_a_compiled_decoder_of_more_layers_than_one_product_has_equals_its_own(m
     assert found.keys() == expected.keys()
     for name, gradient in expected.items():
         torch.testing.assert_close(found[name], gradient, atol=1e-5, rtol=1e-3, msg=lambda text, name=name: f"{name}: {text}")
-
-
-def test_low_rank_maps_of_all_layers_are_in_the_graph_of_the_layers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Made before it they are copied into it, a strided view for each layer."""
-    model, processor = tiny_model("llama", "lal", lal={"projector": "low_rank", "rank": 4})
-    inputs = batch(processor, [[*message(noise(1.3, 1)), {"role": "assistant", "content": "a dog"}]], return_labels=True)
-    expected = gradients(model, inputs)
-    one_product = projectors.one_product
-    where: list[tuple[int, bool]] = []
-
-    def watched(maps: Sequence[Any], *given: Any, **options: Any) -> Any:
-        where.append((len(maps), torch.compiler.is_compiling()))
-        return one_product(maps, *given, **options)
-
-    monkeypatch.setattr(projectors, "one_product", watched)
-    compiling.enable(model)
-    try:
-        found = gradients(model, inputs)
-        assert where == [(4, True)]
-        monkeypatch.undo()  # what watches is part of the graph, which is made anew without it
-        gradients(model, inputs)
-        num_graphs = counters["stats"]["unique_graphs"]
-        again = gradients(model, inputs)
-        assert counters["stats"]["unique_graphs"] == num_graphs
-    finally:
-        compiling.disable(model)
-    for name, gradient in expected.items():
-        torch.testing.assert_close(found[name], gradient, atol=1e-5, rtol=1e-3, msg=lambda text, name=name: f"{name}: {text}")
-        torch.testing.assert_close(again[name], found[name])

@@ -4,7 +4,7 @@ Every layer receives audio at its own level of abstraction. Source: arXiv 2506.1
 "low_rank" are our choice, as is the closing RMSNorm where the layer itself norms nothing before attention.
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -17,45 +17,27 @@ from pal_audio.integration.normed_projection import NormedMap, are_plain, is_bar
 from pal_audio.integration.shared_projection import shared_projections
 
 _TIMES_AS_WIDE = 4  # composed by itself where the LLM is so many times as wide: else its further operations cost what it saves
-Shared = tuple[Tensor | None, Mapping[int, Tensor]]
 
 
 @dataclass(frozen=True)
 class Common:
-    """What is computed of audio tokens once, for all layers that ask.
+    """What is computed of audio tokens once, before any layer asks.
 
     Maps of several layers that are one product have one product as gradient of the tokens. A sum of products, compiled, copies
     what each is added to.
 
     Attributes:
-        make: gives what layers share: (..., hidden_size) of the map that all share, or None, and layer -> (..., rank) of
-            low-rank maps.
-        down: layers that have low-rank maps in it.
+        shared: (..., hidden_size), of the map that all layers share; None: there is none.
+        down: layer -> (..., rank), of low-rank maps.
         parts: layers whose whole maps are one product, made when the first of them asks: compiled, the gradients of so many are
             then written where the product reads them.
         made: layer -> (..., hidden_size), of those that have not asked yet.
-        to_ask: layers that are to ask once each, when `make` waits for the first and is forgotten with the last: compiled, it is
-            in the graph of the layers, which would copy what it reads from outside. Empty: made before, kept.
-        kept: what `make` gave.
     """
 
-    make: Callable[[], Shared]
-    down: Collection[int] = ()
+    shared: Tensor | None
+    down: Mapping[int, Tensor] = field(default_factory=dict)
     parts: Sequence[Sequence[int]] = ()
     made: dict[int, Tensor] = field(default_factory=dict)
-    to_ask: dict[int, None] = field(default_factory=dict)
-    kept: list[Shared] = field(default_factory=list)
-
-    def take(self, layer: int) -> tuple[Tensor | None, Tensor | None]:
-        """What a layer needs: of the map that all share, and of its own low-rank one."""
-        if not self.kept:
-            self.kept.append(self.make())
-        shared, down = self.kept[0]
-        if self.to_ask:
-            self.to_ask.pop(layer, None)
-            if not self.to_ask:
-                self.kept.clear()
-        return shared, down.get(layer)
 
 
 class LayerProjectors(nn.Module):
@@ -86,23 +68,18 @@ class LayerProjectors(nn.Module):
         Args:
             tokens: of the clips.
             layers: that will ask for it.
-            whole_at_once: whole maps in one product; see `in_parts`. More than one: a compiled step, in which each layer asks
-                once and the first makes what all share.
+            whole_at_once: whole maps in one product; see `in_parts`.
         """
-        layers = list(layers)
+        shared = None if self.shared is None else self.shared(tokens)
         names = [layer for layer in layers if str(layer) in self.own]
         maps = [self.own[str(layer)] for layer in names]
         downs = [own.down for own in maps if isinstance(own, _LowRank) and is_bare(own)]
-        is_low = len(downs) == len(maps) and are_plain(*downs)
-        parts = [part for part in in_parts(names, whole_at_once) if len(part) > 1] if not is_low and are_plain(*maps) else []
-
-        def make() -> Shared:
-            down = one_product(downs, partial(nn.functional.linear, tokens)) if is_low else ()
-            return None if self.shared is None else self.shared(tokens), dict(zip(names if is_low else (), down, strict=True))
-
-        if whole_at_once > 1:
-            return Common(make, names if is_low else (), parts, to_ask=dict.fromkeys(layers))
-        return Common(make, names if is_low else (), parts, kept=[make()])
+        if len(downs) == len(maps) and are_plain(*downs):
+            down = one_product(downs, partial(nn.functional.linear, tokens))
+            return Common(shared, down=dict(zip(names, down, strict=True)))
+        if not are_plain(*maps):
+            return Common(shared)
+        return Common(shared, parts=[part for part in in_parts(names, whole_at_once) if len(part) > 1])
 
     def forward(self, layer: int, tokens: Tensor, common: Common | None = None) -> Tensor:
         """Inputs (..., hidden_size) of layer `layer`.
@@ -114,9 +91,9 @@ class LayerProjectors(nn.Module):
         """
         name = str(layer)
         common = self.common(tokens, ()) if common is None else common
-        projected, low = common.take(layer)
+        projected = common.shared
         if name in self.own:
-            own = self._whole(layer, tokens, common) if low is None else self.own[name].up(low)
+            own = self.own[name].up(common.down[layer]) if layer in common.down else self._whole(layer, tokens, common)
             projected = own if projected is None else projected + own
         assert projected is not None
         return self.norms[name](projected) if name in self.norms else projected
@@ -177,10 +154,10 @@ class ComposableMaps:
     def compose(self, layers: Sequence[int], seconds: Sequence[NormedMap]) -> Sequence[Tensor]:
         """Keys and values (N, O) of the layers."""
         maps: list[Any] = [self.projectors.own[str(layer)] for layer in layers if str(layer) in self.projectors.own]
-        shared, lows = zip(*map(self.common.take, layers), strict=True)
-        if shared[0] is None:
+        if self.common.shared is None:
             return composed_projections(self.tokens_NM, maps, seconds)
-        return shared_projections(shared[0], [low for low in lows if low is not None], [each.up.weight for each in maps], seconds)
+        lows = [self.common.down[layer] for layer in layers if layer in self.common.down]
+        return shared_projections(self.common.shared, lows, [each.up.weight for each in maps], seconds)
 
 
 class _LowRank(nn.Module):
