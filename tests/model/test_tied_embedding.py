@@ -1,5 +1,6 @@
 """The gradient of a tied embedding is that of torch, made without a second tensor of the weight's size."""
 
+import contextlib
 from typing import Any
 from unittest import mock
 
@@ -10,7 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from pal_audio.model import modeling
+from pal_audio.model import compiling, modeling, tied_embedding
 from pal_audio.model.tied_embedding import find_tied
 from tests.model.test_packing import CONVERSATIONS, training_batch
 from tests.tiny import tiny_model
@@ -39,6 +40,7 @@ class Made(TorchDispatchMode):
 def tied_model(arm: str = "pal", family: str = "llama") -> tuple[Any, Any]:
     model, processor = tiny_model(family, arm, llm=TIED)
     model.train()
+    model.adds_tied_gradient = True
     assert find_tied(model.language_model) is not None
     return model, processor
 
@@ -166,6 +168,9 @@ def test_either_share_alone() -> None:
         "hook",
         "subclass",
         "other head",
+        "head hook",
+        "head forward",
+        "handed out",
         "max_norm",
         "sparse",
         "by frequency",
@@ -186,6 +191,14 @@ def test_what_is_not_plain_goes_by_torch(case: str) -> None:
         embedding.__class__ = type("Scaled", (nn.Embedding,), {})
     elif case == "other head":
         llm.get_output_embeddings().__class__ = type("Capped", (nn.Linear,), {})
+    elif case == "head hook":
+        llm.get_output_embeddings().register_forward_hook(lambda *_: None)
+    elif case == "head forward":
+        llm.get_output_embeddings().forward = llm.get_output_embeddings().forward
+    elif case == "handed out":  # as FSDP does: a plain tensor in place of the parameter
+        head = llm.get_output_embeddings()
+        del head._parameters["weight"]
+        vars(head)["weight"] = embedding.weight
     elif case == "max_norm":
         embedding.max_norm = 1.0
     elif case == "sparse":
@@ -208,3 +221,48 @@ def test_the_weight_is_back_after_an_error() -> None:
         model(**inputs, use_cache=False)
     assert head.weight is model.get_input_embeddings().weight
     assert [name for name, _ in head.named_parameters()] == ["weight"]
+
+
+def test_only_steps_that_are_compiled_by_parts_add_it() -> None:
+    """What is in place is for weights that nothing else hands out: not for function transforms, or other code's forwards."""
+    model, processor = tied_model()
+    inputs = training_batch(processor, CONVERSATIONS)
+    model.adds_tied_gradient = False
+    with mock.patch.object(modeling, "find_tied") as asked:
+        gradients(model, inputs)
+    assert not asked.called
+    compiling.enable(model)
+    assert model.adds_tied_gradient
+    compiling.disable(model)
+    assert not model.adds_tied_gradient
+
+
+def test_a_backward_pass_that_ended_in_an_error_leaves_nothing() -> None:
+    model, processor = tied_model("plits")
+    inputs = training_batch(processor, CONVERSATIONS)
+    expected = gradients(model, inputs)[WEIGHT]
+    model.zero_grad()
+    loss = model(**inputs, use_cache=False).loss
+    fails = [True]
+    with mock.patch.object(tied_embedding._TwoReadings, "backward", wraps=tied_embedding._TwoReadings.backward) as backward:
+        backward.side_effect = lambda *_: (_ for _ in ()).throw(ValueError("a fault")) if fails.pop() else None
+        with contextlib.suppress(ValueError, RuntimeError):
+            loss.backward(retain_graph=True)
+    model.zero_grad()
+    loss.backward()
+    torch.testing.assert_close(model.get_input_embeddings().weight.grad, expected)
+
+
+def test_forwards_of_two_threads_leave_the_parameter() -> None:
+    """The first to enter is the first to leave."""
+    model, _ = tied_model()
+    parameter = model.get_input_embeddings().weight
+    one, other = find_tied(model.language_model), find_tied(model.language_model)
+    assert one is not None
+    assert other is not None
+    first, second = one.as_head(), other.as_head()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    second.__exit__(None, None, None)
+    assert model.get_output_embeddings()._parameters["weight"] is parameter

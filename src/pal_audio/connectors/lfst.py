@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pal_audio.connectors.base import INITIAL_TIME_GAIN, TokenHead
 from pal_audio.connectors.joint import JointConnector, JointConnectorConfig
-from pal_audio.connectors.queries import Attention, FrameProjection, feed_forward, find_num_heads, timed_memory
+from pal_audio.connectors.queries import Attention, feed_forward, find_num_heads, frame_projection, timed_memory
 
 
 class LfstConnectorConfig(JointConnectorConfig):
@@ -77,7 +77,7 @@ class LfstConnector(JointConnector):
         size = config.hidden_size or max(frame_sizes)
         num_heads = find_num_heads(config.type, size, config.num_heads)
         self.queries = nn.Parameter(torch.randn(config.queries, size))
-        self.frame_projections = nn.ModuleList(FrameProjection(frame_size, size) for frame_size in frame_sizes)
+        self.frame_projections = nn.ModuleList(frame_projection(frame_size, size) for frame_size in frame_sizes)
         gains = torch.full((len(frame_sizes),), INITIAL_TIME_GAIN)
         self.time_gains = nn.Parameter(gains) if config.time_code else None
         self.layers = nn.ModuleList(LfstLayer(size, num_heads, len(frame_sizes)) for _ in range(config.num_layers))

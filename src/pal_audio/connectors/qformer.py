@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from pal_audio.connectors.base import INITIAL_TIME_GAIN, Connector, ConnectorConfig, TokenHead
-from pal_audio.connectors.queries import Attention, FrameProjection, feed_forward, find_num_heads, timed_memory
+from pal_audio.connectors.queries import Attention, feed_forward, find_num_heads, frame_projection, timed_memory
 
 
 class QformerConnectorConfig(ConnectorConfig):
@@ -65,7 +65,7 @@ class QformerConnector(Connector):
         size = config.hidden_size or frame_size
         num_heads = find_num_heads(config.type, size, config.num_heads)
         self.queries = nn.Parameter(torch.randn(config.queries, size))
-        self.frame_projection = FrameProjection(frame_size, size)
+        self.frame_projection = frame_projection(frame_size, size)
         self.time_gain = nn.Parameter(torch.tensor(INITIAL_TIME_GAIN)) if config.time_code else None
         self.layers = nn.ModuleList(QformerLayer(size, num_heads) for _ in range(config.num_layers))
         self.norm = nn.LayerNorm(size)

@@ -89,9 +89,6 @@ def feed_forward(size: int) -> nn.Sequential:
 class FrameProjection(nn.Sequential):
     """Frames to the width of the queries, with their time: all in one part, as connectors are compiled by parts."""
 
-    def __init__(self, frame_size: int, size: int) -> None:
-        super().__init__(nn.LayerNorm(frame_size), nn.Linear(frame_size, size), nn.LayerNorm(size))
-
     def forward(self, frames_CTD: Tensor, times_T: Tensor | None = None, gain: Tensor | None = None) -> Tensor:
         """Projected frames.
 
@@ -109,6 +106,11 @@ class FrameProjection(nn.Sequential):
         return memory_CTD
 
 
+def frame_projection(frame_size: int, size: int) -> FrameProjection:
+    """LayerNorm, Linear, LayerNorm."""
+    return FrameProjection(nn.LayerNorm(frame_size), nn.Linear(frame_size, size), nn.LayerNorm(size))
+
+
 def timed_memory(
     frames_CTD: Tensor, lengths_C: Tensor, projection: nn.Module, gain: Tensor | None, frame_rate_hz: float
 ) -> tuple[Tensor, Tensor | None]:
@@ -117,7 +119,7 @@ def timed_memory(
     Args:
         frames_CTD: what stands past a clip's length is not read.
         lengths_C: int64 on the CPU.
-        projection: a `FrameProjection`.
+        projection: see `FrameProjection`.
         gain: trained factor of the time code, a number; None: no time code.
         frame_rate_hz: frames a second.
 

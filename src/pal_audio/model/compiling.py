@@ -6,7 +6,7 @@ each value.
 LAL layers then project audio for `PROJECTIONS_AT_ONCE` of them, half as many of the last ones, by one product, made when the
 first of them asks and within the same graph: their gradients are written where its backward reads them. Where that costs less
 the product makes keys and values at once (`integration.unprojected`). In a graph of a layer alone, such as another's activation
-checkpointing recomputes, the others' could not be found.
+checkpointing recomputes, the others' could not be found. And a tied embedding makes no gradient of its own (`tied_embedding`).
 """
 
 from collections.abc import Iterator
@@ -36,13 +36,13 @@ def enable(model: Any, mode: str | None = None) -> None:
     rotary = getattr(decoder, "rotary_emb", None)
     if rotary is not None:  # outside, so that tables are made once and not anew, sine by sine, in the kernels of every layer
         rotary.forward = torch.compiler.disable(rotary.forward)
-    other = _WITHOUT_GRAPHS.get(mode, mode) if mode is not None else None
+    other = None if mode is None else _WITHOUT_GRAPHS.get(mode, mode)
     for part in _connector_parts(model):
         _compile(part, other)
     llm = model.language_model
     llm.loss_function = _Loss(llm.loss_function, other)
     if hasattr(model, "projections_at_once"):
-        model.projections_at_once = PROJECTIONS_AT_ONCE
+        model.projections_at_once, model.adds_tied_gradient = PROJECTIONS_AT_ONCE, True
 
 
 def disable(model: Any) -> None:
@@ -56,7 +56,7 @@ def disable(model: Any) -> None:
     if isinstance(llm.loss_function, _Loss):
         llm.loss_function = llm.loss_function.plain
     if hasattr(model, "projections_at_once"):
-        model.projections_at_once = 1
+        model.projections_at_once, model.adds_tied_gradient = 1, False
 
 
 def _connector_parts(model: Any) -> Iterator[nn.Module]:

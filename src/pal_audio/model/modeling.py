@@ -77,6 +77,7 @@ class PalForConditionalGeneration(SoundMixin, PreTrainedModel, PalGenerationMixi
         kernel = self.language_model.config._attn_implementation or "sdpa"
         self._hooked = self._has_lal
         self.recompute_audio = "none"  # see `integration.recompute`
+        self.adds_tied_gradient = False  # see `model.tied_embedding`; set by `model.compiling`
         self.projections_at_once = 1  # LAL layers that project audio by one product in a training step; see `model.compiling`
         self.projections = DEFAULT_PROJECTIONS  # in a training step, by LAL layers; see `integration.unprojected`
         self.audio_kernel: AudioKernel = DEFAULT_KERNEL  # of training steps; see `integration.training_attention`
@@ -293,7 +294,8 @@ class PalForConditionalGeneration(SoundMixin, PreTrainedModel, PalGenerationMixi
         packing = packing_of(self.language_model, input_ids, attention_mask, past_key_values) if packed else None
         supervised = None if packing is None or labels is None else packing.supervised(labels)
         input_ids, attention_mask, labels = (_moved(item, self.marker.device) for item in (input_ids, attention_mask, labels))
-        tied = find_tied(self.language_model) if inputs_embeds is None and labels is not None else None
+        is_learnt = self.adds_tied_gradient and inputs_embeds is None and labels is not None
+        tied = find_tied(self.language_model) if is_learnt else None
         if inputs_embeds is None:
             text_ids = input_ids.masked_fill(is_audio(self.config, input_ids), 0)
             inputs_embeds = self.get_input_embeddings()(text_ids) if tied is None else tied.embed(text_ids)

@@ -4,7 +4,8 @@
     gradient of the output layer (V, D)  +=  rows of the ids (N, D), equal ids' rows summed in float32
 
 Torch makes zeros of (V, D), adds the rows into them, and then both gradients into a third tensor: half a millisecond of an H200
-for Llama-3.2-1B in bfloat16, whatever the batch. Here rows are added where the output layer's gradient lies. Source: our choice.
+for Llama-3.2-1B in bfloat16, whatever the batch. Here rows are added where the output layer's gradient lies, which has to be
+nobody else's: so it is for steps that `model.compiling` compiles, and output layers without hooks. Source: our choice.
 
 Shapes: V vocabulary, D width, N tokens.
 """
@@ -28,24 +29,23 @@ class TiedEmbedding:
     """
 
     def __init__(self, head: nn.Linear, embedding: nn.Embedding) -> None:
-        self._head, self._padding = head, embedding.padding_idx
+        self._head, self._parameter, self._padding = head, embedding.weight, embedding.padding_idx
         self._rows: list[tuple[Tensor, Tensor]] = []
-        self._weight_VD, self._anchor = _TwoReadings.apply(embedding.weight, self._rows)  # type: ignore[no-untyped-call]
+        self._weight_VD, self._anchor = _TwoReadings.apply(self._parameter, self._rows)  # type: ignore[no-untyped-call]
 
     def embed(self, ids: Tensor) -> Tensor:
-        """Vectors (..., D) of ids (...)."""
-        rows: Tensor = _Lookup.apply(ids, self._head.weight.detach(), self._anchor, self._rows, self._padding)  # type: ignore[no-untyped-call]
+        """Vectors (..., D) of ids (...); once."""
+        rows: Tensor = _Lookup.apply(ids, self._parameter.detach(), self._anchor, self._rows, self._padding)  # type: ignore[no-untyped-call]
         return rows
 
     @contextmanager
     def as_head(self) -> Iterator[None]:
         """While the LLM runs: its output layer reads this forward's weight."""
-        weight = self._head.weight
         self._head._parameters["weight"] = self._weight_VD  # as `torch.func.functional_call` does
         try:
             yield
         finally:
-            self._head._parameters["weight"] = weight
+            self._head._parameters["weight"] = self._parameter
 
 
 def find_tied(language_model: nn.Module) -> TiedEmbedding | None:
@@ -53,18 +53,24 @@ def find_tied(language_model: nn.Module) -> TiedEmbedding | None:
     head, embedding = language_model.get_output_embeddings(), language_model.get_input_embeddings()  # type: ignore[operator]
     if type(head) is not nn.Linear or type(embedding) is not nn.Embedding or head.weight is not embedding.weight:
         return None
+    if head._parameters.get("weight") is not embedding.weight:  # as FSDP leaves it, which hands weights out itself
+        return None
     if not (torch.is_grad_enabled() and head.weight.requires_grad) or torch.compiler.is_compiling():
         return None
-    if embedding.sparse or embedding.max_norm is not None or embedding.scale_grad_by_freq or _has_hooks(embedding):
+    if embedding.sparse or embedding.max_norm is not None or embedding.scale_grad_by_freq or is_more_than_plain(embedding, head):
         return None
     if any(isinstance(module, FSDPModule) for module in language_model.modules()):
         return None
     return TiedEmbedding(head, embedding)
 
 
-def _has_hooks(module: nn.Module) -> bool:
-    hooks = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
-    return any(map(bool, hooks)) or "forward" in vars(module)
+def is_more_than_plain(*modules: nn.Module) -> bool:
+    """Whether one has hooks or a `forward` of its own."""
+    return any(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+        or "forward" in vars(module)
+        for module in modules
+    )  # fmt: skip
 
 
 class _TwoReadings(torch.autograd.Function):
@@ -106,7 +112,7 @@ class _Lookup(torch.autograd.Function):
         rows_ND = gradient.reshape(-1, gradient.shape[-1])
         if ctx.padding is not None:
             rows_ND = rows_ND.masked_fill((ids == ctx.padding).view(-1, 1), 0)
-        ctx.rows.append((ids.flatten(), rows_ND))
+        ctx.rows[:] = [(ids.flatten(), rows_ND)]  # not beside what a backward pass left that ended in an error
         return None, None, None, None, None
 
 
