@@ -493,3 +493,37 @@ def test_a_sharded_models_maps_stay_apart(monkeypatch: pytest.MonkeyPatch) -> No
     model, _ = tiny_model("llama", "lal")
     monkeypatch.setattr("pal_audio.model.decoder.FSDPModule", type(model))
     assert joined_decoder(model)._joined == []
+
+
+def test_a_bias_that_is_replaced_is_seen() -> None:
+    model, processor = tiny_model("qwen2", "lal")
+    inputs, decoder = asked(processor), Decoder(model, join=True)
+    greedy(model, **inputs, max_new_tokens=6, decoder=decoder)
+    torch.manual_seed(1)
+    biases = {name: 3 * torch.randn_like(value) for name, value in model.state_dict().items() if name.endswith("_proj.bias")}
+    model.load_state_dict(biases, strict=False, assign=True)
+    expected = greedy(model, **inputs, max_new_tokens=6, decoder=Decoder(model, join=False))
+    assert torch.equal(greedy(model, **inputs, max_new_tokens=6, decoder=decoder), expected)
+    for layer in model.language_model.model.layers:
+        layer.self_attn.q_proj.bias = layer.self_attn.k_proj.bias = layer.self_attn.v_proj.bias = None
+    expected = greedy(model, **inputs, max_new_tokens=6, decoder=Decoder(model, join=False))
+    assert torch.equal(greedy(model, **inputs, max_new_tokens=6, decoder=decoder), expected)
+
+
+def test_a_forward_that_a_map_gets_later_is_called_and_stays() -> None:
+    model, processor = tiny_model("qwen2", "lal")
+    inputs, decoder = asked(processor), Decoder(model, join=True)
+    greedy(model, **inputs, max_new_tokens=6, decoder=decoder)
+    attention = attention_of(model)
+    own = attention.v_proj.forward
+    attention.v_proj.forward = lambda inputs: -2 * own(inputs)
+    expected = greedy(model, **inputs, max_new_tokens=6, decoder=Decoder(model, join=False))
+    assert torch.equal(greedy(model, **inputs, max_new_tokens=6, decoder=decoder), expected)
+    assert "forward" in vars(attention.v_proj)
+    assert "forward" not in vars(attention.q_proj)
+
+
+def test_weights_that_processes_share_stay_where_they_are() -> None:
+    model, _ = tiny_model("llama", "lal")
+    model.share_memory()
+    assert not joinable(model.language_model, model)

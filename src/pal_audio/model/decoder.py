@@ -219,7 +219,7 @@ class Decoder:
         self._shape, self._bound, self._compiled, self._prompts = shape, None, None, None
 
     def _weight_places(self) -> tuple[int, ...]:
-        """Where the weights of joinable maps lie; those that are not joined yet, or were moved since, are joined."""
+        """Where weights and biases of joinable maps lie; at first, and where one was moved, maps are looked for and joined."""
         model = self.model
         if places(self._joinable) != self._places:
             self._joinable = [] if isinstance(model, FSDPModule) else joinable(model.language_model, model)

@@ -5,7 +5,8 @@
     v_proj.weight ┘                       └ v
 
 A step of a few rows spends much of its time in starting small products. The maps keep their weights, which become views of the
-joined one, so that nothing is held twice and what changes a weight in place changes the product. Source: our choice.
+joined one, so that nothing is held twice and what changes a weight in place changes the product. Another model's weights that
+lay in the same storage stay where they were. Source: our choice.
 """
 
 from collections import Counter
@@ -34,6 +35,7 @@ class JoinedMaps:
         self.sizes = [part.out_features for part in maps]
         self.weight = _joined([part.weight for part in maps])
         self.bias = None if maps[0].bias is None else _joined([part.bias for part in maps])
+        self._replaced = False
         self._kept: list[Tensor] = []  # the input of the last product, and what it gave for the maps behind the first
         self._others = [_Other(part, number, self._kept) for number, part in enumerate(maps) if number > 0]
 
@@ -44,14 +46,21 @@ class JoinedMaps:
         return own
 
     def replace(self) -> None:
-        """Let the maps be called as one product; a map that is called before the first, or on another input, makes its own."""
+        """Let the maps be called as one product; a map that is called before the first, or on another input, makes its own.
+
+        Maps of which one has a `forward` of its own by now stay as they are.
+        """
+        if any("forward" in vars(part) for part in self.maps):
+            return
+        self._replaced = True
         for part, forward in zip(self.maps, (self.forward, *(other.forward for other in self._others)), strict=True):
             part.forward = forward  # type: ignore[method-assign, assignment]
 
     def restore(self) -> None:
         """Undo `replace`."""
-        for part in self.maps:
+        for part in self.maps if self._replaced else ():
             part.__dict__.pop("forward", None)
+        self._replaced = False
         self.forget()
 
     def forget(self) -> None:
@@ -74,8 +83,8 @@ class _Other:
 def joinable(part: nn.Module, model: nn.Module) -> list[tuple[nn.Linear, ...]]:
     """Groups of maps inside a part that one product can take the place of.
 
-    Adapters, quantised and sharded weights, hooks and another `forward` keep a group out; where weights would have to be moved,
-    so does any other parameter that lies in the same storage, as a tied one does.
+    Adapters, quantised and sharded weights, memory that processes share, hooks and another `forward` keep a group out; where
+    weights would have to be moved, so does any other parameter that lies in the same storage, as a tied one does.
 
     Args:
         part: whose maps are looked at.
@@ -89,8 +98,9 @@ def joinable(part: nn.Module, model: nn.Module) -> list[tuple[nn.Linear, ...]]:
 
 
 def places(groups: Sequence[Sequence[nn.Linear]]) -> tuple[int, ...]:
-    """Where the weights lie: a graph that was captured before they were moved reads what is no longer theirs."""
-    return tuple(part.weight.data_ptr() for maps in groups for part in maps)
+    """Where weights and biases lie: a graph that was captured before they were moved reads what is no longer theirs."""
+    kinds = ((part.weight, part.bias) for maps in groups for part in maps)
+    return tuple(0 if tensor is None else tensor.data_ptr() for pair in kinds for tensor in pair)
 
 
 @contextmanager
@@ -110,10 +120,15 @@ def _can_join(maps: list[Any], sharing: Counter[Any]) -> bool:
         return False
     kinds = [[part.weight for part in maps], *([] if maps[0].bias is None else [[part.bias for part in maps]])]
     return all(
-        all(type(part) is nn.Parameter and type(part.data) is Tensor for part in parts)
+        all(type(part) is nn.Parameter and type(part.data) is Tensor and not _is_other_processes(part) for part in parts)
         and (_are_rows(parts) or all(sharing[_storage(part)] == 1 for part in parts))
         for parts in kinds
     )
+
+
+def _is_other_processes(tensor: Tensor) -> bool:
+    """Whether other processes may read and write it where it lies. On a GPU torch says so of every tensor."""
+    return tensor.device.type == "cpu" and tensor.is_shared()
 
 
 def _storage(tensor: Tensor) -> Any:
