@@ -16,7 +16,7 @@ from torch.nn.utils.parametrizations import weight_norm
 from pal_audio.model import PalForConditionalGeneration
 from pal_audio.model.decoder import Decoder
 from pal_audio.model.decoding import greedy
-from pal_audio.model.joined_weights import JoinedMaps, joinable, one_product
+from pal_audio.model.joined_weights import JoinedMaps, called_as_one, joinable
 from pal_audio.training.checkpoint import _own_tensors
 from tests.tiny import batch, message, noise, tiny_model
 
@@ -191,7 +191,7 @@ def test_any_order_and_input_give_the_maps_own_results(graphs: list[Any], compil
             maps.forget()
         return outputs
 
-    with torch.no_grad(), one_product(joined):
+    with torch.no_grad(), called_as_one(joined):
         run: Callable[[], list[Tensor]] = torch.compile(call, fullgraph=True) if compile else call
         for _ in range(2):
             for got, wanted in zip(run(), expected, strict=True):

@@ -7,6 +7,7 @@ from unittest import mock
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -41,7 +42,7 @@ def tied_model(arm: str = "pal", family: str = "llama") -> tuple[Any, Any]:
     model, processor = tiny_model(family, arm, llm=TIED)
     model.train()
     model.adds_tied_gradient = True
-    assert find_tied(model.language_model) is not None
+    assert find_tied(model) is not None
     return model, processor
 
 
@@ -94,8 +95,8 @@ def test_bfloat16_sums_equal_ids_in_float32() -> None:
     weight = nn.Parameter(torch.zeros(8, 4, dtype=torch.bfloat16))
     head, embedding = nn.Linear(4, 8, bias=False), nn.Embedding(8, 4)
     head.weight = embedding.weight = weight
-    llm = mock.Mock(get_output_embeddings=lambda: head, get_input_embeddings=lambda: embedding, modules=lambda: iter([head]))
-    tied = find_tied(llm)
+    model = mock.Mock(get_output_embeddings=lambda: head, get_input_embeddings=lambda: embedding, language_model=head)
+    tied = find_tied(model)
     assert tied is not None
     tied.embed(torch.full((1, 1000), 3)).sum().backward()
     assert weight.grad is not None
@@ -145,15 +146,15 @@ def test_either_share_alone() -> None:
     """The lookup's, whose padding learns nothing, and the output layer's."""
     head, embedding = nn.Linear(4, 8, bias=False), nn.Embedding(8, 4, padding_idx=0)
     head.weight = embedding.weight
-    llm = mock.Mock(get_output_embeddings=lambda: head, get_input_embeddings=lambda: embedding, modules=lambda: iter([head]))
+    model = mock.Mock(get_output_embeddings=lambda: head, get_input_embeddings=lambda: embedding, language_model=head)
     ids = torch.tensor([[0, 3, 3]])
-    tied = find_tied(llm)
+    tied = find_tied(model)
     assert tied is not None
     tied.embed(ids).sum().backward()
     assert embedding.weight.grad is not None
     assert embedding.weight.grad.sum(1).tolist() == [0, 0, 0, 8, 0, 0, 0, 0]
     embedding.weight.grad = None
-    tied = find_tied(llm)
+    tied = find_tied(model)
     assert tied is not None
     with tied.as_head():
         head(tied.embed(ids).detach()).sum().backward()
@@ -171,6 +172,8 @@ def test_either_share_alone() -> None:
         "head hook",
         "head forward",
         "handed out",
+        "sharded LLM",
+        "sharded whole",
         "max_norm",
         "sparse",
         "by frequency",
@@ -199,6 +202,9 @@ def test_what_is_not_plain_goes_by_torch(case: str) -> None:
         head = llm.get_output_embeddings()
         del head._parameters["weight"]
         vars(head)["weight"] = embedding.weight
+    elif case.startswith("sharded"):
+        sharded = model if case == "sharded whole" else llm
+        sharded.__class__ = type("Sharded", (FSDPModule, type(sharded)), {})
     elif case == "max_norm":
         embedding.max_norm = 1.0
     elif case == "sparse":
@@ -209,7 +215,7 @@ def test_what_is_not_plain_goes_by_torch(case: str) -> None:
         embedding.forward = embedding.forward
     compiling = mock.patch.object(torch.compiler, "is_compiling", return_value=case == "compiling")
     with torch.set_grad_enabled(case != "no_grad"), compiling:
-        assert find_tied(llm) is None
+        assert find_tied(model) is None
 
 
 def test_the_weight_is_back_after_an_error() -> None:
@@ -257,7 +263,7 @@ def test_forwards_of_two_threads_leave_the_parameter() -> None:
     """The first to enter is the first to leave."""
     model, _ = tied_model()
     parameter = model.get_input_embeddings().weight
-    one, other = find_tied(model.language_model), find_tied(model.language_model)
+    one, other = find_tied(model), find_tied(model)
     assert one is not None
     assert other is not None
     first, second = one.as_head(), other.as_head()

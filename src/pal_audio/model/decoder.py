@@ -29,7 +29,7 @@ from pal_audio.integration.memory import AudioMemory, LiveAudio
 from pal_audio.integration.packing import text_windows
 from pal_audio.integration.training_attention import HAS_TRITON, check_triton
 from pal_audio.model.graphs import captured, place_of
-from pal_audio.model.joined_weights import JoinedMaps, joinable, one_product, places
+from pal_audio.model.joined_weights import JoinedMaps, called_as_one, joinable, places
 from pal_audio.model.placing import context_of, sound_of
 from pal_audio.model.prefill import WAYS, Prefill
 from pal_audio.model.sound import Features, Lengths
@@ -289,12 +289,12 @@ class Decoder:
         compiled = self._compiled
         spare = self.ids_BT.shape[1] - 2  # behind the prompt, as at least two tokens follow it
         self.column_1.fill_(spare)
-        with torch._dynamo.config.patch(recompile_limit=MAX_SHAPES), one_product(self._joined):
+        with torch._dynamo.config.patch(recompile_limit=MAX_SHAPES), called_as_one(self._joined):
             if self.compile and self.token_B1.is_cuda:
                 self.run = captured(compiled, self.token_B1.device, lambda: self.column_1.fill_(spare))
             else:
                 compiled()
-                self.run = one_product(self._joined)(compiled) if self._joined else compiled
+                self.run = called_as_one(self._joined)(compiled) if self._joined else compiled
         self._check()
 
     def _check(self) -> None:

@@ -104,7 +104,7 @@ def places(groups: Sequence[Sequence[nn.Linear]]) -> tuple[int, ...]:
 
 
 @contextmanager
-def one_product(joined: Sequence[JoinedMaps]) -> Iterator[None]:
+def called_as_one(joined: Sequence[JoinedMaps]) -> Iterator[None]:
     """Within it, maps are called as one product each group."""
     try:
         for maps in joined:

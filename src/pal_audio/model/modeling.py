@@ -295,7 +295,7 @@ class PalForConditionalGeneration(SoundMixin, PreTrainedModel, PalGenerationMixi
         supervised = None if packing is None or labels is None else packing.supervised(labels)
         input_ids, attention_mask, labels = (_moved(item, self.marker.device) for item in (input_ids, attention_mask, labels))
         is_learnt = self.adds_tied_gradient and inputs_embeds is None and labels is not None
-        tied = find_tied(self.language_model) if is_learnt else None
+        tied = find_tied(self) if is_learnt else None
         if inputs_embeds is None:
             text_ids = input_ids.masked_fill(is_audio(self.config, input_ids), 0)
             inputs_embeds = self.get_input_embeddings()(text_ids) if tied is None else tied.embed(text_ids)

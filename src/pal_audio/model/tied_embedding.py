@@ -12,12 +12,15 @@ Shapes: V vocabulary, D width, N tokens.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
+
+from pal_audio.integration.normed_projection import is_bare
 
 
 class TiedEmbedding:
@@ -48,29 +51,26 @@ class TiedEmbedding:
             self._head._parameters["weight"] = self._parameter
 
 
-def find_tied(language_model: nn.Module) -> TiedEmbedding | None:
-    """The tied embedding of a forward whose logits learn; None where lookup and output layer are not plain ones of one weight."""
-    head, embedding = language_model.get_output_embeddings(), language_model.get_input_embeddings()  # type: ignore[operator]
+def find_tied(model: Any) -> TiedEmbedding | None:
+    """The tied embedding of a forward whose logits learn; None where lookup and output layer are not plain ones of one weight.
+
+    Args:
+        model: a `PalForConditionalGeneration`.
+    """
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     if type(head) is not nn.Linear or type(embedding) is not nn.Embedding or head.weight is not embedding.weight:
         return None
     if head._parameters.get("weight") is not embedding.weight:  # as FSDP leaves it, which hands weights out itself
         return None
     if not (torch.is_grad_enabled() and head.weight.requires_grad) or torch.compiler.is_compiling():
         return None
-    if embedding.sparse or embedding.max_norm is not None or embedding.scale_grad_by_freq or is_more_than_plain(embedding, head):
+    if embedding.sparse or embedding.max_norm is not None or embedding.scale_grad_by_freq:
         return None
-    if any(isinstance(module, FSDPModule) for module in language_model.modules()):
+    if not (is_bare(embedding) and is_bare(head)):
+        return None
+    if any(isinstance(module, FSDPModule) for module in chain([model], model.language_model.modules())):
         return None
     return TiedEmbedding(head, embedding)
-
-
-def is_more_than_plain(*modules: nn.Module) -> bool:
-    """Whether one has hooks or a `forward` of its own."""
-    return any(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-        or "forward" in vars(module)
-        for module in modules
-    )  # fmt: skip
 
 
 class _TwoReadings(torch.autograd.Function):
@@ -84,15 +84,11 @@ class _TwoReadings(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, of_weight_VD: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, None]:  # type: ignore[override]
-        found, rows = of_weight_VD, list(ctx.rows)
-        ctx.rows.clear()
-        if found is None:
-            found = torch.zeros_like(ctx.like) if rows else None
-        for ids_N, rows_ND in rows:
-            assert found is not None
-            places_N, sums_ND = _summed(ids_N, rows_ND)
-            found = found.index_add_(0, places_N, sums_ND.to(found.dtype))
-        return found, None
+        if not ctx.rows:
+            return of_weight_VD, None
+        places_N, sums_ND = _summed(*ctx.rows.pop())
+        found = torch.zeros_like(ctx.like) if of_weight_VD is None else of_weight_VD
+        return found.index_add_(0, places_N, sums_ND.to(found.dtype)), None
 
 
 class _Lookup(torch.autograd.Function):
