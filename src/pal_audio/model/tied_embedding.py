@@ -86,7 +86,7 @@ class _TwoReadings(torch.autograd.Function):
     def backward(ctx: Any, of_weight_VD: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, None]:  # type: ignore[override]
         if not ctx.rows:
             return of_weight_VD, None
-        places_N, sums_ND = _summed(*ctx.rows.pop())
+        places_N, sums_ND = _summed(*ctx.rows.pop(), len(ctx.like))
         found = torch.zeros_like(ctx.like) if of_weight_VD is None else of_weight_VD
         return found.index_add_(0, places_N, sums_ND.to(found.dtype)), None
 
@@ -112,13 +112,21 @@ class _Lookup(torch.autograd.Function):
         return None, None, None, None, None
 
 
-def _summed(ids_N: Tensor, rows_ND: Tensor) -> tuple[Tensor, Tensor]:
-    """Sorted ids (N,) and rows (N, D): an id's sum at the first place of the id, zeros at its others.
+def _summed(ids_N: Tensor, rows_ND: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
+    """Places (N,) and what to add there (N, D): an id's sum once, at the id, and zeros elsewhere.
 
-    By torch's kernel for embeddings, which sums in float32 on a GPU, and many rows of one id (all slots have one) at once.
+    By torch's kernel for embeddings, which sums in float32 on a GPU, and many rows of one id (all slots have one) at once. Zeros
+    go to places of their own: thousands of additions to one row wait for each other.
+
+    Args:
+        ids_N: token ids.
+        rows_ND: their gradients.
+        num_rows: of the embedding.
     """
     sorted_N = ids_N.sort().values
-    places_N = torch.searchsorted(sorted_N, ids_N)
+    first_N = torch.searchsorted(sorted_N, ids_N)
     rows_ND = rows_ND if rows_ND.is_cuda else rows_ND.float()
-    sums_ND: Tensor = torch.ops.aten.embedding_dense_backward(rows_ND, places_N, len(ids_N), -1, False)
-    return sorted_N, sums_ND
+    sums_ND: Tensor = torch.ops.aten.embedding_dense_backward(rows_ND, first_N, len(ids_N), -1, False)
+    is_again_N = F.pad(sorted_N[1:] == sorted_N[:-1], (1, 0))
+    elsewhere_N = torch.arange(len(ids_N), device=ids_N.device) % num_rows
+    return torch.where(is_again_N, elsewhere_N, sorted_N), sums_ND
