@@ -35,6 +35,7 @@ from pal_audio.bench.table import header_lines
 from pal_audio.commands.bench import read_sweep
 from pal_audio.errors import PalError
 from pal_audio.integration import cost
+from pal_audio.model.prefill import WAYS
 
 NAME_WIDTH = 110
 PHASES = ("step", "ready_first_token", "first_token", "token")
@@ -150,6 +151,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
             options.add_argument(f"--{name}", type=int, default=default)
         if verb == "infer":
             options.add_argument("--decode", default="compiled")
+            options.add_argument("--prefill", default="plain", choices=WAYS)
             options.add_argument("--one-clip", action="store_true")
     chosen = parser.parse_args(arguments)
     for name in ("steps", "repeats", "new_tokens", "warmup", "profiled"):
@@ -173,6 +175,7 @@ def find_cases(options: argparse.Namespace) -> list[Case]:
         shapes.find(options.decode, decoders, "decode")
         new_tokens = options.new_tokens + options.profiled + 1
         extra = {"new_tokens": new_tokens, "clips": int(options.one_clip), "decode": options.decode}
+        extra["prefill"] = options.prefill
     cases = [case for group in plan.groups(extra) for case in group if case.integration in plan.integrations]
     return list({case.key: case for case in cases}.values())
 

@@ -11,7 +11,7 @@ from benchmarks.kernel_kinds import OTHER, Event, busy_seconds, events_of, kind_
 from benchmarks.profile_steps import Recorder, main
 from torch.autograd import DeviceType
 
-from pal_audio.bench import measure
+from pal_audio.bench import infer, measure
 from pal_audio.errors import PalError
 
 TINY = "--llm tiny-llama --encoder tiny-frames --audio-tokens 16 --warmup 1 --profiled 2 --device cpu".split()
@@ -63,6 +63,21 @@ def test_prefills_and_decoded_tokens_by_kind() -> None:
     ready, whole, _ = rows[1]["phases"].values()
     assert ready["floor"]["matrix products"] < whole["floor"]["matrix products"]
     assert ready["num_kernels"] < whole["num_kernels"], "encoding is left out"
+
+
+def test_the_first_token_of_a_decoders_own_prefill(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    first_token = infer.by_decoder
+
+    def noted(model: Any, text: Any, new_tokens: int, prefill: str, **options: Any) -> Any:
+        asked.append(prefill)
+        return first_token(model, text, new_tokens, prefill, **options)
+
+    monkeypatch.setattr(infer, "by_decoder", noted)
+    (row,) = main(["infer", "--integrations", "lal", "--repeats", "2", "--new-tokens", "2", "--prefill", "compiled", *TINY])
+    assert row["error"] is None, row
+    assert asked == ["compiled"]
+    assert row["phases"]["ready_first_token"]["wall_s"] == row["ready_first_token_s"]
 
 
 def test_a_profile_without_kernels_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,6 +165,7 @@ def test_of_a_gpu_kernels_count_and_neither_launches_nor_annotations() -> None:
         (["train", "--llm", "tiny-lama"], "did you mean 'tiny-llama'"),
         (["train", "--new-tokens", "3"], "unrecognized arguments: --new-tokens"),
         (["infer", "--decode", "generate"], "decode 'generate' is unknown; known are loop, compiled, compiled-matmul"),
+        (["infer", "--prefill", "graph"], "invalid choice: 'graph'"),
         (["infer", "--profiled", "0"], "--profiled 0: at least one"),
         (["infer", "--warmup", "some"], "invalid int value"),
         (["train", "--compile-ahead", "-1"], "--compile-ahead -1: a number of processes, or 0"),
