@@ -86,7 +86,8 @@ class _TwoReadings(torch.autograd.Function):
     def backward(ctx: Any, of_weight_VD: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, None]:  # type: ignore[override]
         if not ctx.rows:
             return of_weight_VD, None
-        places_N, sums_ND = _summed(*ctx.rows.pop(), len(ctx.like))
+        ids_N, rows_ND = ctx.rows.pop()
+        places_N, sums_ND = _summed(ids_N, rows_ND, len(ctx.like))
         found = torch.zeros_like(ctx.like) if of_weight_VD is None else of_weight_VD
         return found.index_add_(0, places_N, sums_ND.to(found.dtype)), None
 
