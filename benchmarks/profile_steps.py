@@ -174,8 +174,7 @@ def find_cases(options: argparse.Namespace) -> list[Case]:
         decoders = {name: way for name, way in infer.DECODERS.items() if name != "generate"}  # it is a difference of times
         shapes.find(options.decode, decoders, "decode")
         new_tokens = options.new_tokens + options.profiled + 1
-        extra = {"new_tokens": new_tokens, "clips": int(options.one_clip), "decode": options.decode}
-        extra["prefill"] = options.prefill
+        extra = {"new_tokens": new_tokens, "clips": int(options.one_clip), "decode": options.decode, "prefill": options.prefill}
     cases = [case for group in plan.groups(extra) for case in group if case.integration in plan.integrations]
     return list({case.key: case for case in cases}.values())
 

@@ -124,10 +124,8 @@ def _summed(ids_N: Tensor, rows_ND: Tensor, num_rows: int) -> tuple[Tensor, Tens
         rows_ND: their gradients.
         num_rows: of the embedding.
     """
-    sorted_N = ids_N.sort().values
-    first_N = torch.searchsorted(sorted_N, ids_N)
+    first_N = torch.searchsorted(ids_N.sort().values, ids_N)
     rows_ND = rows_ND if rows_ND.is_cuda else rows_ND.float()
     sums_ND: Tensor = torch.ops.aten.embedding_dense_backward(rows_ND, first_N, len(ids_N), -1, False)
-    is_again_N = F.pad(sorted_N[1:] == sorted_N[:-1], (1, 0))
     elsewhere_N = torch.arange(len(ids_N), device=ids_N.device) % num_rows
-    return torch.where(is_again_N, elsewhere_N, sorted_N), sums_ND
+    return elsewhere_N.scatter(0, first_N, ids_N), sums_ND
