@@ -413,6 +413,22 @@ def test_the_kernel_equals_the_matrix_products(kernel: Any, num_audio: int, size
         torch.testing.assert_close(alone, one_query_attention(query, Keys(*text, seen), None, 0.2), **close)
 
 
+@pytest.mark.parametrize("num_pieces", [1, 9, 16, 17, 40])
+@pytest.mark.parametrize(("num_queries", "size"), [(1, 64), (33, 32), (21, 256), (20, 48)])
+def test_pieces_are_combined_as_one_softmax(kernel: Any, num_queries: int, size: int, num_pieces: int) -> None:
+    """Also pieces that saw no key, and numbers of queries and pieces that fill no block."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.manual_seed(0)
+    outputs = torch.randn(num_queries, num_pieces, size, device=device)
+    sums = 9 * torch.randn(num_queries, num_pieces, device=device)
+    sums[1:, 1::3] = -torch.inf
+    result = torch.full((num_queries + 1, size), 7.0, device=device)
+    kernel.combine(outputs, sums, result[:-1])
+    expected = (sums.softmax(-1)[..., None] * outputs).sum(1)
+    torch.testing.assert_close(result[:-1], expected, atol=1e-5, rtol=0)
+    assert bool((result[-1] == 7.0).all()), "nothing is written behind the last query"
+
+
 @pytest.mark.parametrize("family", ["llama", "smollm3", "phi3"])
 def test_a_step_by_the_kernel_gives_the_same_tokens(kernel: Any, family: str) -> None:
     """Un-rotated keys of a memory, layers without rotary, and a family whose rotation the kernel does not know."""

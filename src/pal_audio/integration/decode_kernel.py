@@ -22,6 +22,7 @@ from pal_audio.integration.decode_attention import Keys
 KEYS_AT_ONCE = 64
 MAX_PIECE = 512
 BLOCKS = 512  # wanted: a few for each multiprocessor of a large GPU
+COMBINED_NUMBERS = 512  # of the result, of one block
 
 
 @triton.jit
@@ -136,25 +137,33 @@ def _attend(
 
 
 @triton.jit
-def _combine(outputs, sums, result, num_pieces, BLOCK_S: tl.constexpr, SIZE: tl.constexpr, BLOCK_D: tl.constexpr):
-    """All pieces of one query as one softmax."""
-    flat = tl.program_id(0)
+def _combine(
+    outputs, sums, result, num_queries, num_pieces,
+    BLOCK_Q: tl.constexpr, BLOCK_S: tl.constexpr, SIZE: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """All pieces of each of BLOCK_Q queries as one softmax."""
+    query = tl.program_id(0) * BLOCK_Q + tl.arange(0, BLOCK_Q)
     at_s, at_d = tl.arange(0, BLOCK_S), tl.arange(0, BLOCK_D)
-    highest = tl.full([BLOCK_S], float("-inf"), tl.float32)
-    for start in range(0, num_pieces, BLOCK_S):
-        lse = tl.load(sums + flat * num_pieces + start + at_s, mask=start + at_s < num_pieces, other=float("-inf"))
-        highest = tl.maximum(highest, lse)
-    top = tl.max(highest, 0)
-    total = tl.zeros([BLOCK_S], tl.float32)
-    output = tl.zeros([BLOCK_D], tl.float32)
-    for start in range(0, num_pieces, BLOCK_S):
-        in_s = start + at_s < num_pieces
-        weight = tl.exp(tl.load(sums + flat * num_pieces + start + at_s, mask=in_s, other=float("-inf")) - top)
-        place = (flat * num_pieces + start + at_s)[:, None] * SIZE + at_d[None, :]
-        part = tl.load(outputs + place, mask=in_s[:, None] & (at_d < SIZE)[None, :], other=0.0)
-        total += weight
-        output += tl.sum(weight[:, None] * part, 0)
-    tl.store(result + flat * SIZE + at_d, (output / tl.sum(total, 0)).to(result.dtype.element_ty), mask=at_d < SIZE)
+    in_q, in_d = query < num_queries, at_d < SIZE
+    highest = tl.full([BLOCK_Q], float("-inf"), tl.float32)
+    total = tl.zeros([BLOCK_Q], tl.float32)
+    output = tl.zeros([BLOCK_Q, BLOCK_D], tl.float32)
+    for start in range(0, num_pieces, BLOCK_S):  # sums and outputs are loaded at once: one wait where all pieces fit
+        in_qs = in_q[:, None] & (start + at_s < num_pieces)[None, :]
+        place = query[:, None] * num_pieces + (start + at_s)[None, :]
+        lse = tl.load(sums + place, mask=in_qs, other=float("-inf"))
+        part = tl.load(
+            outputs + place[:, :, None] * SIZE + at_d[None, None, :], mask=in_qs[:, :, None] & in_d[None, None, :], other=0.0
+        )
+        new = tl.maximum(highest, tl.max(lse, 1))
+        base = tl.where(new == float("-inf"), 0.0, new)
+        shrink = tl.exp(highest - base)
+        weight = tl.exp(lse - base[:, None])
+        total = total * shrink + tl.sum(weight, 1)
+        output = output * shrink[:, None] + tl.sum(weight[:, :, None] * part, 1)
+        highest = new
+    output = (output / total[:, None]).to(result.dtype.element_ty)
+    tl.store(result + query[:, None] * SIZE + at_d[None, :], output, mask=in_q[:, None] & in_d[None, :])
 
 
 def parts(whole: int, part: int) -> int:
@@ -233,8 +242,10 @@ def combine(outputs: Tensor, sums: Tensor, result: Tensor) -> None:
         result: (..., d), contiguous.
     """
     num_pieces, size = outputs.shape[-2:]
-    _combine[(sums.numel() // num_pieces,)](
-        outputs, sums, result, num_pieces, BLOCK_S=16, SIZE=size, BLOCK_D=power_of_2(size)
+    num_queries, width = sums.numel() // num_pieces, power_of_2(size)
+    at_once = max(1, COMBINED_NUMBERS // width)
+    _combine[(parts(num_queries, at_once),)](
+        outputs, sums, result, num_queries, num_pieces, BLOCK_Q=at_once, BLOCK_S=16, SIZE=size, BLOCK_D=width
     )  # fmt: skip
 
 
