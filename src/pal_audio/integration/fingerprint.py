@@ -141,8 +141,11 @@ def _sample(parameter: nn.Parameter) -> Tensor:
 
 def _as_float32(tensors: list[Tensor]) -> Tensor:
     """Tensors of one device, one after another, on the CPU; gathered there by dtype, with one kernel and one copy for each."""
+    dtypes = {tensor.dtype for tensor in tensors}
+    if len(dtypes) == 1:
+        return torch.cat(tensors).cpu().float()
     floats: list[Tensor] = [torch.empty(0)] * len(tensors)
-    for dtype in {tensor.dtype for tensor in tensors}:
+    for dtype in dtypes:
         places = [place for place, tensor in enumerate(tensors) if tensor.dtype == dtype]
         gathered = torch.cat([tensors[place] for place in places]).cpu().float()
         for place, part in zip(places, gathered.split([len(tensors[place]) for place in places]), strict=True):

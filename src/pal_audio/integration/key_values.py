@@ -94,9 +94,14 @@ class LayerKeyValues:
 
     def modules(self) -> list[nn.Module]:
         """The LLM's modules that audio passes in this layer (for fingerprints)."""
-        names = ("k_proj", "v_proj", *_FUSED, _FUSED_BY_HEAD, "k_norm")
-        found = [getattr(self.attention, name, None) for name in names]
+        found = [getattr(self.attention, name) for name in self._names]
         return [module for module in (self.input_norm, *found) if isinstance(module, nn.Module)]
+
+    @cached_property
+    def _names(self) -> list[str]:
+        """Of what the attention has; looking for the others with every question would take longer than all the rest."""
+        names = ("k_proj", "v_proj", *_FUSED, _FUSED_BY_HEAD, "k_norm")
+        return [name for name in names if hasattr(self.attention, name)]
 
     def project(self, inputs: Tensor | Unprojected) -> tuple[Tensor, Tensor]:
         """Inputs of the layer (B, A, D), or what they are made of -> its un-rotated keys and its values, each (B, K, A, d), in
