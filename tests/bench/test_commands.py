@@ -2,6 +2,7 @@
 
 import json
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -278,6 +279,28 @@ def test_memory_of_replayed_graphs_is_not_told(mode: str, told: bool, monkeypatc
     case = Case(setup=setup, integration="lal", batch=1, audio_tokens=8, text_tokens=8)
     row = train.measure_case(case, torch.device("cpu"), 1, 1, {"matrix_flops": 1e12, "bandwidth_bytes": 1e11})
     assert (row["peak_bytes"] == 10**9) is (row["rest_bytes"] is not None) is told
+
+
+@pytest.mark.parametrize(("device", "num"), [("cuda", 2), ("cpu", 0)])
+def test_a_gpu_is_under_load_before_it_is_timed(device: str, num: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For as long as said by the clock, and never with more than one call waiting."""
+    done: list[str] = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda _: done.append("waited"))
+    monkeypatch.setattr(measure.time, "perf_counter", iter([0.0, 0.1, 0.4, 0.6]).__next__)
+    measure.settle(lambda: done.append("called"), torch.device(device))
+    assert done == ["called", "waited"] * num
+
+
+def test_load_before_decoding_leaves_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More steps of load than there are slots: each writes to the same one."""
+    loads: list[int] = []
+
+    def settle(call: Callable[[], Any], device: torch.device) -> None:
+        loads.append(len([call() for _ in range(100)]))
+
+    monkeypatch.setattr(measure, "settle", settle)
+    assert cli.main([*INFER, "--integrations", "lal", "--decode", "compiled"]) == 0
+    assert loads == [100] * 6, "first token and decoding of text, PLITS and LAL"
 
 
 def test_frames_are_let_go_before_answers_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:

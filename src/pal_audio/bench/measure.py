@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 GIB = 2**30
+SETTLE_S = 0.5  # of load before what takes a millisecond is timed: a GPU clock is higher at first
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,16 @@ def timed(call: Callable[[], Any], num: int, device: torch.device, before: Calla
         end.record()
     torch.cuda.synchronize(device)
     return Times.of([start.elapsed_time(end) / 1000 for start, end in events])
+
+
+def settle(call: Callable[[], Any], device: torch.device) -> None:
+    """Call again and again for `SETTLE_S`, so that what is timed next finds a GPU whose clock is that of a lasting load."""
+    if device.type != "cuda":
+        return
+    end = time.perf_counter() + SETTLE_S
+    while time.perf_counter() < end:
+        call()
+        torch.cuda.synchronize(device)
 
 
 def weights_bytes(module: nn.Module) -> int:
