@@ -30,6 +30,8 @@ case $name in
     train-16x1024-graphs) train "$name" --batch 16 --audio-tokens 1024 --integrations lal,pal --set setup.compile_mode=reduce-overhead ;;
     # compiling AdamW takes minutes a case the first time
     train-16x1024-fastest) train "$name" --batch 16 --audio-tokens 1024 --integrations lal,pal "${fastest[@]}" ;;
+    # and with generated kernels tuned by torch, which takes some ten minutes a case the first time
+    train-16x1024-tuned) TORCHINDUCTOR_COORDINATE_DESCENT_TUNING=1 train "$name" --batch 16 --audio-tokens 1024 --integrations lal,pal "${fastest[@]}" ;;
     train-16x1024-fastest-lal) train "$name" --batch 16 --audio-tokens 1024 --integrations lal "${fastest[@]}" ;;
     train-16x1500-fastest) train "$name" --batch 16 --audio-tokens 1500 --integrations lal,pal "${fastest[@]}" ;;
     train-16x1500-fastest-lal) train "$name" --batch 16 --audio-tokens 1500 --integrations lal "${fastest[@]}" ;;
