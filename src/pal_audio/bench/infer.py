@@ -240,9 +240,7 @@ def decode_by_loop(asked: Asked) -> float:
 def decode_by_graph(asked: Asked, kernel: bool | None = None) -> float:
     """Seconds for one token of every row in the loop of `model.decoding`, captured before: the median of its steps."""
     decoder = Decoder(asked.model, kernel=kernel)
-    start = partial(
-        decoder.start, **asked.text, max_new_tokens=2 + asked.new_tokens, ends=[], pad=0, audio_memory=asked.memory
-    )
+    start = partial(decoder.start, **asked.text, max_new_tokens=2 + asked.new_tokens, ends=[], pad=0, audio_memory=asked.memory)
     start()
     column_1 = decoder.column_1.clone()
 
