@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 GIB = 2**30
-SETTLE_S = 0.5  # of load before what takes a millisecond is timed: a GPU clock is higher at first
+SETTLE_S = 0.5  # of load before what takes a millisecond is timed: a GPU may be 6% quicker at first
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def timed(call: Callable[[], Any], num: int, device: torch.device, before: Calla
 
 
 def settle(call: Callable[[], Any], device: torch.device) -> None:
-    """Call again and again for `SETTLE_S`, so that what is timed next finds a GPU whose clock is that of a lasting load."""
+    """Call again and again for `SETTLE_S`, so that what is timed next finds a GPU as a lasting load finds it."""
     if device.type != "cuda":
         return
     end = time.perf_counter() + SETTLE_S
