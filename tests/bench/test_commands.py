@@ -2,7 +2,6 @@
 
 import json
 import weakref
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from pal_audio.bench import infer, measure, models, table, train
 from pal_audio.bench.case import Case, Setup
 from pal_audio.integration import cost
 from pal_audio.model import compiling
+from pal_audio.model.decoder import Decoder
 
 TINY = [
     "--llm",
@@ -292,15 +292,22 @@ def test_a_gpu_is_under_load_before_it_is_timed(device: str, num: int, monkeypat
 
 
 def test_load_before_decoding_leaves_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    """More steps of load than there are slots: each writes to the same one."""
+    """More steps of load than there are slots: answers are the same, and nothing is prepared once more."""
+    decoders: list[Decoder] = []
+    prepared: list[Decoder] = []
+    prepare = Decoder._prepare
+    monkeypatch.setattr(infer, "Decoder", lambda *args, **kwargs: decoders.append(Decoder(*args, **kwargs)) or decoders[-1])
+    monkeypatch.setattr(Decoder, "choose", lambda self, _: (7 * self.token_B1 + 3) % 50)  # each by the one before
+    monkeypatch.setattr(Decoder, "_prepare", lambda self: (prepared.append(self), prepare(self)))
     loads: list[int] = []
-
-    def settle(call: Callable[[], Any], device: torch.device) -> None:
-        loads.append(len([call() for _ in range(100)]))
-
-    monkeypatch.setattr(measure, "settle", settle)
-    assert cli.main([*INFER, "--integrations", "lal", "--decode", "compiled"]) == 0
-    assert loads == [100] * 6, "first token and decoding of text, PLITS and LAL"
+    for num in (0, 100):
+        monkeypatch.setattr(measure, "settle", lambda call, _, num=num: loads.append(len([call() for _ in range(num)])))
+        assert cli.main([*INFER, "--integrations", "lal", "--decode", "compiled-matmul"]) == 0
+    assert loads == [0] * 6 + [100] * 6, "first token and decoding of text, PLITS and LAL"
+    assert len(prepared) == len(decoders) == 6
+    for without, loaded in zip(decoders[:3], decoders[3:], strict=True):
+        assert torch.equal(without.ids_BT, loaded.ids_BT)
+        assert torch.equal(without.plan.seen_BT, loaded.plan.seen_BT)
 
 
 def test_frames_are_let_go_before_answers_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:

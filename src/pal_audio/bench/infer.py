@@ -240,17 +240,16 @@ def decode_by_loop(asked: Asked) -> float:
 def decode_by_graph(asked: Asked, kernel: bool | None = None) -> float:
     """Seconds for one token of every row in the loop of `model.decoding`, captured before: the median of its steps."""
     decoder = Decoder(asked.model, kernel=kernel)
-    start = partial(decoder.start, **asked.text, max_new_tokens=2 + asked.new_tokens, ends=[], pad=0, audio_memory=asked.memory)
-    start()
-    column_1 = decoder.column_1.clone()
+    decoder.start(**asked.text, max_new_tokens=2 + asked.new_tokens, ends=[], pad=0, audio_memory=asked.memory)
+    moving = [(tensor, tensor.clone()) for tensor in (decoder.token_B1, decoder.position_B1, decoder.column_1)]
 
     def again() -> None:
-        """A step that does not move on: there are slots for what is timed alone."""
+        """The first step once more: there are slots for what is timed alone."""
         decoder.run()
-        decoder.column_1.copy_(column_1)
+        for tensor, first in moving:
+            tensor.copy_(first)
 
     measure.settle(again, asked.device)
-    start()
     decoder.run()
     return measure.timed(decoder.run, asked.new_tokens, asked.device).median_s
 
