@@ -37,15 +37,21 @@ def _turned(keys, cos, sin, half: tl.constexpr, in_n):
 
 
 @triton.jit
-def _taken_in(scores, value, highest, total, output, PRECISION: tl.constexpr):
-    """A running softmax after further keys: its highest score, sum of weights and output (not divided by that sum)."""
+def _weighed(scores, highest, total):
+    """A running softmax after further scores: its highest, sum of weights, what shrinks all before, and the new weights."""
     new = tl.maximum(highest, tl.max(scores, 1))
     base = tl.where(new == float("-inf"), 0.0, new)
     shrink = tl.exp(highest - base)
     weights = tl.exp(scores - base[:, None])
-    total = total * shrink + tl.sum(weights, 1)
+    return new, total * shrink + tl.sum(weights, 1), shrink, weights
+
+
+@triton.jit
+def _taken_in(scores, value, highest, total, output, PRECISION: tl.constexpr):
+    """A running softmax after further keys: its highest score, sum of weights and output (not divided by that sum)."""
+    highest, total, shrink, weights = _weighed(scores, highest, total)
     output = output * shrink[:, None] + tl.dot(weights.to(value.dtype), value, input_precision=PRECISION)
-    return new, total, output
+    return highest, total, output
 
 
 @triton.jit
@@ -155,13 +161,8 @@ def _combine(
         part = tl.load(
             outputs + place[:, :, None] * SIZE + at_d[None, None, :], mask=in_qs[:, :, None] & in_d[None, None, :], other=0.0
         )
-        new = tl.maximum(highest, tl.max(lse, 1))
-        base = tl.where(new == float("-inf"), 0.0, new)
-        shrink = tl.exp(highest - base)
-        weight = tl.exp(lse - base[:, None])
-        total = total * shrink + tl.sum(weight, 1)
-        output = output * shrink[:, None] + tl.sum(weight[:, :, None] * part, 1)
-        highest = new
+        highest, total, shrink, weights = _weighed(lse, highest, total)
+        output = output * shrink[:, None] + tl.sum(weights[:, :, None] * part, 1)
     output = (output / total[:, None]).to(result.dtype.element_ty)
     tl.store(result + query[:, None] * SIZE + at_d[None, :], output, mask=in_q[:, None] & in_d[None, :])
 

@@ -142,7 +142,7 @@ def _sample(parameter: nn.Parameter) -> Tensor:
 def _as_float32(tensors: list[Tensor]) -> Tensor:
     """Tensors of one device, one after another, on the CPU; gathered there by dtype, with one kernel and one copy for each."""
     dtypes = {tensor.dtype for tensor in tensors}
-    if len(dtypes) == 1:
+    if len(dtypes) == 1:  # as most models have it: in order already
         return torch.cat(tensors).cpu().float()
     floats: list[Tensor] = [torch.empty(0)] * len(tensors)
     for dtype in dtypes:
