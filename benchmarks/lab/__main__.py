@@ -166,7 +166,7 @@ def _flow(options: argparse.Namespace) -> Flow:
         options.root, options.out.absolute(), shelf, arms, seeds, tuple(tried), options.jobs, device,
         "float32" if tiny else "bfloat16", 16 if tiny else 128, 1 if tiny else num_cores(), options.questions, options.pace,
         options.gpus, options.elsewhere and options.elsewhere.absolute(),
-        None if options.best is None else options.best.split(","),
+        None if options.best is None else options.best.split(","), options.wav,
     )  # fmt: skip
 
 
@@ -190,6 +190,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--minutes", type=float, help="then save and stop; the same command goes on")
     run.add_argument("--pace", type=int, default=0, metavar="STEPS", help="also a run of each arm alone, of so many steps")
     run.add_argument("--tiny", action="store_true", help="two arms of tiny models, in about a minute on two cores")
+    run.add_argument("--wav", action="store_true", help="compose scenes as WAV: half the work for the cores, twice the room")
     run.add_argument("--compile", action="store_true", help="train arms under `compile: true`")
     run.add_argument(
         "--bundle",

@@ -46,6 +46,7 @@ class Flow:
         most_gpus: that steps are spread over; None = all that can be seen.
         elsewhere: a folder of sound that the best arm is asked about too; see the package of that name.
         candidates: arms of these that the best one is chosen from, without waiting for the others; None = all.
+        wav: compose scenes as WAV, whose samples are FLAC's: for an OUT in memory, where cores are what is short.
     """
 
     root: Path
@@ -64,6 +65,7 @@ class Flow:
     most_gpus: int | None = None
     elsewhere: Path | None = None
     candidates: list[str] | None = None
+    wav: bool = False
 
     @cached_property
     def chosen(self) -> list[LabRecipe]:
@@ -155,6 +157,7 @@ class Flow:
             "batch_size": self.batch_size, "workers": self.workers, "pace_steps": self.pace_steps,
             "most_gpus": self.most_gpus,
             "elsewhere": None if self.elsewhere is None else str(self.elsewhere.resolve()), "candidates": self.candidates,
+            "wav": self.wav,
         }  # fmt: skip
         write_text(file, json.dumps({"fixed": fixed, "last": last}) + "\n")
 
@@ -204,6 +207,7 @@ class Flow:
     def mixed(self, name: str) -> Step:
         """Scenes composed by the recipe of that name."""
         changes: dict[str, Any] = {"data.root": str(self.root.resolve())}
+        changes |= {"data.audio_format": "wav"} if self.wav else {}
         if self.shelf.tiny:
             changes |= {f"data.{key}": value for key, value in _TINY_WORLD.items()}
         options = ["--workers", str(self.workers), *written(changes)]

@@ -25,7 +25,8 @@ from pal_audio.data.file_hashes import hash_file
 from pal_audio.data.frame_cache import DTYPES, FrameCache, read_entries, shards
 from pal_audio.data.manifest import AudioPart, Example, read_manifest
 from pal_audio.data.workers import in_workers
-from pal_audio.encoders.base import Frames
+from pal_audio.encoders.base import Frames, Samples
+from pal_audio.encoders.conv import ConvEncoderConfig
 from pal_audio.errors import PalError
 from pal_audio.model import ModelSpec, PalForConditionalGeneration, PalProcessor, build_model
 from pal_audio.model.export import save_folder
@@ -151,6 +152,21 @@ def test_verify_measures_the_largest_difference(dtype: Any, tolerance: float, ex
     other = "float16" if dtype == "float32" else "float32"
     with pytest.raises(PalError, match=f"holds {dtype} frames; ask for --dtype {dtype}"):
         encode(clips_of(examples), model.encoders, tmp_path / "frames", other)  # type: ignore[arg-type]
+
+
+def test_an_encoder_that_makes_its_own_features_fills_the_same_cache(
+    examples: list[Example], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is done on a GPU: the identity is the encoder's own, and frames differ by rounding."""
+    model, _ = tiny_model(encoder=FROZEN)
+    with monkeypatch.context() as as_on_a_gpu:
+        as_on_a_gpu.setattr(ConvEncoderConfig, "front_end_for", lambda self, device: Samples(self.window_samples))
+        assert encode(clips_of(examples), model.encoders, tmp_path / "frames") == 4
+    (encoder,) = model.encoders.values()
+    assert encoder._log_mel is not None
+    num, largest = verify(clips_of(examples), model.encoders, tmp_path / "frames", 10)
+    assert num == 4
+    assert largest < 2e-5
 
 
 def test_the_identity_outlives_saving_and_follows_every_weight(tmp_path: Path) -> None:

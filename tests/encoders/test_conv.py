@@ -7,7 +7,9 @@ import torch
 from encoders.cases import CASES, RATE_HZ, join, noise
 from pal_audio import encoders
 from pal_audio.encoders import conv
-from pal_audio.encoders.conv import LOG_FLOOR, MEAN_DB, STD_DB, spec_augment
+from pal_audio.encoders.base import Samples
+from pal_audio.encoders.conv import LOG_FLOOR, MEAN_DB, STD_DB, LogMel, spec_augment
+from pal_audio.encoders.sslam import SslamFrontEnd
 
 
 def test_the_default_is_small_and_gives_25_frames_a_second() -> None:
@@ -79,6 +81,39 @@ def test_training_mode_keeps_clips_apart() -> None:
     dirty = join([short, long])
     dirty[0, short.shape[1] :] = 1e3
     torch.testing.assert_close(encoder(dirty, torch.tensor([1700, 6000])).layers[0][0, :3], together)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_encoder_that_gets_samples_makes_the_front_end_s_frames_of_them(dtype: torch.dtype) -> None:
+    """Clips of several windows and lengths, alone and together, whatever the padding holds and under autocast."""
+    config = encoders.parse(CASES["conv"] | {"window_s": 0.5, "fft_samples": 1024, "spec_augment": False})
+    encoder, front_end, samples = encoders.build(config).eval().to(dtype), config.front_end(), Samples(config.window_samples)
+    waves = [noise(1), noise(1700, 1), noise(8000, 2), noise(20_001, 3)]
+    lengths = torch.tensor([len(wav) for wav in waves])
+    expected = encoder(join([front_end(wav) for wav in waves]), lengths).layers[0]
+    windows = [window for wav in waves for window in samples(wav)]
+    together = torch.nn.utils.rnn.pad_sequence(windows, batch_first=True)
+    torch.testing.assert_close(encoder(together, lengths).layers[0], expected, atol=2e-5, rtol=1e-5)
+    for clip, wav in enumerate(waves):
+        alone = encoder(samples(wav), lengths[clip : clip + 1]).layers[0][0]
+        torch.testing.assert_close(alone, expected[clip, : len(alone)], atol=1e-2 if dtype == torch.bfloat16 else 2e-5, rtol=1e-5)
+    together[1, 1700:] = 1e3
+    torch.testing.assert_close(encoder(together, lengths).layers[0], expected, atol=2e-5, rtol=1e-5)
+
+
+def test_features_of_samples_are_not_made_in_autocast_s_dtype() -> None:
+    log_mel = encoders.parse({"type": "conv"}).front_end()
+    wav_WS = torch.from_numpy(noise(8000))[None]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = log_mel.of_windows(wav_WS)
+    assert torch.equal(inside, log_mel.of_windows(wav_WS))
+
+
+def test_samples_go_to_an_encoder_on_a_gpu_alone() -> None:
+    config = encoders.parse({"type": "conv"})
+    assert isinstance(config.front_end_for(torch.device("cuda")), Samples)
+    assert isinstance(config.front_end_for(torch.device("cpu")), LogMel)
+    assert isinstance(encoders.parse(CASES["sslam"]).front_end_for(torch.device("cuda")), SslamFrontEnd)
 
 
 def test_augmentation_only_in_training_and_from_torch_s_generator() -> None:

@@ -22,6 +22,8 @@ from pal_audio import cli, encoders
 from pal_audio.data.manifest import read_manifest
 from pal_audio.data.prepare import prepare
 from pal_audio.data.shard_writing import write_shards
+from pal_audio.encoders.base import Samples
+from pal_audio.encoders.conv import ConvEncoder, ConvEncoderConfig
 from pal_audio.errors import PalError
 from pal_audio.model import build_model
 from pal_audio.training.folder import identity_of
@@ -100,6 +102,30 @@ def test_cached_frames_have_the_same_numbers_too(recipe: Path, tmp_path: Path) -
     assert cli.main(["encode", *manifests, str(tmp_path / "frames"), "--recipe", str(recipe)]) == 0
     runs = [train(recipe, [f"frame_cache={tmp_path}/frames", f"workers={num}"], tmp_path / str(num)) for num in (0, 1, 2)]
     assert losses_of(runs[0]) == losses_of(runs[1]) == losses_of(runs[2])
+
+
+@pytest.mark.parametrize("stages", ["answer", "tags"])
+def test_an_encoder_that_makes_its_own_features_learns_the_same(
+    stages: str, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is done on a GPU: samples come from the workers, and the silence of a muted question too."""
+    settings = [STAGES[stages], "precision=float32"]
+    made = train(recipe, settings, tmp_path / "made")
+    taken: list[int] = []
+
+    def counted(self: ConvEncoder, wav_WS: torch.Tensor, samples_W: list[int]) -> torch.Tensor:
+        taken.append(len(wav_WS))
+        return mel_of(self, wav_WS, samples_W)
+
+    mel_of = ConvEncoder._mel_of
+    monkeypatch.setattr(ConvEncoder, "_mel_of", counted)
+    monkeypatch.setattr(ConvEncoderConfig, "front_end_for", lambda self, device: Samples(self.window_samples))
+    for num in (0, 2):
+        samples = train(recipe, [*settings, f"workers={num}"], tmp_path / str(num))
+        assert sum(taken) >= 5 * 4
+        taken.clear()
+        for one, other in zip(losses_of(made), losses_of(samples), strict=True):
+            assert one == pytest.approx(other, rel=1e-4)
 
 
 def test_a_stream_has_the_same_numbers_too(recipe: Path, tmp_path: Path) -> None:

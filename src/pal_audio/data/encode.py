@@ -128,7 +128,7 @@ class Read:
 
     @classmethod
     def of(cls, encoder: AudioEncoder) -> "Read":
-        return cls(encoder.config.front_end(), encoder.config.sampling_rate_hz)
+        return cls(encoder.config.front_end_for(_device_of(encoder)), encoder.config.sampling_rate_hz)
 
     def __call__(self, parts: Sequence[AudioPart]) -> tuple[Tensor, list[int]]:
         waves = [load_audio(part.path, self.rate_hz, start_s=part.start_s, end_s=part.end_s) for part in parts]

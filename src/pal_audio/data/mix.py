@@ -3,7 +3,7 @@
     OUT/train.jsonl, OUT/test.jsonl      manifests
     OUT/more.jsonl                       of a mix with `more_questions`: further questions about the training scenes
     OUT/audio/{train,test}/000000.flac   composed scenes, 16 bit (none for real recordings: the manifests point at the originals);
-                                         of a mix in folders of 5,000: 000/000000.flac
+                                         of a mix in folders of 5,000: 000/000000.flac, or .wav
     OUT/clips.json                       of a mix: the clips of each split by id
     OUT/mix.json                         config, counts and chance; written last, so it says that the folder is whole
     OUT/mix.partial.json                 the config while the work lasts
@@ -247,8 +247,9 @@ def _finished(folder: Path, described: dict[str, Any], manifests: Sequence[Path]
         )
     if marks[0].name != "mix.json":
         return False
-    num_files = {split: len(list((folder / "audio" / split).rglob("*.flac"))) for split in _SPLITS}
     config = described["config"]
+    files = f"*.{config.get('audio_format', 'flac')}"
+    num_files = {split: len(list((folder / "audio" / split).rglob(files))) for split in _SPLITS}
     has_no_files = config["root"] is not None or bool(config.get("text_only"))
     whole = has_no_files or num_files == {split: config[f"num_{split}"] for split in _SPLITS}
     return whole and all(path.is_file() for path in manifests)

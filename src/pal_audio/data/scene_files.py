@@ -30,7 +30,7 @@ def write_scenes(shared: tuple[int, SceneSettings, Path], chunk: Chunk) -> list[
     for index in indices:
         item = scene(seed, split, index, settings)
         name = f"audio/{split}/{index:06d}.flac"
-        _write_flac(folder / name, item.wav_S, settings.sampling_rate_hz)
+        _write_sound(folder / name, item.wav_S, settings.sampling_rate_hz)
         events = [{"kind": e.kind, "start_s": round(e.start_s, 4), "end_s": round(e.end_s, 4)} for e in item.events]
         examples.append(_example(split, index, name, item.question, item.answer, item.task, {"events": events}))
     return examples
@@ -41,21 +41,23 @@ def write_mix(shared: tuple[Composer, Path], chunk: Chunk) -> list[Example]:
     (composer, folder), (split, indices) = shared, chunk
     examples = []
     for index in indices:
-        name = f"audio/{split}/{index // SHARD:03d}/{index:06d}.flac"
+        name = f"audio/{split}/{index // SHARD:03d}/{index:06d}.{composer.config.audio_format}"
         item = composer.told(split, index) if composer.config.text_only else composer.item(split, index)
         example = _example(split, index, name, item.question, item.answer, item.task, item.meta)
         if isinstance(item, Composed):
-            _write_flac(folder / name, item.wav_S, composer.config.sampling_rate_hz)
+            _write_sound(folder / name, item.wav_S, composer.config.sampling_rate_hz)
         else:
             example = as_text(example)
         examples.append(example)
     return examples
 
 
-def _write_flac(path: Path, wav_S: npt.NDArray[np.float32], rate_hz: int) -> None:
+def _write_sound(path: Path, wav_S: npt.NDArray[np.float32], rate_hz: int) -> None:
+    """A file of 16 bit, of the format that its name ends in; libsndfile rounds for FLAC as is done here, and down for WAV."""
+    pcm_S = np.clip(np.rint(wav_S * 2**15), -(2**15), 2**15 - 1).astype(np.int16)
     path.parent.mkdir(parents=True, exist_ok=True)
     encoded = io.BytesIO()  # one write a file: many small ones are several times slower on some file systems
-    soundfile.write(encoded, wav_S, rate_hz, subtype="PCM_16", format="FLAC")
+    soundfile.write(encoded, pcm_S, rate_hz, subtype="PCM_16", format=path.suffix[1:].upper())
     path.write_bytes(encoded.getvalue())
 
 

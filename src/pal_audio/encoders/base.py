@@ -26,7 +26,7 @@ FRAMES_AT_ONCE = 128
 
 
 class FrontEnd(ABC):
-    """Waveform to features, without weights: it runs in the processor."""
+    """Waveform to features, without weights: it runs in the processor, or where that is `Samples`, in the encoder."""
 
     def __init__(self, window_samples: int) -> None:
         self.window_samples = window_samples
@@ -49,6 +49,14 @@ class FrontEnd(ABC):
     @abstractmethod
     def features(self, wav_S: np.ndarray) -> Tensor:
         """Features of one window of 1 to `window_samples` samples, float32; the axis that may vary comes first."""
+
+
+class Samples(FrontEnd):
+    """Samples as they are, for an encoder that makes its features itself."""
+
+    def features(self, wav_S: np.ndarray) -> Tensor:
+        """(S,) float32."""
+        return torch.from_numpy(wav_S)
 
 
 class EncoderConfig(StrictConfig, ABC):
@@ -87,6 +95,10 @@ class EncoderConfig(StrictConfig, ABC):
 
     @abstractmethod
     def front_end(self) -> FrontEnd: ...
+
+    def front_end_for(self, device: torch.device) -> FrontEnd:
+        """The front end for an encoder on a device: `Samples` where that makes features in less time than a core reads sound."""
+        return self.front_end()
 
     @abstractmethod
     def build(self) -> "AudioEncoder": ...
@@ -175,7 +187,7 @@ class AudioEncoder(nn.Module, ABC):
         """Encode windows.
 
         Args:
-            features: (W, ...) as the front end gives them.
+            features: (W, ...) float32 as the front end gives them; a member casts them to what it computes in.
             samples_W: samples of each window.
 
         Returns:

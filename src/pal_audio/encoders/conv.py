@@ -22,7 +22,7 @@ from pydantic import Field, model_validator
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from pal_audio.encoders.base import FRAMES_AT_ONCE, AudioEncoder, EncoderConfig, FrontEnd, ceil_div, length_mask
+from pal_audio.encoders.base import FRAMES_AT_ONCE, AudioEncoder, EncoderConfig, FrontEnd, Samples, ceil_div, length_mask
 from pal_audio.errors import PalError
 
 LOG_FLOOR = 1e-9
@@ -109,12 +109,18 @@ class ConvEncoderConfig(EncoderConfig):
     def front_end(self) -> "LogMel":
         return LogMel(self)
 
+    def front_end_for(self, device: torch.device) -> FrontEnd:
+        return Samples(self.window_samples) if device.type == "cuda" else self.front_end()
+
     def build(self) -> "ConvEncoder":
         return ConvEncoder(self)
 
 
 class LogMel(FrontEnd):
-    """Log-mel power in units of `STD_DB` around `MEAN_DB`. Source: our choice; HTK mel scale, triangles over the whole band."""
+    """Log-mel power in units of `STD_DB` around `MEAN_DB`. Source: our choice; HTK mel scale, triangles over the whole band.
+
+    It computes in float32 and where its tensors are: on the CPU, until `to` moves them.
+    """
 
     def __init__(self, config: ConvEncoderConfig) -> None:
         super().__init__(config.window_samples)
@@ -123,21 +129,31 @@ class LogMel(FrontEnd):
         self.window_S = hann_S / hann_S.sum()
         self.bank_NM = mel_bank(config.fft_samples, config.num_mels, config.sampling_rate_hz)
 
+    def to(self, device: torch.device) -> "LogMel":
+        """Itself, on a device from now on."""
+        self.window_S, self.bank_NM = self.window_S.to(device), self.bank_NM.to(device)
+        return self
+
     def features(self, wav_S: np.ndarray) -> Tensor:
         """(F, M) float32: frame f is centred on the middle of its hop, zeros stand around the window."""
-        config = self.config
-        num_frames = config.mel_frames(len(wav_S))
+        return self.of_windows(torch.from_numpy(wav_S)[None])[0]
+
+    def of_windows(self, wav_WS: Tensor) -> Tensor:
+        """(W, F, M) float32, of windows (W, S) float32 that are padded with zeros to one length."""
+        config, num_samples = self.config, wav_WS.shape[1]
+        num_frames = config.mel_frames(num_samples)
         left = (config.fft_samples - config.hop_samples) // 2
         total = (num_frames - 1) * config.hop_samples + config.fft_samples
-        padded_S = F.pad(torch.from_numpy(wav_S), (left, total - left - len(wav_S)))
-        frames_FS = padded_S.unfold(0, config.fft_samples, config.hop_samples)  # half of torch.stft's time with abs()
-        power_FM = torch.cat([self._mel_power(some_FS) for some_FS in frames_FS.split(FRAMES_AT_ONCE)])
-        return (10 * torch.log10(power_FM + LOG_FLOOR) - MEAN_DB) / STD_DB
+        padded_WS = F.pad(wav_WS, (left, total - left - num_samples))
+        frames_WFS = padded_WS.unfold(1, config.fft_samples, config.hop_samples)  # half of torch.stft's time with abs()
+        with torch.autocast(wav_WS.device.type, enabled=False):
+            power_WFM = torch.cat([self._mel_power(some_WFS) for some_WFS in frames_WFS.split(FRAMES_AT_ONCE, dim=1)], dim=1)
+        return (10 * torch.log10(power_WFM + LOG_FLOOR) - MEAN_DB) / STD_DB
 
-    def _mel_power(self, frames_FS: Tensor) -> Tensor:
-        """FM, of frames of samples."""
-        spectrum_FN = torch.fft.rfft(frames_FS * self.window_S)
-        return (spectrum_FN.real.square() + spectrum_FN.imag.square()) @ self.bank_NM
+    def _mel_power(self, frames_WFS: Tensor) -> Tensor:
+        """WFM, of frames of samples."""
+        spectrum_WFN = torch.fft.rfft(frames_WFS * self.window_S)
+        return (spectrum_WFN.real.square() + spectrum_WFN.imag.square()) @ self.bank_NM
 
 
 def mel_bank(fft_samples: int, num_mels: int, sampling_rate_hz: int) -> Tensor:
@@ -186,9 +202,10 @@ class ConvLayer(nn.Module):
 
 
 class ConvEncoder(AudioEncoder):
-    """Log-mel frames to frames. Source: our choice."""
+    """Log-mel frames (W, F, M) to frames, or samples (W, S), which it makes log-mel frames of first. Source: our choice."""
 
     config: ConvEncoderConfig
+    _log_mel: LogMel | None = None  # made where samples first come: a model that is built without memory has no place for it
 
     def __init__(self, config: ConvEncoderConfig) -> None:
         super().__init__(config)
@@ -214,7 +231,8 @@ class ConvEncoder(AudioEncoder):
     def hidden_states(self, features: Tensor, samples_W: Sequence[int]) -> list[Tensor]:
         lengths = [self.config.mel_frames(num_samples) for num_samples in samples_W]
         lengths_W = torch.tensor(lengths).to(features.device, non_blocking=True)
-        mel_WFM = features[:, : max(lengths)].to(self.norm.weight.dtype)
+        mel_WFM = self._mel_of(features, samples_W) if features.ndim == 2 else features
+        mel_WFM = mel_WFM[:, : max(lengths)].to(self.norm.weight.dtype)
         if self.training and self.config.spec_augment:
             mel_WFM = spec_augment(mel_WFM, lengths_W)
         image_WKTM = (mel_WFM * length_mask(lengths_W, mel_WFM.shape[1])[:, :, None])[:, None]
@@ -230,6 +248,15 @@ class ConvEncoder(AudioEncoder):
             states.append(layer(states[-1], mask_WT))
         states[-1] = self.norm(states[-1])
         return states
+
+    @torch.no_grad()
+    def _mel_of(self, wav_WS: Tensor, samples_W: Sequence[int]) -> Tensor:
+        """Log-mel frames WFM of windows of samples; what lies past a window's end is not heard."""
+        device = wav_WS.device
+        if self._log_mel is None:
+            self._log_mel = self.config.front_end()
+        heard_WS = wav_WS[:, : max(samples_W)].float()
+        return self._log_mel.to(device).of_windows(heard_WS * length_mask(torch.tensor(samples_W), heard_WS.shape[1], device))
 
 
 def spec_augment(mel_WFM: Tensor, lengths_W: Tensor) -> Tensor:

@@ -175,7 +175,7 @@ def frames_of(name: str, encoder: AudioEncoder, clips: Tensor | Frames, samples_
     """An encoder's frames of clips: computed from features, or those that were computed before, checked."""
     if isinstance(clips, Tensor):
         try:
-            return encoder(clips.to(compute_dtype(encoder)), samples_C, max_windows)
+            return encoder(clips, samples_C, max_windows)
         except PalError as error:
             raise PalError(f"encoder {name!r}: {error}") from error
     config = encoder.config

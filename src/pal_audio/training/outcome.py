@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from pal_audio.data.manifest import Example
@@ -13,6 +14,7 @@ from pal_audio.model.building import build_processor, skeleton
 from pal_audio.model.export import save_encoder, save_folder, save_llm, save_trained
 from pal_audio.model.parts import Parts, PartsProcessor, build_parts, parts_processor, parts_skeleton
 from pal_audio.model.trained import bases_of
+from pal_audio.training.memory import Device
 from pal_audio.training.objectives import Objective
 from pal_audio.training.recipe import Recipe
 
@@ -37,6 +39,12 @@ def outline(recipe: Recipe) -> Model:
 def processor_of(recipe: Recipe, texts: Iterable[str] = ()) -> Processor:
     """The processor alone; see `build`."""
     return build_processor(recipe.model, texts) if recipe.model.is_whole else parts_processor(recipe.model, texts)
+
+
+def hear_on(processor: Processor, model: Model, device: Device) -> None:
+    """Let a processor give the model's encoders what they take on the device that trains; see `EncoderConfig.front_end_for`."""
+    where = torch.device(device.type)
+    processor.front_ends = {name: encoder.config.front_end_for(where) for name, encoder in model.encoders.items()}
 
 
 def save_results(

@@ -36,7 +36,7 @@ from pal_audio.training.inputs import step_inputs
 from pal_audio.training.interrupt import stop_request
 from pal_audio.training.loop import Record, StageRun
 from pal_audio.training.memory import Device
-from pal_audio.training.outcome import build, outline, processor_of, save_results, score_lines, texts_of
+from pal_audio.training.outcome import build, hear_on, outline, processor_of, save_results, score_lines, texts_of
 from pal_audio.training.plan import PlannedStage, make_plan, plan_stages
 from pal_audio.training.preflight import asks_questions, check_recipe, collator_of, run_folder
 from pal_audio.training.processes import join
@@ -109,6 +109,7 @@ def train(
             torch.manual_seed(recipe.seed)
             with everyone.main_first():
                 model, processor = build(recipe, texts_of(data.sample()))
+            hear_on(processor, model, device)
             with everyone.checked():
                 ready = None if recipe.frame_cache is None else FrameCache(recipe.frame_cache, model.encoders)
                 collator = collator_of(processor, ready, recipe.unreadable_clips == "skip")

@@ -5,6 +5,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import soundfile
 import yaml
@@ -183,12 +184,32 @@ def test_a_mix_told_as_text_is_that_of_the_same_sound(root: Path, tmp_path: Path
         build(config, tmp_path / "told")
 
 
+def test_wav_files_hold_the_same_samples(root: Path, tmp_path: Path) -> None:
+    config = mix(root, tasks=TASKS, scene=SCENE, num_train=6, num_test=3)
+    as_wav = config.model_copy(update={"audio_format": "wav"})
+    for one, other in zip(build(config, tmp_path / "flac", workers=1), build(as_wav, tmp_path / "wav", workers=2), strict=True):
+        for flac, wav in zip(read_manifest(one), read_manifest(other), strict=True):
+            assert (Path(flac.audio[0].path).suffix, Path(wav.audio[0].path).suffix) == (".flac", ".wav")
+            assert soundfile.info(wav.audio[0].path).subtype == "PCM_16"
+            np.testing.assert_array_equal(*(soundfile.read(item.audio[0].path, dtype="int16")[0] for item in (flac, wav)))
+            assert (flac.question, flac.answer, flac.meta) == (wav.question, wav.answer, wav.meta)
+    before = contents(tmp_path / "wav")
+    build(as_wav, tmp_path / "wav")
+    assert contents(tmp_path / "wav") == before, "a finished folder is taken as it is"
+    with pytest.raises(PalError, match="audio_format differ"):
+        build(config, tmp_path / "wav")
+    next((tmp_path / "wav").rglob("*.wav")).unlink()
+    build(as_wav, tmp_path / "wav")
+    assert contents(tmp_path / "wav").keys() == before.keys(), "a folder that lost a file is made again"
+
+
 def test_a_folder_from_before_there_were_some_keys_is_taken(root: Path, tmp_path: Path) -> None:
     config = mix(root, tasks=TASKS, scene=SCENE, num_train=4, num_test=2, augment={"tilt": {"chance": 0.5}})
     build(config, tmp_path / "mix", workers=1)
     mark = tmp_path / "mix" / "mix.json"
     described = json.loads(mark.read_text())
     assert described["config"].pop("text_only") is False
+    assert described["config"].pop("audio_format") == "flac"
     assert described["config"]["augment"].pop("filter", 0) is None
     assert described["config"]["augment"]["tilt"].pop("categories", 0) is None
     mark.write_text(json.dumps(described))
