@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import save_file
 
 from pal_audio import cli, encoders
+from pal_audio.audio import load_audio
 from pal_audio.data import encode as encode_module
 from pal_audio.data import file_hashes
 from pal_audio.data.collation import Collator
@@ -118,6 +119,43 @@ def test_two_encoders_share_a_folder(examples: list[Example], tmp_path: Path) ->
     frames = FrameCache(tmp_path / "frames", model.encoders)
     live, cached = (model(**Collator(processor, frames=item).training_batch(examples)).logits for item in (None, frames))
     torch.testing.assert_close(cached, live, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("samples", [False, True])
+def test_a_clip_is_read_once_for_all_encoders_that_lack_it(
+    samples: bool, examples: list[Example], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configs = [encoders.parse(FROZEN | {"hidden_size": width, "num_heads": 2}) for width in (16, 8, 24)]
+    three = {str(config.hidden_size): encoders.build(config) for config in configs}
+    clips = clips_of(examples)
+    if samples:
+        monkeypatch.setattr(ConvEncoderConfig, "front_end_for", lambda self, device: Samples(self.window_samples))
+    read: list[str] = []
+
+    def counted(path: str, *arguments: Any, **options: Any) -> Any:
+        read.append(path)
+        return load_audio(path, *arguments, **options)
+
+    monkeypatch.setattr(encode_module, "load_audio", counted)
+    encode(clips[:1], {"16": three["16"]}, tmp_path / "frames")
+    read.clear()
+    told: list[tuple[int, int]] = []
+    out = tmp_path / "frames"
+    two = {name: three[name] for name in ("16", "8")}
+    assert encode(clips, two, out, progress=lambda done, total: told.append((done, total))) == 3 + 4
+    assert sorted(read) == sorted({clip.path for clip in clips})
+    assert told[-1] == (7, 7)
+    assert encode(clips, three, out) == 4, "those of a third encoder alone"
+    assert encode(clips, three, out) == 0
+    num, largest = verify(clips, three, out, 10)
+    assert num == 4
+    assert largest < 2e-5
+    apart = {name: tmp_path / name for name in three}
+    for name, folder in apart.items():
+        encode(clips, {name: three[name]}, folder)
+        for clip in clips:
+            (alone,) = FrameCache(folder, {name: three[name]}).read(clip)[name].layers
+            torch.testing.assert_close(FrameCache(out, three).read(clip)[name].layers[0], alone, rtol=0, atol=2e-5)
 
 
 def test_answers_and_audio_tokens_are_those_of_live_sound(examples: list[Example], tmp_path: Path) -> None:

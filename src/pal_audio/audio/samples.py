@@ -82,7 +82,8 @@ def collect(blocks: Iterable[np.ndarray], rate_hz: int, promised_s: float | None
     head_S, num_samples = np.zeros(0, np.float32), 0
     for block_SC in blocks:
         with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused just below
-            mono_S = block_SC.mean(axis=1, dtype=np.float64).astype(np.float32)
+            mean_S = block_SC[:, 0] if block_SC.shape[1] == 1 else block_SC.mean(axis=1, dtype=np.float64)
+            mono_S = mean_S.astype(np.float32)  # a copy: the block's memory is the decoder's
         num_samples += len(mono_S)
         if num_samples > request.max_seconds * rate_hz:
             defect = f"longer than max_seconds={request.max_seconds:g}"

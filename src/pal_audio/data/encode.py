@@ -6,7 +6,7 @@ written and the one that is being filled; the same command goes on with the clip
 
 import json
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -84,56 +84,97 @@ def encode(
         identities = {name: EncoderIdentity.of(encoder) for name, encoder in encoders.items()}
         _enter(out, identities, dtype)
         held = {key for shard in shards(out) for key in read_entries(shard)}
+        device = _device_of(next(iter(encoders.values())))
         clips = _distinct(parts)
         known = FileHashes(out / FILES)
         try:
             hashes = known.of_all(part.path for part in clips)
         finally:
             known.save()
-        todo: dict[str, dict[str, AudioPart]] = {}
-        for name, identity in identities.items():
-            keyed = {entry_key(hashes[part.path], part, identity.id, dtype): part for part in clips}
-            todo[name] = {key: part for key, part in keyed.items() if key not in held}
-        total = sum(len(wanted) for wanted in todo.values())
+        chunks = _chunks(clips, hashes, identities, held, dtype, BATCH_CLIPS if device.type == "cpu" else ACCELERATOR_CLIPS)
+        total = sum(len(chunk.keys) * len(chunk.parts) for chunk in chunks)
         done = 0
-        with closing(_ShardWriter(out, shard_bytes)) as writer:
-            for name, wanted in todo.items():
-                items = list(wanted.items())
-                step = BATCH_CLIPS if _device_of(encoders[name]).type == "cpu" else ACCELERATOR_CLIPS
-                chunks = [items[start : start + step] for start in range(0, len(items), step)]
-                parts_of = [[part for _, part in chunk] for chunk in chunks]
-                with closing(in_workers(Read.of(encoders[name]), parts_of, num_workers)) as heard:
-                    for chunk, read in zip(chunks, heard, strict=True):
-                        frames = compute(encoders[name], read, dtype)
-                        if not (fits_C := _are_finite(frames)).all():
-                            clip = chunk[fits_C.tolist().index(False)][1]
-                            raise PalError(f"{clip.path}: its frames do not fit {dtype}; use --dtype float32 or bfloat16")
-                        frames = frames.to("cpu")
-                        for row, (key, _) in enumerate(chunk):
-                            length = int(frames.lengths[row])
-                            writer.add(key, [layer[row, :length].clone() for layer in frames.layers], read[1][row])
-                        done += len(chunk)
-                        if progress is not None:
-                            progress(done, total)
+        tasks = [(list(chunk.keys), chunk.parts) for chunk in chunks]
+        reading = in_workers(Read.of(encoders), tasks, num_workers, device.type == "cuda")
+        with closing(_ShardWriter(out, shard_bytes)) as writer, closing(reading) as heard:
+            for chunk, read in zip(chunks, heard, strict=True):
+                for name, keys in chunk.keys.items():
+                    frames = compute(encoders[name], read[name], dtype)
+                    if not (fits_C := _are_finite(frames)).all():
+                        clip = chunk.parts[fits_C.tolist().index(False)]
+                        raise PalError(f"{clip.path}: its frames do not fit {dtype}; use --dtype float32 or bfloat16")
+                    frames = frames.to("cpu")
+                    for row, key in enumerate(keys):
+                        length = int(frames.lengths[row])
+                        writer.add(key, [layer[row, :length].clone() for layer in frames.layers], read[name][1][row])
+                    done += len(keys)
+                    if progress is not None:
+                        progress(done, total)
             writer.finish()
     return total
 
 
 @dataclass(frozen=True)
-class Read:
-    """Clips to features (W, ...) and samples of each at the encoder's rate, in whatever process."""
+class _Chunk:
+    """Clips that are read together, and by encoder that lacks their frames the keys of these."""
 
-    front_end: FrontEnd
-    rate_hz: int
+    parts: list[AudioPart]
+    keys: dict[str, list[str]]
+
+
+def _chunks(
+    clips: Sequence[AudioPart],
+    hashes: Mapping[str, str],
+    identities: Mapping[str, EncoderIdentity],
+    held: Set[str],
+    dtype: DtypeName,
+    size: int,
+) -> list[_Chunk]:
+    """What is to do, each clip once whatever number of encoders lacks it; clips of a chunk are lacked by the same ones."""
+    by_lacking: dict[tuple[str, ...], dict[tuple[str, ...], AudioPart]] = {}
+    for part in clips:
+        keyed = {name: entry_key(hashes[part.path], part, identity.id, dtype) for name, identity in identities.items()}
+        lacking = {name: key for name, key in keyed.items() if key not in held}
+        by_lacking.setdefault(tuple(lacking), {})[tuple(lacking.values())] = part  # another file of the same content counts once
+    chunks = []
+    for names, keyed_parts in by_lacking.items():
+        items = list(keyed_parts.items()) if names else []
+        for some in (items[start : start + size] for start in range(0, len(items), size)):
+            keys = {name: [keys[number] for keys, _ in some] for number, name in enumerate(names)}
+            chunks.append(_Chunk([part for _, part in some], keys))
+    return chunks
+
+
+@dataclass(frozen=True)
+class Read:
+    """Clips to features (W, ...) and samples of each at an encoder's rate, for some encoders, in whatever process.
+
+    Attributes:
+        front_ends: by encoder, with its rate.
+    """
+
+    front_ends: dict[str, tuple[FrontEnd, int]]
 
     @classmethod
-    def of(cls, encoder: AudioEncoder) -> "Read":
-        return cls(encoder.config.front_end_for(_device_of(encoder)), encoder.config.sampling_rate_hz)
+    def of(cls, encoders: Encoders) -> "Read":
+        configs = {name: (encoder.config, _device_of(encoder)) for name, encoder in encoders.items()}
+        return cls({name: (config.front_end_for(device), config.sampling_rate_hz) for name, (config, device) in configs.items()})
 
-    def __call__(self, parts: Sequence[AudioPart]) -> tuple[Tensor, list[int]]:
-        waves = [load_audio(part.path, self.rate_hz, start_s=part.start_s, end_s=part.end_s) for part in parts]
-        windows = [window for wav_S in waves for window in self.front_end(wav_S)]
-        return nn.utils.rnn.pad_sequence(windows, batch_first=True), [len(wav_S) for wav_S in waves]
+    def __call__(self, task: tuple[Sequence[str], Sequence[AudioPart]]) -> dict[str, tuple[Tensor, list[int]]]:
+        """Features for the encoders that a task names; a clip is read once for all of a rate."""
+        names, parts = task
+        waves: dict[int, list[np.ndarray]] = {}
+        made: dict[tuple[object, int], Tensor] = {}  # encoders that take samples share them
+        read = {}
+        for name in names:
+            front_end, rate_hz = self.front_ends[name]
+            if rate_hz not in waves:
+                waves[rate_hz] = [load_audio(part.path, rate_hz, start_s=part.start_s, end_s=part.end_s) for part in parts]
+            if (front_end, rate_hz) not in made:
+                windows = [window for wav_S in waves[rate_hz] for window in front_end(wav_S)]
+                made[front_end, rate_hz] = nn.utils.rnn.pad_sequence(windows, batch_first=True)
+            read[name] = made[front_end, rate_hz], [len(wav_S) for wav_S in waves[rate_hz]]
+        return read
 
 
 @torch.no_grad()
@@ -142,7 +183,7 @@ def compute(encoder: AudioEncoder, read: tuple[Tensor, list[int]], dtype: DtypeN
     features, samples = read
     device = _device_of(encoder)
     max_windows = MAX_WINDOWS if device.type == "cpu" else ACCELERATOR_CLIPS
-    frames = encoder(features.to(device), torch.tensor(samples), max_windows)
+    frames = encoder(features.to(device, non_blocking=True), torch.tensor(samples), max_windows)
     return Frames([layer.to(DTYPES[dtype]) for layer in frames.layers], frames.lengths)
 
 
@@ -159,11 +200,12 @@ def verify(parts: Iterable[AudioPart], encoders: Encoders, out: Path, num: int) 
     clips = _distinct(parts)
     chosen = np.random.default_rng().permutation(len(clips))[:num]
     largest = 0.0
-    readers = {name: Read.of(encoder) for name, encoder in encoders.items()}
+    reader = Read.of(encoders)
     for number in chosen:
         stored = cache.read(clips[int(number)])
+        read = reader((list(encoders), [clips[int(number)]]))
         for name, encoder in encoders.items():
-            live = compute(encoder, readers[name]([clips[int(number)]])).to("cpu")
+            live = compute(encoder, read[name]).to("cpu")
             for ours, theirs in zip(stored[name].layers, live.layers, strict=True):
                 largest = max(largest, float((ours.float() - theirs.float()).abs().max()))
     return len(chosen), largest
