@@ -46,7 +46,7 @@ class Flow:
         most_gpus: that steps are spread over; None = all that can be seen.
         elsewhere: a folder of sound that the best arm is asked about too; see the package of that name.
         candidates: arms of these that the best one is chosen from, without waiting for the others; None = all.
-        wav: compose scenes as WAV, whose samples are FLAC's: for an OUT in memory, where cores are what is short.
+        wav: compose scenes as WAV, whose samples are FLAC's: for an OUT in memory, and few cores to read with.
     """
 
     root: Path

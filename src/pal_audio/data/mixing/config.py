@@ -46,8 +46,8 @@ class MixConfig(StrictConfig):
         seed: of every choice.
         num_train, num_test: scenes. The first scenes stay the same whatever their number.
         sampling_rate_hz: of the files.
-        audio_format: of the files, 16 bit and the same samples either way. WAV is written in a fifth of FLAC's time and read in
-            half, and takes about twice the room: for disks in memory.
+        audio_format: of the files, 16 bit and the same samples either way. WAV is read in less than half of FLAC's time and
+            takes 2.3 times the room.
         root: folder that the sources' relative roots count from.
         sources, scene, tasks: see there.
         augment: changes of training sounds; None for none.
