@@ -77,7 +77,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, floa
         "--out",
         out,
     ]
-    words += ["--recipes", make_recipes(folder / "recipes"), "--elsewhere", make_elsewhere(folder / "sounds")]
+    words += ["--recipes", make_recipes(folder / "recipes"), "--elsewhere", make_elsewhere(folder / "sounds"), "--wav"]
     limited = lab(without_av, *words, "--minutes", "0.05")
     told, _ = limited.communicate(timeout=300)
     assert limited.returncode == 3, told
@@ -268,6 +268,12 @@ def test_a_rate_that_diverges_is_a_result_and_any_other_end_is_not(
             rate.finish()
 
 
+def test_scenes_are_composed_as_asked(done: tuple[Path, dict[str, float]]) -> None:
+    for world in ("world", "world-dev"):
+        assert list((done[0] / world / "audio").rglob("*.wav"))
+        assert not list((done[0] / world / "audio").rglob("*.flac"))
+
+
 def test_products_that_are_gone_are_made_again(tmp_path: Path) -> None:
     made = tmp_path / "made"
     item = step("one", tmp_path, products=(made,), finish=lambda: {"num": made.write_text("x")})
@@ -287,6 +293,12 @@ def test_other_settings_and_foreign_folders_are_refused(tmp_path: Path, capsys: 
     assert "was begun with other settings (factors)" in capsys.readouterr().err
     assert main([*words, "--compile"]) == 2
     assert "was begun with other settings (compiled)" in capsys.readouterr().err
+    assert main([*words, "--wav"]) == 2
+    assert "was begun with other settings (wav)" in capsys.readouterr().err
+    as_wav = [*words[:2], "--out", str(tmp_path / "wav"), *words[4:]]
+    assert main([*as_wav, "--wav"]) == 3
+    assert main(as_wav) == 2
+    assert "was begun with other settings (wav)" in capsys.readouterr().err
     assert main([*words, "--bundle", str(recipes)]) == 2
     assert "is not empty; choose another folder" in capsys.readouterr().err
     assert main([*words[:2], "--out", str(recipes), *words[4:]]) == 2

@@ -142,11 +142,12 @@ class Flow:
         fixed = {"tiny": self.shelf.tiny, "steps": self.shelf.steps, "factors": list(self.factors)}
         fixed["compiled"] = self.shelf.compiled
         fixed["most_questions"] = self.most_questions
+        fixed |= {"wav": True} if self.wav else {}  # labs from before there was this key go on
         file = self.out / SETTINGS
         if file.is_file():
             there = read_json(file)["fixed"]
             if there != fixed:
-                keys = ", ".join(key for key in fixed if there.get(key) != fixed[key])
+                keys = ", ".join(key for key in {**there, **fixed} if there.get(key) != fixed.get(key))
                 raise PalError(f"{self.out} was begun with other settings ({keys}); choose another folder, or the same settings")
         elif self.out.is_dir() and any(self.out.iterdir()):
             raise PalError(f"{self.out} is not empty and holds no lab ({SETTINGS} is missing); choose another folder")
@@ -157,7 +158,6 @@ class Flow:
             "batch_size": self.batch_size, "workers": self.workers, "pace_steps": self.pace_steps,
             "most_gpus": self.most_gpus,
             "elsewhere": None if self.elsewhere is None else str(self.elsewhere.resolve()), "candidates": self.candidates,
-            "wav": self.wav,
         }  # fmt: skip
         write_text(file, json.dumps({"fixed": fixed, "last": last}) + "\n")
 
@@ -280,6 +280,7 @@ def flow_in(out: Path) -> Flow:
         root, seeds, factors = Path(last.pop("root")), tuple(last.pop("seeds")), tuple(fixed["factors"])
         elsewhere = last.pop("elsewhere", None)
         last["elsewhere"] = None if elsewhere is None else Path(elsewhere)
+        last["wav"] = fixed.get("wav", False)
         return Flow(root, out, shelf, seeds=seeds, factors=factors, most_questions=fixed["most_questions"], **last)
     except (KeyError, TypeError) as error:
         raise PalError(

@@ -126,7 +126,7 @@ def test_a_clip_is_read_once_for_all_encoders_that_lack_it(
     samples: bool, examples: list[Example], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     configs = [encoders.parse(FROZEN | {"hidden_size": width, "num_heads": 2}) for width in (16, 8, 24)]
-    three = {str(config.hidden_size): encoders.build(config) for config in configs}
+    three: dict[str, Any] = {str(config.hidden_size): encoders.build(config) for config in configs}
     clips = clips_of(examples)
     if samples:
         monkeypatch.setattr(ConvEncoderConfig, "front_end_for", lambda self, device: Samples(self.window_samples))
@@ -156,6 +156,21 @@ def test_a_clip_is_read_once_for_all_encoders_that_lack_it(
         for clip in clips:
             (alone,) = FrameCache(folder, {name: three[name]}).read(clip)[name].layers
             torch.testing.assert_close(FrameCache(out, three).read(clip)[name].layers[0], alone, rtol=0, atol=2e-5)
+
+
+def test_encoders_of_other_windows_and_rates_get_their_own_samples(
+    examples: list[Example], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Windows of one number of samples at two rates, and windows of two lengths at one rate."""
+    fields = [{"window_s": 1.0}, {"window_s": 2.0, "sampling_rate_hz": 8000}, {"window_s": 0.5}]
+    ears = {str(number): encoders.build(encoders.parse(FROZEN | some)) for number, some in enumerate(fields)}
+    assert ears["0"].config.window_samples == ears["1"].config.window_samples
+    with monkeypatch.context() as as_on_a_gpu:
+        as_on_a_gpu.setattr(ConvEncoderConfig, "front_end_for", lambda self, device: Samples(self.window_samples))
+        assert encode(clips_of(examples), ears, tmp_path / "frames") == 3 * 4
+    num, largest = verify(clips_of(examples), ears, tmp_path / "frames", 10)
+    assert num == 4
+    assert largest < 2e-5
 
 
 def test_answers_and_audio_tokens_are_those_of_live_sound(examples: list[Example], tmp_path: Path) -> None:

@@ -109,6 +109,16 @@ def test_features_of_samples_are_not_made_in_autocast_s_dtype() -> None:
     assert torch.equal(inside, log_mel.of_windows(wav_WS))
 
 
+def test_features_of_samples_are_float32_whatever_the_default_is() -> None:
+    config = encoders.parse(CASES["conv"])
+    features = config.front_end()(noise(4000))
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        assert torch.equal(config.front_end()(noise(4000)), features)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_samples_go_to_an_encoder_on_a_gpu_alone() -> None:
     config = encoders.parse({"type": "conv"})
     assert isinstance(config.front_end_for(torch.device("cuda")), Samples)

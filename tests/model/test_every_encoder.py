@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from pal_audio.data.manifest import read_manifest
+from pal_audio.encoders.base import Samples
 from pal_audio.errors import PalError
 from pal_audio.model import AudioConfig, ClipFeatures, PalConfig, preset
 from tests.model.test_mixed import LAL, LFST, MLP, PLITS, mixed, stream
@@ -195,3 +196,16 @@ def test_a_sequence_for_each_layer_does_not_go_through_lfst() -> None:
 def test_the_names_of_a_stream_survive_a_configuration() -> None:
     audio = preset("lfst", encoders={"sound": EARS["b"], "language": EARS["a"]})
     assert PalConfig(audio_config=audio).audio.streams[0].encoders == ("language", "sound")
+
+
+def test_a_model_in_bfloat16_hears_samples_as_they_are() -> None:
+    """An encoder that makes its own features makes them of float32, and the model in between must not round what it hears."""
+    model, processor = tiny_model("llama", "lal")
+    model.to(torch.bfloat16)
+    clip = {"source": noise(0.9, 3), "sampling_rate": RATE_HZ}
+    features = processor.collate_clips([processor.clip(**clip)])
+    processor.front_ends = {name: Samples(encoder.config.window_samples) for name, encoder in model.encoders.items()}
+    samples = processor.collate_clips([processor.clip(**clip)])
+    assert (features["input_features"].ndim, samples["input_features"].ndim) == (3, 2)
+    (made, _), (taken, _) = (model.get_audio_features(**batch)[0] for batch in (features, samples))
+    torch.testing.assert_close(taken, made, rtol=0, atol=0)

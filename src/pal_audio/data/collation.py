@@ -28,7 +28,8 @@ class Collator:
 
     Args:
         processor: the model's.
-        keep_bytes: features of clips are kept in memory up to this (float32; a clip of 3 s takes about 80 kB with 64 mel bins).
+        keep_bytes: features of clips are kept in memory up to this (float32; a clip of 3 s takes about 80 kB with 64 mel bins,
+            190 kB as samples).
         frames: of frozen encoders, read anew each time instead of sound; nothing is kept then.
         skip_unreadable: an example with a clip that cannot be read teaches nothing, with a warning, instead of being an error.
     """

@@ -63,7 +63,7 @@ def encode(
 
     Args:
         parts: clips with absolute paths; repetitions count once.
-        encoders: frozen ones, by name, float32, on the device that is to compute.
+        encoders: frozen ones, by name, at least one, float32, on the device that is to compute.
         out: a new folder, or a cache of the same dtype.
         dtype: that frames are stored in; they are computed in float32.
         progress: called with entries done and entries in all.
@@ -95,21 +95,25 @@ def encode(
         total = sum(len(chunk.keys) * len(chunk.parts) for chunk in chunks)
         done = 0
         tasks = [(list(chunk.keys), chunk.parts) for chunk in chunks]
-        reading = in_workers(Read.of(encoders), tasks, num_workers, device.type == "cuda")
-        with closing(_ShardWriter(out, shard_bytes)) as writer, closing(reading) as heard:
-            for chunk, read in zip(chunks, heard, strict=True):
-                for name, keys in chunk.keys.items():
-                    frames = compute(encoders[name], read[name], dtype)
-                    if not (fits_C := _are_finite(frames)).all():
-                        clip = chunk.parts[fits_C.tolist().index(False)]
-                        raise PalError(f"{clip.path}: its frames do not fit {dtype}; use --dtype float32 or bfloat16")
-                    frames = frames.to("cpu")
-                    for row, key in enumerate(keys):
-                        length = int(frames.lengths[row])
-                        writer.add(key, [layer[row, :length].clone() for layer in frames.layers], read[name][1][row])
-                    done += len(keys)
-                    if progress is not None:
-                        progress(done, total)
+        with (
+            closing(_ShardWriter(out, shard_bytes)) as writer,
+            closing(in_workers(Read.of(encoders), tasks, num_workers)) as heard,
+        ):
+            for chunk, groups in zip(chunks, heard, strict=True):
+                for names, read in groups:
+                    read = read.to(device)
+                    for name in names:
+                        frames = compute(encoders[name], read, dtype)
+                        if not (fits_C := _are_finite(frames)).all():
+                            clip = chunk.parts[fits_C.tolist().index(False)]
+                            raise PalError(f"{clip.path}: its frames do not fit {dtype}; use --dtype float32 or bfloat16")
+                        frames = frames.to("cpu")
+                        for row, key in enumerate(chunk.keys[name]):
+                            length = int(frames.lengths[row])
+                            writer.add(key, [layer[row, :length].clone() for layer in frames.layers], read.num_samples[row])
+                        done += len(chunk.parts)
+                        if progress is not None:
+                            progress(done, total)
             writer.finish()
     return total
 
@@ -146,8 +150,19 @@ def _chunks(
 
 
 @dataclass(frozen=True)
+class ReadClips:
+    """Clips that were read: features (W, ...) and samples of each."""
+
+    features: Tensor
+    num_samples: list[int]
+
+    def to(self, device: torch.device) -> "ReadClips":
+        return ReadClips(self.features.to(device), self.num_samples)
+
+
+@dataclass(frozen=True)
 class Read:
-    """Clips to features (W, ...) and samples of each at an encoder's rate, for some encoders, in whatever process.
+    """Clips to what encoders take of them, in whatever process; a clip is read once for all encoders of a rate.
 
     Attributes:
         front_ends: by encoder, with its rate.
@@ -160,30 +175,28 @@ class Read:
         configs = {name: (encoder.config, _device_of(encoder)) for name, encoder in encoders.items()}
         return cls({name: (config.front_end_for(device), config.sampling_rate_hz) for name, (config, device) in configs.items()})
 
-    def __call__(self, task: tuple[Sequence[str], Sequence[AudioPart]]) -> dict[str, tuple[Tensor, list[int]]]:
-        """Features for the encoders that a task names; a clip is read once for all of a rate."""
+    def __call__(self, task: tuple[Sequence[str], Sequence[AudioPart]]) -> list[tuple[list[str], ReadClips]]:
+        """For encoders and clips of a task: what is read, each with the encoders that take it."""
         names, parts = task
-        waves: dict[int, list[np.ndarray]] = {}
-        made: dict[tuple[object, int], Tensor] = {}  # encoders that take samples share them
-        read = {}
+        takers: dict[tuple[FrontEnd, int], list[str]] = {}
         for name in names:
-            front_end, rate_hz = self.front_ends[name]
-            if rate_hz not in waves:
-                waves[rate_hz] = [load_audio(part.path, rate_hz, start_s=part.start_s, end_s=part.end_s) for part in parts]
-            if (front_end, rate_hz) not in made:
-                windows = [window for wav_S in waves[rate_hz] for window in front_end(wav_S)]
-                made[front_end, rate_hz] = nn.utils.rnn.pad_sequence(windows, batch_first=True)
-            read[name] = made[front_end, rate_hz], [len(wav_S) for wav_S in waves[rate_hz]]
-        return read
+            takers.setdefault(self.front_ends[name], []).append(name)
+        rates = {rate_hz for _, rate_hz in takers}
+        waves = {hz: [load_audio(part.path, hz, start_s=part.start_s, end_s=part.end_s) for part in parts] for hz in rates}
+        groups = []
+        for (front_end, rate_hz), members in takers.items():
+            windows = [window for wav_S in waves[rate_hz] for window in front_end(wav_S)]
+            features = nn.utils.rnn.pad_sequence(windows, batch_first=True)
+            groups.append((members, ReadClips(features, [len(wav_S) for wav_S in waves[rate_hz]])))
+        return groups
 
 
 @torch.no_grad()
-def compute(encoder: AudioEncoder, read: tuple[Tensor, list[int]], dtype: DtypeName = "float32") -> Frames:
+def compute(encoder: AudioEncoder, read: ReadClips, dtype: DtypeName = "float32") -> Frames:
     """Frames of clips that were read, on the encoder's device, computed in float32 and given in `dtype`."""
-    features, samples = read
     device = _device_of(encoder)
     max_windows = MAX_WINDOWS if device.type == "cpu" else ACCELERATOR_CLIPS
-    frames = encoder(features.to(device, non_blocking=True), torch.tensor(samples), max_windows)
+    frames = encoder(read.features.to(device), torch.tensor(read.num_samples), max_windows)
     return Frames([layer.to(DTYPES[dtype]) for layer in frames.layers], frames.lengths)
 
 
@@ -203,9 +216,8 @@ def verify(parts: Iterable[AudioPart], encoders: Encoders, out: Path, num: int) 
     reader = Read.of(encoders)
     for number in chosen:
         stored = cache.read(clips[int(number)])
-        read = reader((list(encoders), [clips[int(number)]]))
-        for name, encoder in encoders.items():
-            live = compute(encoder, read[name]).to("cpu")
+        for name, read in ((name, read) for names, read in reader((list(encoders), [clips[int(number)]])) for name in names):
+            live = compute(encoders[name], read).to("cpu")
             for ours, theirs in zip(stored[name].layers, live.layers, strict=True):
                 largest = max(largest, float((ours.float() - theirs.float()).abs().max()))
     return len(chosen), largest

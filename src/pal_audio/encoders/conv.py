@@ -125,7 +125,7 @@ class LogMel(FrontEnd):
     def __init__(self, config: ConvEncoderConfig) -> None:
         super().__init__(config.window_samples)
         self.config = config
-        hann_S = torch.hann_window(config.fft_samples)
+        hann_S = torch.hann_window(config.fft_samples, dtype=torch.float32)
         self.window_S = hann_S / hann_S.sum()
         self.bank_NM = mel_bank(config.fft_samples, config.num_mels, config.sampling_rate_hz)
 
@@ -159,8 +159,8 @@ class LogMel(FrontEnd):
 def mel_bank(fft_samples: int, num_mels: int, sampling_rate_hz: int) -> Tensor:
     """Triangular filters (fft_samples // 2 + 1, M) with peak 1, equally spaced on the HTK mel scale up to half the rate."""
     top_mel = 2595 * math.log10(1 + sampling_rate_hz / 2 / 700)
-    edges_hz = 700 * (10 ** (torch.linspace(0, top_mel, num_mels + 2) / 2595) - 1)
-    bins_hz = torch.linspace(0, sampling_rate_hz / 2, fft_samples // 2 + 1)
+    edges_hz = 700 * (10 ** (torch.linspace(0, top_mel, num_mels + 2, dtype=torch.float32) / 2595) - 1)
+    bins_hz = torch.linspace(0, sampling_rate_hz / 2, fft_samples // 2 + 1, dtype=torch.float32)
     # A triangle narrower than two bins would catch none: it is widened to them.
     bin_hz = sampling_rate_hz / fft_samples
     low, centre, high = edges_hz[:-2], edges_hz[1:-1], edges_hz[2:]
