@@ -216,8 +216,9 @@ def verify(parts: Iterable[AudioPart], encoders: Encoders, out: Path, num: int) 
     reader = Read.of(encoders)
     for number in chosen:
         stored = cache.read(clips[int(number)])
-        for name, read in ((name, read) for names, read in reader((list(encoders), [clips[int(number)]])) for name in names):
-            live = compute(encoders[name], read).to("cpu")
+        read = {name: some for names, some in reader((list(encoders), [clips[int(number)]])) for name in names}
+        for name, encoder in encoders.items():
+            live = compute(encoder, read[name]).to("cpu")
             for ours, theirs in zip(stored[name].layers, live.layers, strict=True):
                 largest = max(largest, float((ours.float() - theirs.float()).abs().max()))
     return len(chosen), largest
