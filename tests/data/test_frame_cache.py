@@ -168,9 +168,13 @@ def test_encoders_of_other_windows_and_rates_get_their_own_samples(
     with monkeypatch.context() as as_on_a_gpu:
         as_on_a_gpu.setattr(ConvEncoderConfig, "front_end_for", lambda self, device: Samples(self.window_samples))
         assert encode(clips_of(examples), ears, tmp_path / "frames") == 3 * 4
-    num, largest = verify(clips_of(examples), ears, tmp_path / "frames", 10)
-    assert num == 4
-    assert largest < 2e-5
+    cache = FrameCache(tmp_path / "frames", ears)
+    for clip in clips_of(examples):
+        stored = cache.read(clip)
+        for name, ear in ears.items():
+            wav_S = load_audio(clip.path, ear.config.sampling_rate_hz, start_s=clip.start_s, end_s=clip.end_s)
+            live = ear(ear.config.front_end()(wav_S), torch.tensor([len(wav_S)]))
+            torch.testing.assert_close(stored[name].layers[0], live.layers[0], rtol=0, atol=2e-5)
 
 
 def test_answers_and_audio_tokens_are_those_of_live_sound(examples: list[Example], tmp_path: Path) -> None:
