@@ -295,6 +295,11 @@ def test_other_settings_and_foreign_folders_are_refused(tmp_path: Path, capsys: 
     assert "was begun with other settings (compiled)" in capsys.readouterr().err
     assert main([*words, "--wav"]) == 2
     assert "was begun with other settings (wav)" in capsys.readouterr().err
+    told = json.loads((out / "lab.json").read_text())
+    del told["fixed"]["wav"]
+    (out / "lab.json").write_text(json.dumps(told))
+    assert main(["status", str(out)]) == 0
+    assert main(words) == 3, "a lab from before there was this setting goes on"
     as_wav = [*words[:2], "--out", str(tmp_path / "wav"), *words[4:]]
     assert main([*as_wav, "--wav"]) == 3
     assert main(as_wav) == 2

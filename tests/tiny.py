@@ -4,10 +4,13 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from pal_audio.encoders.base import Samples
+from pal_audio.encoders.conv import ConvEncoderConfig
 from pal_audio.model import PalConfig, PalForConditionalGeneration, PalProcessor
 from pal_audio.model.presets import ENCODERS_OF, preset
 from pal_audio.model.tokenizer import train_tokenizer
@@ -161,3 +164,8 @@ def message(
 def batch(processor: PalProcessor, conversations: list[list[dict[str, Any]]], **options: Any) -> Any:
     options.setdefault("add_generation_prompt", not options.get("return_labels", False))
     return processor.apply_chat_template(conversations, sampling_rate=RATE_HZ, **options)
+
+
+def hear_as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let `conv` encoders on the CPU take samples, and make their features themselves, in training and `pal encode`."""
+    monkeypatch.setattr(ConvEncoderConfig, "front_end_for", lambda self, device: Samples(self.window_samples))

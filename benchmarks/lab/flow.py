@@ -22,6 +22,7 @@ TINY_ARMS = ["plits", "lal"]
 SETTINGS = "lab.json"
 DEVICES = ("auto", "cpu", "cuda", "mps")
 _MOST_READERS = 32  # 96 clips of 8 s take a core half a second, and the GPU some 20 ms
+_LATER = {"wav": False}  # fixed settings that labs of before do not name
 _TINY_WORLD = {"num_train": 40, "num_test": 64}
 
 
@@ -142,12 +143,12 @@ class Flow:
         fixed = {"tiny": self.shelf.tiny, "steps": self.shelf.steps, "factors": list(self.factors)}
         fixed["compiled"] = self.shelf.compiled
         fixed["most_questions"] = self.most_questions
-        fixed |= {"wav": True} if self.wav else {}  # labs from before there was this key go on
+        fixed["wav"] = self.wav
         file = self.out / SETTINGS
         if file.is_file():
-            there = read_json(file)["fixed"]
+            there = _LATER | read_json(file)["fixed"]
             if there != fixed:
-                keys = ", ".join(key for key in {**there, **fixed} if there.get(key) != fixed.get(key))
+                keys = ", ".join(key for key in fixed if there.get(key) != fixed[key])
                 raise PalError(f"{self.out} was begun with other settings ({keys}); choose another folder, or the same settings")
         elif self.out.is_dir() and any(self.out.iterdir()):
             raise PalError(f"{self.out} is not empty and holds no lab ({SETTINGS} is missing); choose another folder")
@@ -275,13 +276,13 @@ def flow_in(out: Path) -> Flow:
     """
     told = read_json(out / SETTINGS)
     try:
-        fixed, last = told["fixed"], dict(told["last"])
+        fixed, last = _LATER | told["fixed"], dict(told["last"])
         shelf = Shelf(Path(last.pop("recipes")), fixed["tiny"], fixed["steps"], fixed["compiled"])
         root, seeds, factors = Path(last.pop("root")), tuple(last.pop("seeds")), tuple(fixed["factors"])
         elsewhere = last.pop("elsewhere", None)
         last["elsewhere"] = None if elsewhere is None else Path(elsewhere)
-        last["wav"] = fixed.get("wav", False)
-        return Flow(root, out, shelf, seeds=seeds, factors=factors, most_questions=fixed["most_questions"], **last)
+        last |= {"most_questions": fixed["most_questions"], "wav": fixed["wav"]}
+        return Flow(root, out, shelf, seeds=seeds, factors=factors, **last)
     except (KeyError, TypeError) as error:
         raise PalError(
             f"{out / SETTINGS}: of another version of the lab; give the `run` command once more, it writes it"

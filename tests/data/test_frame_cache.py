@@ -26,12 +26,11 @@ from pal_audio.data.file_hashes import hash_file
 from pal_audio.data.frame_cache import DTYPES, FrameCache, read_entries, shards
 from pal_audio.data.manifest import AudioPart, Example, read_manifest
 from pal_audio.data.workers import in_workers
-from pal_audio.encoders.base import Frames, Samples
-from pal_audio.encoders.conv import ConvEncoderConfig
+from pal_audio.encoders.base import Frames
 from pal_audio.errors import PalError
 from pal_audio.model import ModelSpec, PalForConditionalGeneration, PalProcessor, build_model
 from pal_audio.model.export import save_folder
-from tests.tiny import RATE_HZ, TINY_ENCODER, noise, tiny_model
+from tests.tiny import RATE_HZ, TINY_ENCODER, hear_as_on_a_gpu, noise, tiny_model
 
 FROZEN = TINY_ENCODER | {"frozen": True}
 WHISPER = {
@@ -129,7 +128,7 @@ def test_a_clip_is_read_once_for_all_encoders_that_lack_it(
     three: dict[str, Any] = {str(config.hidden_size): encoders.build(config) for config in configs}
     clips = clips_of(examples)
     if samples:
-        monkeypatch.setattr(ConvEncoderConfig, "front_end_for", lambda self, device: Samples(self.window_samples))
+        hear_as_on_a_gpu(monkeypatch)
     read: list[str] = []
 
     def counted(path: str, *arguments: Any, **options: Any) -> Any:
@@ -161,13 +160,14 @@ def test_a_clip_is_read_once_for_all_encoders_that_lack_it(
 def test_encoders_of_other_windows_and_rates_get_their_own_samples(
     examples: list[Example], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Windows of one number of samples at two rates, and windows of two lengths at one rate."""
+    """Windows of one number of samples at two rates, and of two lengths at one; the cache is that of the front ends' features."""
     fields = [{"window_s": 1.0}, {"window_s": 2.0, "sampling_rate_hz": 8000}, {"window_s": 0.5}]
-    ears = {str(number): encoders.build(encoders.parse(FROZEN | some)) for number, some in enumerate(fields)}
+    ears: dict[str, Any] = {str(number): encoders.build(encoders.parse(FROZEN | some)) for number, some in enumerate(fields)}
     assert ears["0"].config.window_samples == ears["1"].config.window_samples
     with monkeypatch.context() as as_on_a_gpu:
-        as_on_a_gpu.setattr(ConvEncoderConfig, "front_end_for", lambda self, device: Samples(self.window_samples))
+        hear_as_on_a_gpu(as_on_a_gpu)
         assert encode(clips_of(examples), ears, tmp_path / "frames") == 3 * 4
+    assert all(ear._log_mel is not None for ear in ears.values())
     cache = FrameCache(tmp_path / "frames", ears)
     for clip in clips_of(examples):
         stored = cache.read(clip)
@@ -209,21 +209,6 @@ def test_verify_measures_the_largest_difference(dtype: Any, tolerance: float, ex
     other = "float16" if dtype == "float32" else "float32"
     with pytest.raises(PalError, match=f"holds {dtype} frames; ask for --dtype {dtype}"):
         encode(clips_of(examples), model.encoders, tmp_path / "frames", other)  # type: ignore[arg-type]
-
-
-def test_an_encoder_that_makes_its_own_features_fills_the_same_cache(
-    examples: list[Example], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What is done on a GPU: the identity is the encoder's own, and frames differ by rounding."""
-    model, _ = tiny_model(encoder=FROZEN)
-    with monkeypatch.context() as as_on_a_gpu:
-        as_on_a_gpu.setattr(ConvEncoderConfig, "front_end_for", lambda self, device: Samples(self.window_samples))
-        assert encode(clips_of(examples), model.encoders, tmp_path / "frames") == 4
-    (encoder,) = model.encoders.values()
-    assert encoder._log_mel is not None
-    num, largest = verify(clips_of(examples), model.encoders, tmp_path / "frames", 10)
-    assert num == 4
-    assert largest < 2e-5
 
 
 def test_the_identity_outlives_saving_and_follows_every_weight(tmp_path: Path) -> None:

@@ -22,8 +22,7 @@ from pal_audio import cli, encoders
 from pal_audio.data.manifest import read_manifest
 from pal_audio.data.prepare import prepare
 from pal_audio.data.shard_writing import write_shards
-from pal_audio.encoders.base import Samples
-from pal_audio.encoders.conv import ConvEncoder, ConvEncoderConfig
+from pal_audio.encoders.conv import ConvEncoder
 from pal_audio.errors import PalError
 from pal_audio.model import build_model
 from pal_audio.training.folder import identity_of
@@ -31,6 +30,7 @@ from pal_audio.training.plan import plan_stages
 from pal_audio.training.preflight import collator_of
 from pal_audio.training.recipe import load_recipe
 from pal_audio.training.run import train
+from tests.tiny import hear_as_on_a_gpu
 from tests.training.shrink import write_clips
 from tests.training.test_unreadable import spoil, write_examples
 
@@ -119,7 +119,7 @@ def test_an_encoder_that_makes_its_own_features_learns_the_same(
 
     mel_of = ConvEncoder._mel_of
     monkeypatch.setattr(ConvEncoder, "_mel_of", counted)
-    monkeypatch.setattr(ConvEncoderConfig, "front_end_for", lambda self, device: Samples(self.window_samples))
+    hear_as_on_a_gpu(monkeypatch)
     for num in (0, 2):
         samples = train(recipe, [*settings, f"workers={num}"], tmp_path / str(num))
         assert sum(taken) >= 5 * 4

@@ -91,7 +91,8 @@ def encode(
             hashes = known.of_all(part.path for part in clips)
         finally:
             known.save()
-        chunks = _chunks(clips, hashes, identities, held, dtype, BATCH_CLIPS if device.type == "cpu" else ACCELERATOR_CLIPS)
+        ids = {name: identity.id for name, identity in identities.items()}
+        chunks = _chunks(clips, hashes, ids, held, dtype, BATCH_CLIPS if device.type == "cpu" else ACCELERATOR_CLIPS)
         total = sum(len(chunk.keys) * len(chunk.parts) for chunk in chunks)
         done = 0
         tasks = [(list(chunk.keys), chunk.parts) for chunk in chunks]
@@ -100,17 +101,17 @@ def encode(
             closing(in_workers(Read.of(encoders), tasks, num_workers)) as heard,
         ):
             for chunk, groups in zip(chunks, heard, strict=True):
-                for names, read in groups:
-                    read = read.to(device)
+                for names, features, num_samples in groups:
+                    features = features.to(device)
                     for name in names:
-                        frames = compute(encoders[name], read, dtype)
+                        frames = compute(encoders[name], features, num_samples, dtype)
                         if not (fits_C := _are_finite(frames)).all():
                             clip = chunk.parts[fits_C.tolist().index(False)]
                             raise PalError(f"{clip.path}: its frames do not fit {dtype}; use --dtype float32 or bfloat16")
                         frames = frames.to("cpu")
                         for row, key in enumerate(chunk.keys[name]):
                             length = int(frames.lengths[row])
-                            writer.add(key, [layer[row, :length].clone() for layer in frames.layers], read.num_samples[row])
+                            writer.add(key, [layer[row, :length].clone() for layer in frames.layers], num_samples[row])
                         done += len(chunk.parts)
                         if progress is not None:
                             progress(done, total)
@@ -129,7 +130,7 @@ class _Chunk:
 def _chunks(
     clips: Sequence[AudioPart],
     hashes: Mapping[str, str],
-    identities: Mapping[str, EncoderIdentity],
+    ids: Mapping[str, str],
     held: Set[str],
     dtype: DtypeName,
     size: int,
@@ -137,7 +138,7 @@ def _chunks(
     """What is to do, each clip once whatever number of encoders lacks it; clips of a chunk are lacked by the same ones."""
     by_lacking: dict[tuple[str, ...], dict[tuple[str, ...], AudioPart]] = {}
     for part in clips:
-        keyed = {name: entry_key(hashes[part.path], part, identity.id, dtype) for name, identity in identities.items()}
+        keyed = {name: entry_key(hashes[part.path], part, encoder_id, dtype) for name, encoder_id in ids.items()}
         lacking = {name: key for name, key in keyed.items() if key not in held}
         by_lacking.setdefault(tuple(lacking), {})[tuple(lacking.values())] = part  # another file of the same content counts once
     chunks = []
@@ -147,17 +148,6 @@ def _chunks(
             keys = {name: [keys[number] for keys, _ in some] for number, name in enumerate(names)}
             chunks.append(_Chunk([part for _, part in some], keys))
     return chunks
-
-
-@dataclass(frozen=True)
-class ReadClips:
-    """Clips that were read: features (W, ...) and samples of each."""
-
-    features: Tensor
-    num_samples: list[int]
-
-    def to(self, device: torch.device) -> "ReadClips":
-        return ReadClips(self.features.to(device), self.num_samples)
 
 
 @dataclass(frozen=True)
@@ -175,8 +165,8 @@ class Read:
         configs = {name: (encoder.config, _device_of(encoder)) for name, encoder in encoders.items()}
         return cls({name: (config.front_end_for(device), config.sampling_rate_hz) for name, (config, device) in configs.items()})
 
-    def __call__(self, task: tuple[Sequence[str], Sequence[AudioPart]]) -> list[tuple[list[str], ReadClips]]:
-        """For encoders and clips of a task: what is read, each with the encoders that take it."""
+    def __call__(self, task: tuple[Sequence[str], Sequence[AudioPart]]) -> list[tuple[list[str], Tensor, list[int]]]:
+        """Of the encoders and clips of a task: encoders that take the same, features (W, ...) and samples of each clip."""
         names, parts = task
         takers: dict[tuple[FrontEnd, int], list[str]] = {}
         for name in names:
@@ -187,16 +177,16 @@ class Read:
         for (front_end, rate_hz), members in takers.items():
             windows = [window for wav_S in waves[rate_hz] for window in front_end(wav_S)]
             features = nn.utils.rnn.pad_sequence(windows, batch_first=True)
-            groups.append((members, ReadClips(features, [len(wav_S) for wav_S in waves[rate_hz]])))
+            groups.append((members, features, [len(wav_S) for wav_S in waves[rate_hz]]))
         return groups
 
 
 @torch.no_grad()
-def compute(encoder: AudioEncoder, read: ReadClips, dtype: DtypeName = "float32") -> Frames:
+def compute(encoder: AudioEncoder, features: Tensor, num_samples: Sequence[int], dtype: DtypeName = "float32") -> Frames:
     """Frames of clips that were read, on the encoder's device, computed in float32 and given in `dtype`."""
     device = _device_of(encoder)
     max_windows = MAX_WINDOWS if device.type == "cpu" else ACCELERATOR_CLIPS
-    frames = encoder(read.features.to(device), torch.tensor(read.num_samples), max_windows)
+    frames = encoder(features.to(device), torch.tensor(num_samples), max_windows)
     return Frames([layer.to(DTYPES[dtype]) for layer in frames.layers], frames.lengths)
 
 
@@ -216,11 +206,11 @@ def verify(parts: Iterable[AudioPart], encoders: Encoders, out: Path, num: int) 
     reader = Read.of(encoders)
     for number in chosen:
         stored = cache.read(clips[int(number)])
-        read = {name: some for names, some in reader((list(encoders), [clips[int(number)]])) for name in names}
-        for name, encoder in encoders.items():
-            live = compute(encoder, read[name]).to("cpu")
-            for ours, theirs in zip(stored[name].layers, live.layers, strict=True):
-                largest = max(largest, float((ours.float() - theirs.float()).abs().max()))
+        for names, features, num_samples in reader((list(encoders), [clips[int(number)]])):
+            for name in names:
+                live = compute(encoders[name], features, num_samples).to("cpu")
+                for ours, theirs in zip(stored[name].layers, live.layers, strict=True):
+                    largest = max(largest, float((ours.float() - theirs.float()).abs().max()))
     return len(chosen), largest
 
 

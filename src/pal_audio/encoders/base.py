@@ -51,14 +51,11 @@ class FrontEnd(ABC):
         """Features of one window of 1 to `window_samples` samples, float32; the axis that may vary comes first."""
 
 
+@dataclass(frozen=True)
 class Samples(FrontEnd):
     """Samples as they are, for an encoder that makes its features itself. Two that cut windows of one length are equal."""
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Samples) and other.window_samples == self.window_samples
-
-    def __hash__(self) -> int:
-        return hash((Samples, self.window_samples))
+    window_samples: int
 
     def features(self, wav_S: np.ndarray) -> Tensor:
         """(S,) float32."""
